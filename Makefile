@@ -1,0 +1,54 @@
+# kr: the two commands of the README are `make run` and `make test`; both install what is missing.
+# Everything that builds is CMake (CMakePresets.json); this file only names the common steps.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+PROMPT ?= Explain in three sentences why the sky is blue.
+SECONDS_EACH ?= 60
+FUZZERS = $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
+
+.PHONY: run build test bench lint sanitize fuzz models setup clean help
+
+help:            ## this list
+	@sed -n 's/^\([a-z]*\):[^#]*##/\1\t/p' $(MAKEFILE_LIST) | expand -t12
+
+run: build       ## install what is missing, build, fetch the starter model, answer PROMPT
+	@python3 tools/fetch_model.py smollm2
+	@build/kr run -m smollm2 -p "$(PROMPT)"
+
+setup:
+	@tools/setup.sh run
+
+build: setup     ## build/kr and build/libkr.so
+	@cmake --preset release >/dev/null
+	@cmake --build build --target kr_cli kr
+
+test:            ## all tests; the last line is "N passed, N failed"
+	@tools/setup.sh test
+	@python3 tools/fetch_model.py smollm2 gemma3 qwen25
+	@python3 tools/run_tests.py all
+
+sanitize:        ## unit, op and tiny-model tests and corpora under ASan, UBSan and TSan
+	@tools/setup.sh test
+	@python3 tools/run_tests.py asan tsan
+
+lint:            ## house rules: include arrows, sizes, banned calls
+	@python3 tools/tidy.py
+
+bench: build     ## kernels and whole models on this machine
+	@cmake --build build --target bench_ops bench_stream
+	@python3 tools/fetch_model.py smollm2
+	@build/bench_stream && build/bench_ops
+	@build/kr bench model -m smollm2 -p 256 -n 128 -r 3
+
+fuzz:            ## every fuzz target for SECONDS_EACH (60)
+	@tools/setup.sh test
+	@cmake --preset fuzz >/dev/null && cmake --build build-fuzz
+	@for f in $(FUZZERS); do echo "fuzz $$f"; mkdir -p build-fuzz/corpus/$$f; \
+	  build-fuzz/fuzz_$$f -max_total_time=$(SECONDS_EACH) -timeout=5 -rss_limit_mb=2048 \
+	    -print_final_stats=0 build-fuzz/corpus/$$f tests/corpus/$$f || exit 1; done
+
+models:          ## fetch all models of the tests
+	@tools/setup.sh run
+	@python3 tools/fetch_model.py smollm2 gemma3 qwen25
+
+clean:           ## remove all build folders
+	rm -rf build build-*

@@ -1,0 +1,439 @@
+/* kr.h: the public interface of libkr. What is not in this file is not API.
+ *
+ * Nouns, their lifetimes and threads:
+ *   kr_arena_t      bump allocator; one thread at a time.
+ *   kr_telemetry_t  counters and histograms; any thread, no lock on the recording path.
+ *   kr_model_t      an opened model (mapped weights, tokenizer, chat template); immutable and
+ *                   reference-counted, any thread.
+ *   kr_session_t    N sequences over one model with a private paged KV pool; the caller drives
+ *                   it; one thread at a time (kr_session_cancel: any thread).
+ *   kr_sampler_t    picks a token from a row of logits; one thread at a time.
+ *   kr_detokenizer_t  tokens to UTF-8 text with stop strings; one thread at a time.
+ *
+ * Rules. A handle is an opaque pointer passed by value; destroying NULL is a no-op. Every
+ * fallible function returns kr_status_t and leaves its outputs untouched unless it returns
+ * KR_OK (exceptions are stated). `kr_error_t *error` is optional everywhere: NULL, or a
+ * caller-owned struct prepared by kr_error_init. Structs that callers fill begin with
+ * struct_bytes and come from their init function; a smaller struct means defaults for the
+ * missing fields, a larger one with a non-zero tail is KR_E_UNSUPPORTED. Text is a pointer plus
+ * a length in bytes, UTF-8, and need not end in NUL unless it is called a C string. Shapes are
+ * written outermost first. The library writes to no stdio, installs no signal handler and never
+ * ends the process. */
+#ifndef KR_H
+#define KR_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(_WIN32)
+#define KR_API
+#else
+#define KR_API __attribute__((visibility("default")))
+#endif
+
+/* ---- version ------------------------------------------------------------------------------ */
+
+#define KR_VERSION_MAJOR 0
+#define KR_VERSION_MINOR 1
+#define KR_VERSION_PATCH 0
+#define KR_ABI_VERSION 1
+
+/* kr_abi_version: KR_ABI_VERSION of the library that was loaded. Any thread. Since 0.1 */
+KR_API uint32_t kr_abi_version(void);
+/* kr_version: C string "0.1.0 (<commit>)"; static storage. Any thread. Since 0.1 */
+KR_API const char *kr_version(void);
+/* kr_commit: C string, short commit id of the build or "unknown"; static. Since 0.1 */
+KR_API const char *kr_commit(void);
+
+/* ---- status and errors -------------------------------------------------------------------- */
+
+/* Append-only; numbers are never reused. X(NAME, number, text) */
+#define KR_STATUS_LIST(X)                                                                        \
+    X(OK, 0, "ok")                                                                               \
+    X(E_INVALID_ARG, 1, "invalid argument")                                                      \
+    X(E_NOT_FOUND, 2, "not found")                                                               \
+    X(E_EXISTS, 3, "already exists")                                                             \
+    X(E_UNSUPPORTED, 4, "not supported")                                                         \
+    X(E_BAD_FORMAT, 5, "malformed data")                                                         \
+    X(E_TRUNCATED, 6, "data ends too early")                                                     \
+    X(E_CORRUPT, 7, "checksum or digest differs")                                                \
+    X(E_LIMIT, 8, "over a limit")                                                                \
+    X(E_NOMEM, 9, "out of memory")                                                               \
+    X(E_DEVICE_NOMEM, 10, "out of device memory")                                                \
+    X(E_DEVICE_LOST, 11, "device lost")                                                          \
+    X(E_IO, 12, "input/output error")                                                            \
+    X(E_NOSPC, 13, "no space left")                                                              \
+    X(E_BUSY, 14, "busy")                                                                        \
+    X(E_TIMEOUT, 15, "timed out")                                                                \
+    X(E_CANCELLED, 16, "cancelled")                                                              \
+    X(E_SHUTTING_DOWN, 17, "shutting down")                                                      \
+    X(E_CONTEXT_LENGTH, 18, "context length exceeded")                                           \
+    X(E_NUMERIC, 19, "non-finite value computed")                                                \
+    X(E_BAD_SCHEMA, 20, "bad schema")                                                            \
+    X(E_BAD_TEMPLATE, 21, "bad chat template")                                                   \
+    X(E_BAD_IMAGE, 22, "bad image")                                                              \
+    X(E_PROTOCOL, 23, "protocol violation")                                                      \
+    X(E_PERMISSION, 24, "permission denied")                                                     \
+    X(E_CHANGED, 25, "file changed while in use")                                                \
+    X(E_CHILD_DIED, 26, "child process died")                                                    \
+    X(E_INTERNAL, 27, "internal error")
+
+typedef int32_t kr_status_t;
+#define KR_STATUS_ENUM(name, number, text) KR_##name = number,
+enum { KR_STATUS_LIST(KR_STATUS_ENUM) };
+#undef KR_STATUS_ENUM
+
+/* kr_status_name: C string "KR_E_LIMIT"; "KR_?" for unknown numbers. Static. Since 0.1 */
+KR_API const char *kr_status_name(kr_status_t status);
+/* kr_status_text: C string "over a limit"; static. Since 0.1 */
+KR_API const char *kr_status_text(kr_status_t status);
+
+typedef struct kr_error_s {
+    uint32_t struct_bytes;
+    kr_status_t code;
+    uint64_t offset;   /* byte offset in the input where known, else UINT64_MAX */
+    char param[64];    /* name of the offending field or parameter, or "" */
+    char message[512]; /* one line of valid UTF-8, NUL-terminated */
+} kr_error_t;
+
+/* kr_error_init: an empty error (code KR_OK). Since 0.1 */
+KR_API void kr_error_init(kr_error_t *error);
+
+/* ---- log and allocator -------------------------------------------------------------------- */
+
+typedef int32_t kr_log_level_t;
+enum { KR_LOG_ERROR = 0, KR_LOG_WARN = 1, KR_LOG_INFO = 2, KR_LOG_DEBUG = 3 };
+/* `text` is one line without newline, a C string borrowed until return. May be called from any
+ * thread, also from several at once. */
+typedef void (*kr_log_fn)(kr_log_level_t level, const char *text, void *user);
+/* kr_log_set: where log lines go; NULL (the start value) discards them. `level_max` is the most
+ * detailed level wanted. Call before other threads use the library. Since 0.1 */
+KR_API void kr_log_set(kr_log_fn fn, kr_log_level_t level_max, void *user);
+
+/* Host allocator. All three see the size and a purpose tag (a static C string such as "arena").
+ * `alloc` returns NULL on failure or memory aligned to at least 64 bytes. */
+typedef struct kr_allocator_s {
+    uint32_t struct_bytes;
+    uint32_t reserved;
+    void *(*alloc)(size_t size, const char *purpose, void *user);
+    void (*free)(void *ptr, size_t size, const char *purpose, void *user);
+    void *user;
+} kr_allocator_t;
+/* kr_allocator_set: replaces the heap used by the C side of the library; NULL restores malloc.
+ * Mapped files, KV pools, packed weights and the text library (Rust) do not use it.
+ * Errors   KR_E_BUSY while anything is allocated, KR_E_INVALID_ARG.
+ * Threads  before any other call. Since 0.1 */
+KR_API kr_status_t kr_allocator_set(const kr_allocator_t *allocator);
+
+typedef struct kr_memory_usage_s {
+    uint32_t struct_bytes;
+    uint32_t reserved;
+    uint64_t bytes_now;   /* live heap bytes of the C side */
+    uint64_t bytes_peak;
+    uint64_t n_allocs;    /* calls since start */
+} kr_memory_usage_t;
+KR_API void kr_memory_usage_init(kr_memory_usage_t *usage);
+/* kr_memory_usage: heap use of the C side. Any thread. KR_E_INVALID_ARG. Since 0.1 */
+KR_API kr_status_t kr_memory_usage(kr_memory_usage_t *usage);
+
+/* ---- arena -------------------------------------------------------------------------------- */
+
+typedef struct kr_arena_s *kr_arena_t;
+/* kr_arena_create: a bump allocator that grows in chunks of at least initial_size bytes.
+ * Errors KR_E_INVALID_ARG (NULL out, size 0), KR_E_NOMEM. Since 0.1 */
+KR_API kr_status_t kr_arena_create(size_t initial_size, kr_arena_t *arena);
+/* kr_arena_alloc: `size` bytes aligned to 64, uninitialised, valid until reset or destroy.
+ * Errors KR_E_INVALID_ARG, KR_E_LIMIT (size arithmetic), KR_E_NOMEM. Since 0.1 */
+KR_API kr_status_t kr_arena_alloc(kr_arena_t arena, size_t size, void **ptr);
+/* kr_arena_reset: forgets every allocation and keeps the memory for the next phase. Since 0.1 */
+KR_API kr_status_t kr_arena_reset(kr_arena_t arena);
+KR_API void kr_arena_destroy(kr_arena_t arena);
+
+/* ---- telemetry ---------------------------------------------------------------------------- */
+
+typedef struct kr_telemetry_s *kr_telemetry_t;
+typedef struct kr_telemetry_report_s {
+    uint32_t struct_bytes;
+    uint32_t reserved;
+    uint64_t count;            /* durations recorded, or the counter's value */
+    double sum_ms, min_ms, max_ms;
+    double p50_ms, p95_ms, p99_ms; /* from a log-linear histogram, relative error <= 1/32 */
+    double throughput_per_s;   /* count / time since create or reset */
+} kr_telemetry_report_t;
+KR_API kr_status_t kr_telemetry_create(kr_telemetry_t *telemetry);
+KR_API void kr_telemetry_destroy(kr_telemetry_t telemetry);
+/* kr_telemetry_record: one duration of a stage ("generate", "prefill", ...: metrics.def).
+ * Errors KR_E_INVALID_ARG (NULL, negative, not finite), KR_E_NOT_FOUND (name). Since 0.1 */
+KR_API kr_status_t kr_telemetry_record(kr_telemetry_t telemetry, const char *name,
+                                       double duration_ms);
+/* kr_telemetry_count: adds n to a counter ("tokens_generated", ...). Errors as above. */
+KR_API kr_status_t kr_telemetry_count(kr_telemetry_t telemetry, const char *name, uint64_t n);
+KR_API void kr_telemetry_report_init(kr_telemetry_report_t *report);
+/* kr_telemetry_report: sums all threads' records of one metric. Since 0.1 */
+KR_API kr_status_t kr_telemetry_report(kr_telemetry_t telemetry, const char *name,
+                                       kr_telemetry_report_t *report);
+/* kr_telemetry_name: name of metric `index`, or NULL past the last. Static. Since 0.1 */
+KR_API const char *kr_telemetry_name(uint32_t index);
+KR_API kr_status_t kr_telemetry_reset(kr_telemetry_t telemetry);
+
+/* ---- model -------------------------------------------------------------------------------- */
+
+typedef int32_t kr_token_t;
+
+/* Element types; ids are kr's own and never reused. Sizes and file ids: src/tensor/dtypes.def */
+typedef int32_t kr_dtype_t;
+enum {
+    KR_DTYPE_NONE = 0, KR_DTYPE_F32 = 1, KR_DTYPE_F16 = 2, KR_DTYPE_BF16 = 3,
+    KR_DTYPE_Q4_0 = 4, KR_DTYPE_Q4_1 = 5, KR_DTYPE_Q5_0 = 6, KR_DTYPE_Q5_1 = 7,
+    KR_DTYPE_Q8_0 = 8, KR_DTYPE_Q4_K = 9, KR_DTYPE_Q5_K = 10, KR_DTYPE_Q6_K = 11
+};
+/* kr_dtype_name: C string "q4_k"; "?" for unknown. Static. Since 0.1 */
+KR_API const char *kr_dtype_name(kr_dtype_t dtype);
+
+typedef struct kr_model_s *kr_model_t;
+
+/* Called on the opening thread with done <= total (bytes of the stage; `stage` is a static C
+ * string such as "pack"). Return non-zero to cancel the load (KR_E_CANCELLED). */
+typedef int32_t (*kr_progress_fn)(const char *stage, uint64_t done, uint64_t total, void *user);
+
+typedef struct kr_model_params_s {
+    uint32_t struct_bytes;
+    uint32_t n_threads;      /* for loading; 0 = kr_threads_default() */
+    const char *cache_dir;   /* C string; NULL = $XDG_CACHE_HOME/kr or ~/.cache/kr; "" = no cache */
+    uint32_t vocab_only;     /* 1: tokenizer and metadata only; no weights are checked or packed */
+    uint32_t reserved;
+    kr_progress_fn progress; /* may be NULL */
+    void *progress_user;
+} kr_model_params_t;
+KR_API void kr_model_params_init(kr_model_params_t *params);
+
+/* kr_model_open: opens a GGUF file (v2, v3; the first part of a split set opens all parts).
+ * path     C string. params may be NULL.
+ * Memory   weights stay mapped; matrices are packed once into private memory and their file
+ *          pages released. The file must not change while the model is open.
+ * Errors   KR_E_NOT_FOUND, KR_E_IO, KR_E_BAD_FORMAT, KR_E_TRUNCATED, KR_E_UNSUPPORTED,
+ *          KR_E_LIMIT, KR_E_NOMEM, KR_E_CANCELLED, KR_E_BAD_TEMPLATE is delayed to rendering.
+ * Threads  any. The caller owns one reference. Since 0.1 */
+KR_API kr_status_t kr_model_open(const char *path, const kr_model_params_t *params,
+                                 kr_model_t *model, kr_error_t *error);
+/* kr_model_retain / kr_model_close: one reference more / less; the last close frees. Any thread. */
+KR_API void kr_model_retain(kr_model_t model);
+KR_API void kr_model_close(kr_model_t model);
+
+typedef struct kr_model_info_s {
+    uint32_t struct_bytes;
+    uint32_t n_layers, n_embd, n_heads, n_kv_heads, head_dim, n_ff, n_vocab, n_ctx_train;
+    uint32_t window;           /* sliding window in tokens, 0 = none */
+    kr_token_t token_bos, token_eos; /* -1 = none */
+    uint32_t add_bos;          /* 1: prompts begin with token_bos */
+    uint32_t has_chat_template;
+    uint64_t model_bytes;      /* file bytes, all parts */
+    uint64_t bytes_per_token;  /* weight bytes read to decode one token at batch 1 */
+    uint64_t packed_bytes;     /* private packed weights */
+    uint64_t n_params;
+    const char *format, *arch, *name; /* C strings owned by the model */
+    const char *chat_template; /* C string owned by the model, or NULL */
+} kr_model_info_t;
+KR_API void kr_model_info_init(kr_model_info_t *info);
+/* kr_model_info: borrowed strings live as long as the model. KR_E_INVALID_ARG. Any thread. */
+KR_API kr_status_t kr_model_info(kr_model_t model, kr_model_info_t *info);
+/* kr_model_meta: key (C string, owned by the model) and value printed into buf (truncated with
+ * "..." to cap bytes, always NUL-terminated). Errors KR_E_NOT_FOUND past the last index. */
+KR_API kr_status_t kr_model_meta(kr_model_t model, uint32_t index, const char **key, char *buf,
+                                 size_t cap);
+typedef struct kr_tensor_info_s {
+    uint32_t struct_bytes;
+    kr_dtype_t dtype;
+    uint32_t n_dims;
+    uint32_t reserved;
+    uint64_t shape[4];         /* outermost first */
+    uint64_t bytes;
+    const char *name;          /* owned by the model */
+} kr_tensor_info_t;
+KR_API void kr_tensor_info_init(kr_tensor_info_t *info);
+/* kr_model_tensor: description of tensor `index`. KR_E_NOT_FOUND past the last. Any thread. */
+KR_API kr_status_t kr_model_tensor(kr_model_t model, uint32_t index, kr_tensor_info_t *info);
+
+/* ---- text --------------------------------------------------------------------------------- */
+
+enum { KR_TOKENIZE_ADD_BOS = 1,      /* begin with BOS where the model adds one */
+       KR_TOKENIZE_PARSE_SPECIAL = 2 /* spellings of special tokens become those tokens */ };
+/* kr_model_tokenize: text to token ids.
+ * text    [text_bytes] valid UTF-8, at most 16 MiB; borrowed.
+ * tokens  [capacity]; *n_tokens receives the number needed, also when it is over capacity
+ *         (then KR_E_LIMIT and tokens are unspecified). tokens may be NULL with capacity 0.
+ * Errors  KR_E_INVALID_ARG (also invalid UTF-8, offset set), KR_E_LIMIT, KR_E_NOMEM.
+ * Threads any; needs 2 MiB of stack. Since 0.1 */
+KR_API kr_status_t kr_model_tokenize(kr_model_t model, const char *text, size_t text_bytes,
+                                     uint32_t flags, kr_token_t *tokens, size_t capacity,
+                                     size_t *n_tokens, kr_error_t *error);
+/* kr_model_detokenize: ids to bytes (may end inside a UTF-8 character). Special tokens are
+ * skipped unless KR_TOKENIZE_PARSE_SPECIAL is given, then they are spelled out. buf [capacity],
+ * *n_bytes receives the size needed. Errors as kr_model_tokenize. */
+KR_API kr_status_t kr_model_detokenize(kr_model_t model, const kr_token_t *tokens,
+                                       size_t n_tokens, uint32_t flags, char *buf,
+                                       size_t capacity, size_t *n_bytes, kr_error_t *error);
+/* kr_model_token_is_end: 1 if the token ends generation (EOS, end of turn), else 0. */
+KR_API int32_t kr_model_token_is_end(kr_model_t model, kr_token_t token);
+
+typedef struct kr_message_s {
+    const char *role;      /* C string: "system", "user", "assistant", ... */
+    const char *content;   /* [content_bytes] UTF-8 */
+    size_t content_bytes;
+} kr_message_t;
+/* kr_model_chat_tokenize: renders messages with the model's chat template and tokenizes: only
+ * the template's own literals become special tokens, content never does.
+ * Errors  KR_E_NOT_FOUND (model has no template), KR_E_BAD_TEMPLATE, KR_E_LIMIT,
+ *         KR_E_INVALID_ARG, KR_E_NOMEM. Outputs as kr_model_tokenize. Since 0.1 */
+KR_API kr_status_t kr_model_chat_tokenize(kr_model_t model, const kr_message_t *messages,
+                                          size_t n_messages, uint32_t add_generation_prompt,
+                                          kr_token_t *tokens, size_t capacity,
+                                          size_t *n_tokens, kr_error_t *error);
+
+typedef struct kr_detokenizer_s *kr_detokenizer_t;
+/* kr_detokenizer_create: incremental text of one generation; keeps a reference to the model.
+ * stops  [n_stops] C strings of 1..256 bytes, at most 16; copied. Text from the first stop
+ *        string on is never emitted, also when it spans tokens.
+ * Errors KR_E_INVALID_ARG, KR_E_LIMIT, KR_E_NOMEM. Since 0.1 */
+KR_API kr_status_t kr_detokenizer_create(kr_model_t model, const char *const *stops,
+                                         size_t n_stops, kr_detokenizer_t *detokenizer,
+                                         kr_error_t *error);
+KR_API void kr_detokenizer_destroy(kr_detokenizer_t detokenizer);
+/* kr_detokenizer_push: adds a token. *text (valid UTF-8, borrowed until the next call) and
+ * *text_bytes receive what can be emitted now: incomplete characters and possible beginnings of
+ * a stop string are held back. *stopped becomes 1 when a stop string was completed.
+ * Errors KR_E_INVALID_ARG, KR_E_NOMEM. */
+KR_API kr_status_t kr_detokenizer_push(kr_detokenizer_t detokenizer, kr_token_t token,
+                                       const char **text, size_t *text_bytes, int32_t *stopped);
+/* kr_detokenizer_finish: what was held back; an incomplete character becomes U+FFFD. */
+KR_API kr_status_t kr_detokenizer_finish(kr_detokenizer_t detokenizer, const char **text,
+                                         size_t *text_bytes);
+
+/* ---- session ------------------------------------------------------------------------------ */
+
+typedef struct kr_session_s *kr_session_t;
+enum { KR_INVARIANT_DEFAULT = 0, KR_INVARIANT_ON = 1, KR_INVARIANT_OFF = 2 };
+typedef struct kr_session_params_s {
+    uint32_t struct_bytes;
+    uint32_t n_ctx;          /* tokens per sequence; 0 = min(model's, 4096) */
+    uint32_t n_seqs;         /* sequences, 1..256; 0 = 1 */
+    uint32_t n_rows_max;     /* rows of one step, 1..4096; 0 = 512 */
+    uint32_t n_threads;      /* 0 = kr_threads_default() */
+    kr_dtype_t kv_dtype;     /* KR_DTYPE_F16 (0 = this) or KR_DTYPE_F32 */
+    int32_t invariant;       /* KR_INVARIANT_*; every present ISA level is batch-invariant */
+    uint32_t reserved;
+    const char *isa;         /* C string; highest level allowed ("ref", "avx2", ...), NULL = best */
+    kr_telemetry_t telemetry; /* borrowed for the session's life; NULL = none */
+} kr_session_params_t;
+KR_API void kr_session_params_init(kr_session_params_t *params);
+/* kr_session_create: takes every byte that decoding will need.
+ * Errors KR_E_INVALID_ARG, KR_E_UNSUPPORTED, KR_E_CONTEXT_LENGTH (n_ctx over the model's),
+ *        KR_E_LIMIT, KR_E_NOMEM. The session keeps a reference to the model. Since 0.1 */
+KR_API kr_status_t kr_session_create(kr_model_t model, const kr_session_params_t *params,
+                                     kr_session_t *session, kr_error_t *error);
+KR_API void kr_session_destroy(kr_session_t session);
+
+typedef struct kr_session_info_s {
+    uint32_t struct_bytes;
+    uint32_t n_ctx, n_seqs, n_rows_max, n_threads;
+    kr_dtype_t kv_dtype;
+    uint32_t reserved[2];
+    uint64_t kv_bytes;       /* KV pool */
+    uint64_t scratch_bytes;  /* activations and tables */
+    const char *isa;         /* level in use; static C string */
+} kr_session_info_t;
+KR_API void kr_session_info_init(kr_session_info_t *info);
+KR_API kr_status_t kr_session_info(kr_session_t session, kr_session_info_t *info);
+/* kr_session_plan: what kr_session_create would take, without taking it. */
+KR_API kr_status_t kr_session_plan(kr_model_t model, const kr_session_params_t *params,
+                                   kr_session_info_t *info, kr_error_t *error);
+
+typedef struct kr_batch_seq_s { uint32_t seq; uint32_t n_rows; } kr_batch_seq_t;
+typedef struct kr_batch_s {
+    uint32_t struct_bytes;
+    uint32_t n_rows;              /* rows of this step, all sequences together */
+    const kr_token_t *tokens;     /* [n_rows], sequence after sequence in the order of seqs */
+    const kr_batch_seq_t *seqs;   /* [n_seqs]; each sequence at most once, n_rows >= 1 each */
+    uint32_t n_seqs;
+    uint32_t n_out_rows;
+    const uint32_t *out_rows;     /* [n_out_rows] ascending row indices that give logits */
+    const int32_t *positions;     /* [n_rows, 3]; not built: must be NULL (rows are appended) */
+    const float *embeddings;      /* [n_rows, n_embd]; not built: must be NULL */
+    const int32_t *adapters;      /* [n_rows] adapter ids; not built: must be NULL */
+} kr_batch_t;
+KR_API void kr_batch_init(kr_batch_t *batch);
+/* kr_session_decode: appends the batch's tokens to their sequences and computes logits.
+ * logits  [n_out_rows, n_vocab] f32, unnormalised; written only on KR_OK.
+ * Memory  none is allocated. On any error the sequences keep their former length.
+ * Errors  KR_E_INVALID_ARG (param names the field), KR_E_LIMIT (rows), KR_E_CONTEXT_LENGTH,
+ *         KR_E_UNSUPPORTED (a field that is not built), KR_E_NUMERIC, KR_E_CANCELLED.
+ * Threads one call per session at a time. Since 0.1 */
+KR_API kr_status_t kr_session_decode(kr_session_t session, const kr_batch_t *batch,
+                                     float *logits, kr_error_t *error);
+/* kr_session_cancel: makes the decode in progress return KR_E_CANCELLED soon; without one in
+ * progress it does nothing. Any thread, also a signal handler. Since 0.1 */
+KR_API void kr_session_cancel(kr_session_t session);
+/* kr_session_length: tokens held by a sequence. KR_E_INVALID_ARG. */
+KR_API kr_status_t kr_session_length(kr_session_t session, uint32_t seq, uint32_t *n_tokens);
+/* kr_session_truncate: drops all tokens of a sequence from position n_tokens on and returns
+ * their pages. KR_E_INVALID_ARG when n_tokens is over the length. */
+KR_API kr_status_t kr_session_truncate(kr_session_t session, uint32_t seq, uint32_t n_tokens);
+
+/* ---- sampling ----------------------------------------------------------------------------- */
+
+typedef struct kr_logit_bias_s { kr_token_t token; float bias; } kr_logit_bias_t;
+/* Order of the steps: logit bias, repetition, presence and frequency penalties, (log-
+ * probabilities are taken here), then, unless temperature is 0 (greedy), top-k, typical, top-p,
+ * min-p, temperature, draw. */
+typedef struct kr_sampler_params_s {
+    uint32_t struct_bytes;
+    uint32_t n_penalty_last;  /* tokens looked back by the penalties, at most 2^20; default 64,
+                                 0 = none */
+    float temperature;        /* 0..2, default 0.8; 0 = greedy */
+    int32_t top_k;            /* default 40; 0 and -1 = off */
+    float top_p;              /* (0,1], default 0.95; 1 = off */
+    float min_p;              /* [0,1], default 0 = off */
+    float typical_p;          /* (0,1], default 1 = off */
+    float repeat_penalty;     /* (0,2], default 1 = off */
+    float presence_penalty;   /* -2..2, default 0 */
+    float frequency_penalty;  /* -2..2, default 0 */
+    uint64_t seed;            /* same seed, same text */
+    uint32_t n_logprobs;      /* 0..20: top log-probabilities kept for kr_sampler_logprobs */
+    uint32_t n_logit_bias;    /* 0..1024 */
+    const kr_logit_bias_t *logit_bias; /* [n_logit_bias]; copied; bias -100..100 */
+} kr_sampler_params_t;
+typedef struct kr_sampler_s *kr_sampler_t;
+KR_API void kr_sampler_params_init(kr_sampler_params_t *params);
+/* kr_sampler_create: errors KR_E_INVALID_ARG (param names the field), KR_E_NOMEM. Since 0.1 */
+KR_API kr_status_t kr_sampler_create(const kr_sampler_params_t *params, uint32_t n_vocab,
+                                     kr_sampler_t *sampler, kr_error_t *error);
+KR_API void kr_sampler_destroy(kr_sampler_t sampler);
+/* kr_sampler_accept: adds a token (prompt or generated) to the penalties' history. */
+KR_API kr_status_t kr_sampler_accept(kr_sampler_t sampler, kr_token_t token);
+/* kr_sampler_sample: picks a token; the caller accepts it.
+ * logits [n_vocab] f32, not changed. Allocates nothing.
+ * Errors KR_E_INVALID_ARG, KR_E_NUMERIC (a NaN or +Inf among the logits, or only -Inf). */
+KR_API kr_status_t kr_sampler_sample(kr_sampler_t sampler, const float *logits,
+                                     kr_token_t *token);
+typedef struct kr_logprob_s { kr_token_t token; float logprob; } kr_logprob_t;
+/* kr_sampler_logprobs: of the last sample: *chosen and the most likely n_logprobs tokens,
+ * descending, into top [n_logprobs]; {-1, -Inf} where fewer tokens are possible. Natural
+ * logarithms. KR_E_NOT_FOUND before a sample and with n_logprobs 0. */
+KR_API kr_status_t kr_sampler_logprobs(kr_sampler_t sampler, kr_logprob_t *chosen,
+                                       kr_logprob_t *top);
+
+/* ---- machine ------------------------------------------------------------------------------ */
+
+/* kr_isa_best: C string, highest level this machine runs ("ref", "avx2", "avx512"). Static. */
+KR_API const char *kr_isa_best(void);
+/* kr_threads_default: physical cores usable by this process (affinity, cgroup quota). */
+KR_API uint32_t kr_threads_default(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* KR_H */

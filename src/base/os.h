@@ -1,0 +1,78 @@
+/* os.h: the only door to the operating system; implemented by os_<name>.c.
+ * File errors are mapped: ENOENT -> KR_E_NOT_FOUND, EACCES -> KR_E_PERMISSION, ENOSPC ->
+ * KR_E_NOSPC, ENOMEM -> KR_E_NOMEM, the rest KR_E_IO. Messages name the path. */
+#ifndef KRI_BASE_OS_H
+#define KRI_BASE_OS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "kr.h"
+
+typedef struct kri_file_id_s { uint64_t device, inode, size, mtime_ns; } kri_file_id_t;
+
+typedef struct kri_map_s {
+    const uint8_t *data; /* read-only, private mapping; NULL when size is 0 */
+    size_t size;
+    kri_file_id_t id;
+} kri_map_t;
+
+/* Maps a regular file. Folders, FIFOs, devices: KR_E_INVALID_ARG ("not a regular file"), without
+ * blocking. Empty file: KR_OK with size 0. */
+kr_status_t kri_map_open(const char *path, kri_map_t *map, kr_error_t *error);
+void kri_map_close(kri_map_t *map);
+/* Tells the system that this range of the mapping is not needed in memory now / will be soon. */
+void kri_map_release(const kri_map_t *map, size_t offset, size_t n_bytes);
+void kri_map_prefetch(const kri_map_t *map, size_t offset, size_t n_bytes);
+/* KR_E_CHANGED if the file behind path no longer has this identity. */
+kr_status_t kri_map_check(const char *path, const kri_file_id_t *id, kr_error_t *error);
+
+/* Zeroed anonymous memory, page-aligned, huge pages asked for; not part of kr_memory_usage, but
+ * the guard and failure injection apply. NULL on failure and on size 0. */
+void *kri_pages_alloc(size_t n_bytes);
+void kri_pages_free(void *ptr, size_t n_bytes);
+
+/* Whole small file read into a kri_alloc'd block (n_bytes_max bounds it: KR_E_LIMIT). A NUL that
+ * n_bytes does not count follows the data, also when the file is empty. */
+kr_status_t kri_file_read(const char *path, size_t n_bytes_max, void **data, size_t *n_bytes,
+                          kr_error_t *error);
+/* Writes path atomically: temporary name in the same folder (0600, O_EXCL), write, fsync, rename,
+ * fsync of the folder; nothing is left behind on failure. Creates no folders. A killed process
+ * can leave a file whose name begins with KRI_FILE_TEMP_PREFIX: cache cleaners remove those. */
+#define KRI_FILE_TEMP_PREFIX ".kr-tmp-"
+kr_status_t kri_file_write_atomic(const char *path, const void *data, size_t n_bytes,
+                                  kr_error_t *error);
+kr_status_t kri_dir_create(const char *path, kr_error_t *error); /* with parents, 0700 */
+kr_status_t kri_file_remove(const char *path, kr_error_t *error);
+kr_status_t kri_file_touch(const char *path);                    /* mtime = now */
+/* Calls fn for each plain file of a folder (not recursive); fn returns non-zero to stop. */
+typedef int (*kri_dir_fn)(const char *name, const kri_file_id_t *id, void *user);
+kr_status_t kri_dir_list(const char *path, kri_dir_fn fn, void *user, kr_error_t *error);
+/* Advisory exclusive lock on a file (created 0600); blocks at most timeout_ms (KR_E_TIMEOUT).
+ * *lock >= 0 is released by kri_lock_release or by the death of the process. */
+kr_status_t kri_lock_acquire(const char *path, uint32_t timeout_ms, int *lock, kr_error_t *error);
+/* Shared lock on an existing file (opened for reading), without waiting: KR_E_BUSY while another
+ * holds the exclusive one. Released like the exclusive lock. */
+kr_status_t kri_lock_share(const char *path, int *lock, kr_error_t *error);
+void kri_lock_release(int lock);
+
+/* Environment: NULL when unset or empty. */
+const char *kri_env(const char *name);
+/* Physical cores this process may use: affinity mask, SMT siblings counted once, cgroup quota
+ * rounded up; at least 1. */
+uint32_t kri_cpu_count(void);
+/* The same with every SMT sibling counted: how many threads can run at once. */
+uint32_t kri_cpu_count_smt(void);
+uint64_t kri_rss_peak_bytes(void);
+
+/* Futex: sleeps while *word == expected (may wake early) / wakes at most n_threads sleepers. */
+void kri_futex_wait(_Atomic uint32_t *word, uint32_t expected);
+void kri_futex_wake(_Atomic uint32_t *word, uint32_t n_threads);
+
+#ifdef KR_ASSERTIONS
+/* Test builds only: writes one line to the error descriptor and aborts. */
+void kri_panic(const char *text) __attribute__((noreturn));
+#endif
+
+#endif

@@ -1,0 +1,203 @@
+/* os_linux_cpu.c: how many physical cores this process may use. Threads of one core share its
+ * vector units, so a second thread per core only costs here; containers limit CPU time by cgroup
+ * quota and not by the affinity mask, so both count. Any file that is missing or odd is skipped:
+ * the answer is advice, never an error. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/os.h"
+#include "base/os_cpu.h"
+
+#define CPUS_MAX 8192u
+#define PATH_BYTES 4096
+
+/* First bytes of a small kernel file as a C string; false when it cannot be read. */
+static bool read_text(const char *path, char *text, size_t capacity) {
+    const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0) return false;
+    size_t n_bytes = 0;
+    while (n_bytes + 1 < capacity) {
+        const ssize_t n = read(fd, text + n_bytes, capacity - 1 - n_bytes);
+        if (n < 0 && errno == EINTR) continue;
+        if (n <= 0) break;
+        n_bytes += (size_t)n;
+    }
+    close(fd);
+    text[n_bytes] = '\0';
+    return n_bytes > 0;
+}
+
+static bool read_number(const char *path, long long *value) {
+    char text[64];
+    if (!read_text(path, text, sizeof text)) return false;
+    char *end;
+    errno = 0;
+    const long long parsed = strtoll(text, &end, 10);
+    if (end == text || errno != 0) return false;
+    *value = parsed;
+    return true;
+}
+
+/* ---- topology ----------------------------------------------------------------------------- */
+
+static bool topology_number(const char *root, uint32_t cpu, const char *name, long long *value) {
+    char path[512];
+    const int n = snprintf(path, sizeof path, "%s/sys/devices/system/cpu/cpu%u/topology/%s", root,
+                           (unsigned)cpu, name);
+    return n > 0 && (size_t)n < sizeof path && read_number(path, value);
+}
+
+/* One number for the core that a CPU belongs to. */
+static uint64_t core_key(const char *root, uint32_t cpu) {
+    long long core, package;
+    long long die = 0;
+    if (!topology_number(root, cpu, "core_id", &core) ||
+        !topology_number(root, cpu, "physical_package_id", &package)) {
+        return UINT64_C(1) << 63 | cpu;
+    }
+    (void)topology_number(root, cpu, "die_id", &die); /* core ids may repeat between dies */
+    return ((uint64_t)package & 0xFFFF) << 44 | ((uint64_t)die & 0xFFF) << 32 |
+           ((uint64_t)core & 0xFFFFFFFF);
+}
+
+uint32_t kri_cpu_cores(const char *root, const uint64_t *mask, uint32_t n_words) {
+    /* Open addressing, never more than half full; on the stack because the heap may be hooked. */
+    enum { N_SLOTS = 2 * CPUS_MAX };
+    uint64_t slots[N_SLOTS]; /* key + 1, 0 = empty: 128 KiB of the 2 MiB that kr.h asks for */
+    uint32_t n_cores = 0;
+    memset(slots, 0, sizeof slots);
+    for (uint32_t cpu = 0; cpu < n_words * 64 && cpu < CPUS_MAX; cpu++) {
+        if ((mask[cpu / 64] >> (cpu % 64) & 1) == 0) continue;
+        const uint64_t key = core_key(root, cpu) + 1;
+        uint32_t at = (uint32_t)((key * UINT64_C(0x9E3779B97F4A7C15)) >> 32) % N_SLOTS;
+        while (slots[at] != 0 && slots[at] != key) at = (at + 1) % N_SLOTS;
+        if (slots[at] == key) continue;
+        slots[at] = key;
+        n_cores++;
+    }
+    return n_cores;
+}
+
+/* ---- cgroup quota ------------------------------------------------------------------------- */
+
+static uint32_t quota_of(long long quota_us, long long period_us) {
+    if (quota_us <= 0 || period_us <= 0) return UINT32_MAX;
+    const long long n_cpus = quota_us / period_us + (quota_us % period_us != 0);
+    return n_cpus < UINT32_MAX ? (uint32_t)n_cpus : UINT32_MAX;
+}
+
+/* v2: "max 100000" or "50000 100000". */
+static uint32_t quota_v2(const char *dir) {
+    char path[PATH_BYTES + 32];
+    char text[64];
+    long long quota_us, period_us;
+    (void)snprintf(path, sizeof path, "%s/cpu.max", dir);
+    if (!read_text(path, text, sizeof text)) return UINT32_MAX;
+    if (sscanf(text, "%lld %lld", &quota_us, &period_us) != 2) return UINT32_MAX;
+    return quota_of(quota_us, period_us);
+}
+
+static uint32_t quota_v1(const char *dir) {
+    char path[PATH_BYTES + 32];
+    long long quota_us, period_us;
+    (void)snprintf(path, sizeof path, "%s/cpu.cfs_quota_us", dir);
+    if (!read_number(path, &quota_us)) return UINT32_MAX;
+    (void)snprintf(path, sizeof path, "%s/cpu.cfs_period_us", dir);
+    if (!read_number(path, &period_us)) return UINT32_MAX;
+    return quota_of(quota_us, period_us);
+}
+
+/* The least quota of a group and all its parents up to the mount. Inside a container the group's
+ * own path may not exist below the mount; the walk upwards then still meets the mount itself. */
+static uint32_t quota_upwards(const char *root, const char *mount, const char *group,
+                              uint32_t (*quota_at)(const char *dir)) {
+    char dir[PATH_BYTES];
+    const int n = snprintf(dir, sizeof dir, "%s%s%s", root, mount, group);
+    if (n <= 0 || (size_t)n >= sizeof dir) return UINT32_MAX;
+    const size_t n_mount = strlen(root) + strlen(mount);
+    size_t length = (size_t)n;
+    uint32_t least = UINT32_MAX;
+    for (;;) {
+        while (length > n_mount && dir[length - 1] == '/') length--;
+        dir[length] = '\0';
+        const uint32_t quota = quota_at(dir);
+        if (quota < least) least = quota;
+        if (length <= n_mount) return least;
+        while (length > n_mount && dir[length - 1] != '/') length--;
+    }
+}
+
+static bool has_word(const char *list, const char *word) {
+    const size_t n = strlen(word);
+    for (const char *at = list; at != NULL; at = strchr(at, ',')) {
+        if (*at == ',') at++;
+        if (strncmp(at, word, n) == 0 && (at[n] == ',' || at[n] == '\0')) return true;
+    }
+    return false;
+}
+
+/* One line "id:controllers:path" of /proc/self/cgroup. */
+static uint32_t quota_of_line(const char *root, char *line) {
+    char *controllers = strchr(line, ':');
+    if (controllers == NULL) return UINT32_MAX;
+    *controllers++ = '\0';
+    char *group = strchr(controllers, ':');
+    if (group == NULL) return UINT32_MAX;
+    *group++ = '\0';
+    if (strstr(group, "/..") != NULL) group = ""; /* outside of this namespace's view */
+    if (controllers[0] == '\0') {
+        const uint32_t unified = quota_upwards(root, "/sys/fs/cgroup", group, quota_v2);
+        const uint32_t hybrid = quota_upwards(root, "/sys/fs/cgroup/unified", group, quota_v2);
+        return unified < hybrid ? unified : hybrid;
+    }
+    if (!has_word(controllers, "cpu")) return UINT32_MAX;
+    return quota_upwards(root, "/sys/fs/cgroup/cpu", group, quota_v1);
+}
+
+uint32_t kri_cpu_quota(const char *root) {
+    char path[512];
+    char text[8192];
+    const int n = snprintf(path, sizeof path, "%s/proc/self/cgroup", root);
+    if (n <= 0 || (size_t)n >= sizeof path) return UINT32_MAX;
+    if (!read_text(path, text, sizeof text)) return UINT32_MAX;
+    uint32_t least = UINT32_MAX;
+    char *rest = NULL;
+    for (char *line = strtok_r(text, "\n", &rest); line != NULL;
+         line = strtok_r(NULL, "\n", &rest)) {
+        const uint32_t quota = quota_of_line(root, line);
+        if (quota < least) least = quota;
+    }
+    return least;
+}
+
+static bool affinity(uint64_t mask[CPUS_MAX / 64]) {
+    memset(mask, 0, CPUS_MAX / 8);
+    return sched_getaffinity(0, CPUS_MAX / 8, (cpu_set_t *)(void *)mask) == 0;
+}
+
+static uint32_t at_most_quota(uint32_t n) {
+    const uint32_t quota = kri_cpu_quota("");
+    if (quota < n) n = quota;
+    return n > 0 ? n : 1;
+}
+
+uint32_t kri_cpu_count(void) {
+    uint64_t mask[CPUS_MAX / 64];
+    if (!affinity(mask)) return 1;
+    return at_most_quota(kri_cpu_cores("", mask, CPUS_MAX / 64));
+}
+
+uint32_t kri_cpu_count_smt(void) {
+    uint64_t mask[CPUS_MAX / 64];
+    uint32_t n_cpus = 0;
+    if (!affinity(mask)) return 1;
+    for (uint32_t i = 0; i < CPUS_MAX / 64; i++) n_cpus += (uint32_t)__builtin_popcountll(mask[i]);
+    return at_most_quota(n_cpus);
+}

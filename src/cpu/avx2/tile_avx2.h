@@ -1,0 +1,64 @@
+/* tile_avx2.h: what the linear kernels of this folder share: how tokens are cut into tiles and how
+ * finished sums leave. A register holds half a group (8 rows). Sums pass through a small buffer,
+ * [token][16 rows], so that only one place deals with the last group's missing rows. */
+#ifndef KRI_CPU_AVX2_TILE_AVX2_H
+#define KRI_CPU_AVX2_TILE_AVX2_H
+
+#include <immintrin.h>
+
+#include "ops/kernels.h"
+
+#define INLINE static inline __attribute__((always_inline))
+#if defined(__clang__)
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
+/* Largest tile, and the tile sizes in ascending order. Sixteen registers: four sums, eight
+ * weights, four to work with. */
+#define TILE_TOKENS 4u
+#define TILE_SIZES 3u
+static const unsigned tile_sizes[TILE_SIZES] = {1, 2, 4};
+
+/* The largest tile size that fits n tokens (n >= 1). */
+INLINE unsigned tile_size_find(size_t n) {
+    unsigned size = TILE_SIZES - 1;
+    while (tile_sizes[size] > n) size--;
+    return size;
+}
+
+/* Tokens whose sums are kept at once. */
+#define SUM_TOKENS 64u
+
+typedef struct sums_s {
+    float rows[SUM_TOKENS][KRI_GROUP_ROWS];
+} sums_t;
+
+typedef struct tile_out_s {
+    float *out;        /* first row of the group, first token */
+    size_t stride;     /* floats */
+    const float *bias; /* of the group's rows, or NULL */
+    size_t n_rows;     /* rows of the group that exist, 1..16 */
+    uint32_t accumulate;
+} tile_out_t;
+
+INLINE size_t rows_left(size_t n_rows, size_t group) {
+    const size_t left = n_rows - group * KRI_GROUP_ROWS;
+    return left < KRI_GROUP_ROWS ? left : KRI_GROUP_ROWS;
+}
+
+/* Bias, then what was there, for the rows that exist. */
+static inline void sums_store(const tile_out_t *o, const sums_t *sums, size_t n_tokens) {
+    for (size_t t = 0; t < n_tokens; t++) {
+        const float *sum = sums->rows[t];
+        float *row = o->out + t * o->stride;
+        for (size_t r = 0; r < o->n_rows; r++) {
+            float acc = sum[r];
+            if (o->bias != NULL) acc += o->bias[r];
+            row[r] = o->accumulate ? row[r] + acc : acc;
+        }
+    }
+}
+
+#endif

@@ -1,0 +1,11 @@
+/* impl.h: prototypes of all ISA variants, made from impl.def. The files of avx2/ and avx512/
+ * include it, so that a variant whose signature differs from its reference does not compile. */
+#ifndef KRI_CPU_IMPL_H
+#define KRI_CPU_IMPL_H
+
+#include "ops/kernels.h"
+
+#define KR_IMPL(slot, isa, ISA) __typeof__(kri_##slot##_ref) kri_##slot##_##isa;
+#include "cpu/impl.def"
+
+#endif

@@ -1,0 +1,271 @@
+/* session.c: see session.h. */
+#include "engine/session.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "base/alloc.h"
+#include "base/checked.h"
+#include "base/clock.h"
+#include "base/error.h"
+#include "base/os.h"
+#include "cache/kv_pool.h"
+#include "cpu/cpu.h"
+#include "engine/batch.h"
+#include "model/model.h"
+#include "telemetry/telemetry.h"
+
+#define N_SEQS_MAX 256u
+#define N_ROWS_MAX 4096u
+#define N_ROWS_DEFAULT 512u
+#define N_CTX_DEFAULT 4096u
+
+struct kr_session_s {
+    struct kr_model_s *model;
+    kr_session_info_t info;
+    kri_kernels_t kernels;
+    kri_kv_pool_t *kv;
+    kri_exec_t exec;
+    kri_state_t state;
+    kri_batch_space_t space; /* arrays of the step under way */
+    uint8_t *scratch;        /* all of the above in one block of pages */
+    size_t scratch_bytes;
+    uint32_t cancel, running; /* atomic */
+    kr_telemetry_t telemetry;
+};
+
+/* Where each buffer lies in the scratch block. */
+typedef struct layout_s {
+    size_t x, norm, qkv, attn, gate_up, ff, cos_sin[2], q8, attn_scratch, space, total;
+} layout_t;
+
+static bool place(size_t *at, size_t count, size_t item, size_t *offset) {
+    size_t bytes = 0;
+    *offset = *at;
+    return kri_mul_size(count, item, &bytes) && kri_add_size(*at, bytes, &bytes) &&
+           kri_align_size(bytes, 64, at);
+}
+
+static bool make_layout(const struct kr_model_s *model, const kr_session_info_t *info,
+                        layout_t *l) {
+    kri_state_plan_t p;
+    size_t at = 0;
+    if (!kri_state_plan(model, info->n_rows_max, &p)) return false;
+    const size_t f = sizeof(float);
+    const size_t blocks = kri_ceil_div(p.n_in_max, KRI_Q8_ITEMS);
+    return place(&at, p.x, f, &l->x) && place(&at, p.norm, f, &l->norm) &&
+           place(&at, p.qkv, f, &l->qkv) && place(&at, p.attn, f, &l->attn) &&
+           place(&at, p.gate_up, f, &l->gate_up) && place(&at, p.ff, f, &l->ff) &&
+           place(&at, p.cos_sin, f, &l->cos_sin[0]) && place(&at, p.cos_sin, f, &l->cos_sin[1]) &&
+           place(&at, info->n_rows_max, blocks * sizeof(kri_q8_block_t), &l->q8) &&
+           place(&at, info->n_threads, KRI_ATTN_SCRATCH_FLOATS * f, &l->attn_scratch) &&
+           place(&at, 1, kri_batch_space_bytes(info->n_rows_max, info->n_seqs), &l->space) &&
+           (l->total = at, true);
+}
+
+static void kv_params(const struct kr_model_s *model, const kr_session_info_t *info,
+                      kri_kv_params_t *kv) {
+    *kv = (kri_kv_params_t){.n_groups = model->n_kv_groups, .dtype = info->kv_dtype,
+                            .n_seqs = info->n_seqs, .n_ctx = info->n_ctx};
+    for (uint32_t g = 0; g < model->n_kv_groups; g++) {
+        const kri_kv_desc_t *d = &model->kv_groups[g];
+        kv->groups[g] = (kri_kv_shape_t){d->n_layers, d->n_kv_heads, d->head_dim, d->window};
+    }
+}
+
+static kr_status_t in_range(const char *name, uint32_t value, uint32_t max, kr_error_t *error) {
+    if (value <= max) return KR_OK;
+    return KRI_FAIL(error, KR_E_INVALID_ARG, name, "%s is %u, the maximum is %u", name, value,
+                    max);
+}
+
+static kr_status_t check_params(const struct kr_model_s *model, const kr_session_params_t *p,
+                                kr_session_info_t *info, kr_error_t *error) {
+    const uint32_t n_ctx_train = model->hp.n_ctx_train;
+    if (model->vocab_only) {
+        return KRI_FAIL(error, KR_E_INVALID_ARG, "model", "the model was opened vocab_only");
+    }
+    KR_TRY(in_range("n_seqs", p->n_seqs, N_SEQS_MAX, error));
+    KR_TRY(in_range("n_rows_max", p->n_rows_max, N_ROWS_MAX, error));
+    KR_TRY(in_range("n_threads", p->n_threads, KRI_THREADS_MAX, error));
+    if (p->n_ctx > n_ctx_train) {
+        return KRI_FAIL(error, KR_E_CONTEXT_LENGTH, "n_ctx",
+                        "n_ctx is %u, the model was trained for %u", p->n_ctx, n_ctx_train);
+    }
+    if (p->kv_dtype != KR_DTYPE_NONE && p->kv_dtype != KR_DTYPE_F16 &&
+        p->kv_dtype != KR_DTYPE_F32) {
+        return KRI_FAIL(error, KR_E_UNSUPPORTED, "kv_dtype", "KV type %s is not built",
+                        kr_dtype_name(p->kv_dtype));
+    }
+    if (p->invariant < KR_INVARIANT_DEFAULT || p->invariant > KR_INVARIANT_OFF) {
+        return KRI_FAIL(error, KR_E_INVALID_ARG, "invariant", "invariant is %d, allowed are 0..2",
+                        p->invariant);
+    }
+    if (p->reserved != 0) {
+        return KRI_FAIL(error, KR_E_UNSUPPORTED, "reserved", "reserved field is not zero");
+    }
+    info->n_ctx = p->n_ctx ? p->n_ctx : n_ctx_train < N_CTX_DEFAULT ? n_ctx_train : N_CTX_DEFAULT;
+    info->n_seqs = p->n_seqs ? p->n_seqs : 1;
+    info->n_rows_max = p->n_rows_max ? p->n_rows_max : N_ROWS_DEFAULT;
+    info->n_threads = p->n_threads ? p->n_threads : kri_cpu_count();
+    info->kv_dtype = p->kv_dtype ? p->kv_dtype : KR_DTYPE_F16;
+    return KR_OK;
+}
+
+static kr_status_t plan(const struct kr_model_s *model, const kr_session_params_t *params,
+                        kr_session_info_t *info, kri_kernels_t *kernels, layout_t *layout,
+                        kr_error_t *error) {
+    kri_kv_params_t kv;
+    KR_TRY(check_params(model, params, info, error));
+    KR_TRY(kri_cpu_kernels(params->isa, kernels, error));
+    info->isa = kernels->isa;
+    kv_params(model, info, &kv);
+    if (kri_kv_pool_bytes(&kv, &info->kv_bytes) != KR_OK || !make_layout(model, info, layout)) {
+        return KRI_FAIL(error, KR_E_LIMIT, "n_ctx", "session of %u x %u tokens is too large",
+                        info->n_seqs, info->n_ctx);
+    }
+    info->scratch_bytes = layout->total;
+    return KR_OK;
+}
+
+kr_status_t kri_session_plan(const struct kr_model_s *model, const kr_session_params_t *params,
+                             kr_session_info_t *info, kr_error_t *error) {
+    kri_kernels_t kernels;
+    layout_t layout;
+    return plan(model, params, info, &kernels, &layout, error);
+}
+
+static void bind_scratch(struct kr_session_s *s, const layout_t *l) {
+    uint8_t *base = s->scratch;
+    s->state = (kri_state_t){
+        .x = (float *)(void *)(base + l->x), .norm = (float *)(void *)(base + l->norm),
+        .qkv = (float *)(void *)(base + l->qkv), .attn = (float *)(void *)(base + l->attn),
+        .gate_up = (float *)(void *)(base + l->gate_up), .ff = (float *)(void *)(base + l->ff),
+        .cos_sin = {(float *)(void *)(base + l->cos_sin[0]),
+                    (float *)(void *)(base + l->cos_sin[1])}};
+    s->exec.kernels = &s->kernels;
+    s->exec.n_threads = s->info.n_threads;
+    s->exec.attn_scratch = (float *)(void *)(base + l->attn_scratch);
+    s->exec.q8 = (kri_q8_block_t *)(void *)(base + l->q8);
+    kri_batch_space_init(&s->space, base + l->space, s->info.n_rows_max, s->info.n_seqs);
+}
+
+kr_status_t kri_session_create(struct kr_model_s *model, const kr_session_params_t *params,
+                               struct kr_session_s **out, kr_error_t *error) {
+    struct kr_session_s *s = kri_calloc(1, sizeof(*s), "session");
+    if (!s) return KRI_FAIL(error, KR_E_NOMEM, NULL, "no memory for the session");
+    kr_status_t status = KR_OK;
+    layout_t layout;
+    kri_kv_params_t kv;
+    s->info.struct_bytes = sizeof(s->info);
+    KR_TRY_DONE(plan(model, params, &s->info, &s->kernels, &layout, error));
+    status = kri_pool_shared(s->info.n_threads, &s->exec.pool);
+    if (status != KR_OK) {
+        KRI_FAIL(error, status, "n_threads", "cannot start %u threads", s->info.n_threads);
+        goto done;
+    }
+    s->scratch = kri_pages_alloc(layout.total);
+    s->scratch_bytes = layout.total;
+    kv_params(model, &s->info, &kv);
+    status = s->scratch ? kri_kv_pool_create(&kv, &s->kv) : KR_E_NOMEM;
+    if (status != KR_OK) {
+        KRI_FAIL(error, status, "n_ctx", "no memory for %llu bytes of KV and %zu of scratch",
+                 (unsigned long long)s->info.kv_bytes, layout.total);
+        goto done;
+    }
+    bind_scratch(s, &layout);
+    s->telemetry = params->telemetry;
+    kri_model_retain(model);
+    s->model = model;
+    *out = s;
+    s = NULL;
+done:
+    kri_session_destroy(s);
+    return status;
+}
+
+void kri_session_destroy(struct kr_session_s *session) {
+    if (!session) return;
+    kri_kv_pool_destroy(session->kv);
+    if (session->scratch) kri_pages_free(session->scratch, session->scratch_bytes);
+    kri_model_close(session->model);
+    kri_free(session);
+}
+
+void kri_session_info(const struct kr_session_s *session, kr_session_info_t *info) {
+    *info = session->info;
+}
+
+/* A NaN or infinity anywhere in a row means that nothing computed from it can be trusted. */
+static kr_status_t check_finite(const float *logits, size_t n_rows, size_t n_vocab,
+                                kr_error_t *error) {
+    for (size_t r = 0; r < n_rows; r++) {
+        uint32_t bad = 0;
+        for (size_t i = 0; i < n_vocab; i++) {
+            uint32_t bits;
+            memcpy(&bits, &logits[r * n_vocab + i], sizeof(bits));
+            bad |= (bits & 0x7f800000u) == 0x7f800000u;
+        }
+        if (bad) {
+            return KRI_FAIL(error, KR_E_NUMERIC, "logits",
+                            "the model computed a value that is not finite");
+        }
+    }
+    return KR_OK;
+}
+
+static kr_status_t run_step(struct kr_session_s *s, const kri_step_t *step, float *logits,
+                            kr_error_t *error) {
+    const uint64_t begin_ns = kri_clock_ns();
+    s->exec.step = step;
+    kr_status_t status = s->model->arch->forward(s->model, &s->exec, &s->state, logits);
+    if (status != KR_OK) return KRI_FAIL(error, status, NULL, "decoding was cancelled");
+    KR_TRY(check_finite(logits, step->n_out_rows, s->model->hp.n_vocab, error));
+    const bool is_decode = step->n_rows == step->n_seqs;
+    kri_telemetry_record_ns(s->telemetry, is_decode ? KRI_METRIC_decode : KRI_METRIC_prefill,
+                            kri_clock_ns() - begin_ns);
+    kri_telemetry_add(s->telemetry,
+                      is_decode ? KRI_METRIC_tokens_generated : KRI_METRIC_tokens_prompt,
+                      step->n_rows);
+    return KR_OK;
+}
+
+kr_status_t kri_session_decode(struct kr_session_s *s, const kr_batch_t *batch, float *logits,
+                               kr_error_t *error) {
+    kri_step_t step;
+    KR_TRY(kri_batch_check(batch, logits, s->kv, &s->info, s->model->hp.n_vocab, &s->space,
+                           error));
+    KR_TRY(kri_batch_prepare(batch, s->kv, &s->space, &step, error));
+    step.cancel = &s->cancel;
+    __atomic_store_n(&s->cancel, 0, __ATOMIC_RELAXED);
+    __atomic_store_n(&s->running, 1, __ATOMIC_RELEASE);
+    kr_status_t status = run_step(s, &step, logits, error);
+    __atomic_store_n(&s->running, 0, __ATOMIC_RELEASE);
+    for (uint32_t i = 0; i < step.n_seqs; i++) {
+        const kri_step_seq_t *q = &step.seqs[i];
+        if (status == KR_OK) kri_kv_pool_commit(s->kv, q->seq, q->pos_begin + q->n_rows);
+        else kri_kv_pool_truncate(s->kv, q->seq, q->pos_begin); /* as if nothing happened */
+    }
+    return status;
+}
+
+void kri_session_cancel(struct kr_session_s *session) {
+    if (__atomic_load_n(&session->running, __ATOMIC_ACQUIRE)) {
+        __atomic_store_n(&session->cancel, 1, __ATOMIC_RELAXED);
+    }
+}
+
+kr_status_t kri_session_length(const struct kr_session_s *session, uint32_t seq,
+                               uint32_t *n_tokens) {
+    if (seq >= session->info.n_seqs) return KR_E_INVALID_ARG;
+    *n_tokens = kri_kv_pool_length(session->kv, seq);
+    return KR_OK;
+}
+
+kr_status_t kri_session_truncate(struct kr_session_s *session, uint32_t seq, uint32_t n_tokens) {
+    if (seq >= session->info.n_seqs || n_tokens > kri_kv_pool_length(session->kv, seq)) {
+        return KR_E_INVALID_ARG;
+    }
+    kri_kv_pool_truncate(session->kv, seq, n_tokens);
+    return KR_OK;
+}

@@ -1,0 +1,84 @@
+/* arch_gemma3.c: Gemma 3 text models (Gemma Team 2025): embeddings scaled by sqrt(n_embd), norms
+ * before and after each block (GGUF stores 1 + w), RMSNorm on q and k, five sliding-window layers
+ * with rotary base 10000 to one global layer with its own base and optional linear scaling, GeGLU,
+ * optional soft caps on attention and logits. */
+#include <math.h>
+
+#include "base/error.h"
+#include "model/model.h"
+
+static const kri_key_row_t keys[] = {
+    KRI_KEY("block_count", U32, n_layers, 1, 1, 1024),
+    KRI_KEY("embedding_length", U32, n_embd, 1, 1, 1 << 20),
+    KRI_KEY("feed_forward_length", U32, n_ff, 1, 1, 1 << 22),
+    KRI_KEY("context_length", U32, n_ctx_train, 1, 1, 1 << 30),
+    KRI_KEY("attention.head_count", U32, n_heads, 1, 1, 1024),
+    KRI_KEY("attention.head_count_kv", U32, n_kv_heads, 0, 1, 1024),
+    KRI_KEY("attention.key_length", U32, head_dim, 0, 2, KRI_HEAD_DIM_MAX),
+    KRI_KEY("attention.value_length", U32, value_dim, 0, 2, KRI_HEAD_DIM_MAX),
+    KRI_KEY("attention.layer_norm_rms_epsilon", F32, norm_eps, 1, 1e-12, 0.5),
+    KRI_KEY("attention.sliding_window", U32, window, 0, 0, 1 << 30),
+    KRI_KEY("attention.sliding_window_pattern", U32, window_period, 0, 1, 1024),
+    KRI_KEY("attn_logit_softcapping", F32, attn_softcap, 0, 0, 1e6),
+    KRI_KEY("final_logit_softcapping", F32, final_softcap, 0, 0, 1e6),
+    KRI_KEY("rope.dimension_count", U32, n_rot, 0, 2, KRI_HEAD_DIM_MAX),
+    KRI_KEY("rope.freq_base", F32, rope_base, 0, 1e-3, 1e12),
+    KRI_KEY("rope.freq_base_swa", F32, rope_base_local, 0, 1e-3, 1e12),
+    KRI_KEY("vocab_size", U32, n_vocab, 0, 1, 4 << 20),
+};
+
+static const kri_tensor_row_t tensors[] = {
+    KRI_MODEL_EMBED("token_embd.weight", KRI_DIM_VOCAB, KRI_DIM_EMBD),
+    KRI_MODEL_VECTOR("output_norm.weight", output_norm, KRI_DIM_EMBD, 1),
+    KRI_MODEL_MATRIX("output.weight", head, KRI_DIM_VOCAB, KRI_DIM_EMBD, 0),
+    KRI_LAYER_VECTOR("attn_norm.weight", attn_norm, KRI_DIM_EMBD),
+    KRI_LAYER_MATRIX("attn_q.weight", qkv, 0, KRI_DIM_Q, KRI_DIM_EMBD),
+    KRI_LAYER_MATRIX("attn_k.weight", qkv, 1, KRI_DIM_KV, KRI_DIM_EMBD),
+    KRI_LAYER_MATRIX("attn_v.weight", qkv, 2, KRI_DIM_KV, KRI_DIM_EMBD),
+    KRI_LAYER_VECTOR("attn_q_norm.weight", q_norm, KRI_DIM_HEAD),
+    KRI_LAYER_VECTOR("attn_k_norm.weight", k_norm, KRI_DIM_HEAD),
+    KRI_LAYER_MATRIX("attn_output.weight", attn_out, 0, KRI_DIM_EMBD, KRI_DIM_Q),
+    KRI_LAYER_VECTOR("post_attention_norm.weight", post_attn_norm, KRI_DIM_EMBD),
+    KRI_LAYER_VECTOR("ffn_norm.weight", ffn_norm, KRI_DIM_EMBD),
+    KRI_LAYER_MATRIX("ffn_gate.weight", gate_up, 0, KRI_DIM_FF, KRI_DIM_EMBD),
+    KRI_LAYER_MATRIX("ffn_up.weight", gate_up, 1, KRI_DIM_FF, KRI_DIM_EMBD),
+    KRI_LAYER_MATRIX("ffn_down.weight", ffn_down, 0, KRI_DIM_EMBD, KRI_DIM_FF),
+    KRI_LAYER_VECTOR("post_ffw_norm.weight", post_ffn_norm, KRI_DIM_EMBD),
+};
+
+static kr_status_t forward(const struct kr_model_s *m, const kri_exec_t *e, const kri_state_t *s,
+                           float *logits) {
+    const kri_hparams_t *hp = &m->hp;
+    const uint32_t n = e->step->n_rows, d = hp->n_embd;
+    const size_t qkv_width = (size_t)(hp->n_heads + 2 * hp->n_kv_heads) * hp->head_dim;
+    kri_op_embed(e, &m->embed, sqrtf((float)d), s->x);
+    kri_op_rope_table(e, hp->rope_base, hp->rope_scale, NULL, hp->n_rot, s->cos_sin[0]);
+    kri_op_rope_table(e, hp->rope_base_local, 1.0f, NULL, hp->n_rot, s->cos_sin[1]);
+    for (uint32_t i = 0; i < hp->n_layers; i++) {
+        const kri_layer_t *l = &m->layers[i];
+        kri_attn_desc_t attn = kri_attn_desc(m, l, false, hp->attn_softcap);
+        /* The 27B model (62 layers) divides by sqrt(n_embd / n_heads), the others by
+         * sqrt(head_dim); the file has no key for it. */
+        if (hp->n_layers == 62) attn.scale = 1.0f / sqrtf((float)(d / hp->n_heads));
+        KR_TRY(kri_forward_continue(e));
+
+        kri_op_rms_norm(e, s->x, l->attn_norm, hp->norm_eps, n, d, s->norm);
+        kri_op_linear(e, &l->qkv, s->norm, n, false, s->qkv, qkv_width);
+        kri_op_rope_append(e, &attn, s->cos_sin[l->is_local], s->qkv);
+        kri_op_attention(e, &attn, s->qkv, s->attn);
+        kri_op_linear(e, &l->attn_out, s->attn, n, false, s->norm, d);
+        kri_op_rms_norm(e, s->norm, l->post_attn_norm, hp->norm_eps, n, d, s->norm);
+        kri_op_add(e, s->norm, n, d, s->x);
+
+        kri_op_rms_norm(e, s->x, l->ffn_norm, hp->norm_eps, n, d, s->norm);
+        kri_op_linear(e, &l->gate_up, s->norm, n, false, s->gate_up, 2 * (size_t)hp->n_ff);
+        kri_op_gated_act(e, KRI_ACT_GELU_TANH, s->gate_up, n, hp->n_ff, s->ff);
+        kri_op_linear(e, &l->ffn_down, s->ff, n, false, s->norm, d);
+        kri_op_rms_norm(e, s->norm, l->post_ffn_norm, hp->norm_eps, n, d, s->norm);
+        kri_op_add(e, s->norm, n, d, s->x);
+    }
+    kri_forward_logits(m, e, s, logits);
+    return KR_OK;
+}
+
+const kri_arch_t kri_arch_gemma3 = KRI_ARCH_TABLE("gemma3", keys, tensors, forward);

@@ -1,0 +1,66 @@
+/* arch_qwen2.c: Qwen2 and Qwen2.5 (Yang et al. 2024): as Llama, with biases on q, k and v and
+ * rotary positions on the two halves of a head. */
+#include "base/error.h"
+#include "model/model.h"
+
+static const kri_key_row_t keys[] = {
+    KRI_KEY("block_count", U32, n_layers, 1, 1, 1024),
+    KRI_KEY("embedding_length", U32, n_embd, 1, 1, 1 << 20),
+    KRI_KEY("feed_forward_length", U32, n_ff, 1, 1, 1 << 22),
+    KRI_KEY("context_length", U32, n_ctx_train, 1, 1, 1 << 30),
+    KRI_KEY("attention.head_count", U32, n_heads, 1, 1, 1024),
+    KRI_KEY("attention.head_count_kv", U32, n_kv_heads, 0, 1, 1024),
+    KRI_KEY("attention.key_length", U32, head_dim, 0, 2, KRI_HEAD_DIM_MAX),
+    KRI_KEY("attention.value_length", U32, value_dim, 0, 2, KRI_HEAD_DIM_MAX),
+    KRI_KEY("attention.layer_norm_rms_epsilon", F32, norm_eps, 1, 1e-12, 0.5),
+    KRI_KEY("rope.dimension_count", U32, n_rot, 0, 2, KRI_HEAD_DIM_MAX),
+    KRI_KEY("rope.freq_base", F32, rope_base, 0, 1e-3, 1e12),
+    KRI_KEY("vocab_size", U32, n_vocab, 0, 1, 4 << 20),
+};
+
+static const kri_tensor_row_t tensors[] = {
+    KRI_MODEL_EMBED("token_embd.weight", KRI_DIM_VOCAB, KRI_DIM_EMBD),
+    KRI_MODEL_VECTOR("output_norm.weight", output_norm, KRI_DIM_EMBD, 1),
+    KRI_MODEL_MATRIX("output.weight", head, KRI_DIM_VOCAB, KRI_DIM_EMBD, 0),
+    KRI_LAYER_VECTOR("attn_norm.weight", attn_norm, KRI_DIM_EMBD),
+    KRI_LAYER_MATRIX("attn_q.weight", qkv, 0, KRI_DIM_Q, KRI_DIM_EMBD),
+    KRI_LAYER_MATRIX("attn_k.weight", qkv, 1, KRI_DIM_KV, KRI_DIM_EMBD),
+    KRI_LAYER_MATRIX("attn_v.weight", qkv, 2, KRI_DIM_KV, KRI_DIM_EMBD),
+    KRI_LAYER_BIAS("attn_q.bias", qkv, 0, KRI_DIM_Q, 1),
+    KRI_LAYER_BIAS("attn_k.bias", qkv, 1, KRI_DIM_KV, 1),
+    KRI_LAYER_BIAS("attn_v.bias", qkv, 2, KRI_DIM_KV, 1),
+    KRI_LAYER_MATRIX("attn_output.weight", attn_out, 0, KRI_DIM_EMBD, KRI_DIM_Q),
+    KRI_LAYER_VECTOR("ffn_norm.weight", ffn_norm, KRI_DIM_EMBD),
+    KRI_LAYER_MATRIX("ffn_gate.weight", gate_up, 0, KRI_DIM_FF, KRI_DIM_EMBD),
+    KRI_LAYER_MATRIX("ffn_up.weight", gate_up, 1, KRI_DIM_FF, KRI_DIM_EMBD),
+    KRI_LAYER_MATRIX("ffn_down.weight", ffn_down, 0, KRI_DIM_EMBD, KRI_DIM_FF),
+};
+
+static kr_status_t forward(const struct kr_model_s *m, const kri_exec_t *e, const kri_state_t *s,
+                           float *logits) {
+    const kri_hparams_t *hp = &m->hp;
+    const uint32_t n = e->step->n_rows, d = hp->n_embd;
+    const size_t qkv_width = (size_t)(hp->n_heads + 2 * hp->n_kv_heads) * hp->head_dim;
+    kri_op_embed(e, &m->embed, 1.0f, s->x);
+    kri_op_rope_table(e, hp->rope_base, hp->rope_scale, NULL, hp->n_rot, s->cos_sin[0]);
+    for (uint32_t i = 0; i < hp->n_layers; i++) {
+        const kri_layer_t *l = &m->layers[i];
+        const kri_attn_desc_t attn = kri_attn_desc(m, l, false, 0.0f);
+        KR_TRY(kri_forward_continue(e));
+
+        kri_op_rms_norm(e, s->x, l->attn_norm, hp->norm_eps, n, d, s->norm);
+        kri_op_linear(e, &l->qkv, s->norm, n, false, s->qkv, qkv_width);
+        kri_op_rope_append(e, &attn, s->cos_sin[0], s->qkv);
+        kri_op_attention(e, &attn, s->qkv, s->attn);
+        kri_op_linear(e, &l->attn_out, s->attn, n, true, s->x, d);
+
+        kri_op_rms_norm(e, s->x, l->ffn_norm, hp->norm_eps, n, d, s->norm);
+        kri_op_linear(e, &l->gate_up, s->norm, n, false, s->gate_up, 2 * (size_t)hp->n_ff);
+        kri_op_gated_act(e, KRI_ACT_SILU, s->gate_up, n, hp->n_ff, s->ff);
+        kri_op_linear(e, &l->ffn_down, s->ff, n, true, s->x, d);
+    }
+    kri_forward_logits(m, e, s, logits);
+    return KR_OK;
+}
+
+const kri_arch_t kri_arch_qwen2 = KRI_ARCH_TABLE("qwen2", keys, tensors, forward);

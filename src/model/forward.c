@@ -1,0 +1,64 @@
+/* forward.c: what the forward passes of all architectures share. */
+#include <math.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "base/error.h"
+#include "model/model.h"
+
+kr_status_t kri_forward_continue(const kri_exec_t *exec) {
+    const uint32_t *cancel = exec->step->cancel;
+    if (cancel && __atomic_load_n(cancel, __ATOMIC_RELAXED)) return KR_E_CANCELLED;
+    return KR_OK;
+}
+
+kri_attn_desc_t kri_attn_desc(const struct kr_model_s *model, const kri_layer_t *layer,
+                              bool rope_pair, float softcap) {
+    const kri_hparams_t *hp = &model->hp;
+    return (kri_attn_desc_t){
+        .group = layer->kv_group, .layer_in_group = layer->layer_in_group,
+        .n_heads = hp->n_heads, .n_kv_heads = hp->n_kv_heads, .head_dim = hp->head_dim,
+        .n_rot = hp->n_rot, .rope_pair = rope_pair,
+        .q_norm = layer->q_norm, .k_norm = layer->k_norm, .norm_eps = hp->norm_eps,
+        .scale = 1.0f / sqrtf((float)hp->head_dim), .softcap = softcap,
+    };
+}
+
+void kri_forward_logits(const struct kr_model_s *model, const kri_exec_t *exec,
+                        const kri_state_t *state, float *logits) {
+    const kri_step_t *step = exec->step;
+    const uint32_t n_embd = model->hp.n_embd, n_out = step->n_out_rows;
+    if (n_out == 0) return;
+    /* Only the wanted rows meet the head: most of a prompt's rows have no use for logits. */
+    for (uint32_t i = 0; i < n_out; i++) {
+        memcpy(state->norm + (size_t)i * n_embd, state->x + (size_t)step->out_rows[i] * n_embd,
+               n_embd * sizeof(float));
+    }
+    kri_op_rms_norm(exec, state->norm, model->output_norm, model->hp.norm_eps, n_out, n_embd,
+                    state->norm);
+    kri_op_linear(exec, &model->head, state->norm, n_out, false, logits, model->hp.n_vocab);
+    if (model->hp.final_softcap > 0.0f) {
+        kri_op_softcap(exec, model->hp.final_softcap, n_out, model->hp.n_vocab, logits);
+    }
+}
+
+bool kri_state_plan(const struct kr_model_s *model, uint32_t n_rows, kri_state_plan_t *plan) {
+    const kri_hparams_t *hp = &model->hp;
+    const size_t q = (size_t)hp->n_heads * hp->head_dim;
+    const size_t kv = (size_t)hp->n_kv_heads * hp->head_dim;
+    kri_state_plan_t p = {0};
+    size_t qkv = 0, ff2 = 0;
+    if (!kri_add_size(q, 2 * kv, &qkv) || !kri_mul_size(2, hp->n_ff, &ff2)) return false;
+    if (!kri_mul_size(n_rows, hp->n_embd, &p.x)) return false;
+    p.norm = p.x;
+    if (!kri_mul_size(n_rows, qkv, &p.qkv) || !kri_mul_size(n_rows, q, &p.attn) ||
+        !kri_mul_size(n_rows, ff2, &p.gate_up) || !kri_mul_size(n_rows, hp->n_ff, &p.ff) ||
+        !kri_mul_size(n_rows, hp->n_rot, &p.cos_sin)) {
+        return false;
+    }
+    p.n_in_max = hp->n_embd;
+    if (q > p.n_in_max) p.n_in_max = q;
+    if (hp->n_ff > p.n_in_max) p.n_in_max = hp->n_ff;
+    *plan = p;
+    return true;
+}

@@ -1,0 +1,82 @@
+/* model.c: opening and closing. The order is cheap checks first: structure of the file, hyper-
+ * parameters, vocabulary, tensor shapes, and only then the packing of weights. */
+#include "model/model.h"
+
+#include <string.h>
+
+#include "base/alloc.h"
+#include "base/error.h"
+
+static kr_status_t load(struct kr_model_s *m, const kr_model_params_t *params,
+                        kr_error_t *error) {
+    kri_str_t name = {0};
+    kr_status_t status = kri_gguf_get_str(m->gguf, "general.name", &name, error);
+    if (status == KR_E_NOT_FOUND) name = (kri_str_t){"", 0};
+    else KR_TRY(status);
+    m->name = kri_strndup(name.data, name.n_bytes, "model");
+    if (!m->name) return KRI_FAIL(error, KR_E_NOMEM, NULL, "no memory for the model");
+    if (!m->vocab_only) KR_TRY(kri_model_read_hparams(m, error));
+    KR_TRY(kri_model_load_text(m, params, error));
+    if (m->vocab_only) {
+        m->hp.n_vocab = kri_tokenizer_n_tokens(m->tokenizer);
+        return KR_OK;
+    }
+    KR_TRY(kri_model_bind(m, params, error));
+    if (m->hp.n_vocab != kri_tokenizer_n_tokens(m->tokenizer)) {
+        return KRI_FAIL(error, KR_E_BAD_FORMAT, "token_embd.weight",
+                        "%u embedding rows for %u tokens", m->hp.n_vocab,
+                        kri_tokenizer_n_tokens(m->tokenizer));
+    }
+    return KR_OK;
+}
+
+static kr_status_t open_with(kri_gguf_t *gguf, const kr_model_params_t *params,
+                             struct kr_model_s **out, kr_error_t *error) {
+    struct kr_model_s *m = kri_calloc(1, sizeof(*m), "model");
+    if (!m) {
+        kri_gguf_close(gguf);
+        return KRI_FAIL(error, KR_E_NOMEM, NULL, "no memory for the model");
+    }
+    m->n_refs = 1;
+    m->gguf = gguf;
+    m->vocab_only = params->vocab_only;
+    kr_status_t status = load(m, params, error);
+    if (status != KR_OK) {
+        kri_model_close(m);
+        return status;
+    }
+    *out = m;
+    return KR_OK;
+}
+
+kr_status_t kri_model_open(const char *path, const kr_model_params_t *params,
+                           struct kr_model_s **model, kr_error_t *error) {
+    kri_gguf_t *gguf = NULL;
+    KR_TRY(kri_gguf_open(path, &gguf, error));
+    return open_with(gguf, params, model, error);
+}
+
+kr_status_t kri_model_open_memory(const void *data, size_t n_bytes, struct kr_model_s **model,
+                                  kr_error_t *error) {
+    kri_gguf_t *gguf = NULL;
+    kr_model_params_t params = {.struct_bytes = sizeof(params), .n_threads = 1, .cache_dir = ""};
+    KR_TRY(kri_gguf_open_memory(data, n_bytes, &gguf, error));
+    return open_with(gguf, &params, model, error);
+}
+
+void kri_model_retain(struct kr_model_s *model) {
+    __atomic_fetch_add(&model->n_refs, 1, __ATOMIC_RELAXED);
+}
+
+void kri_model_close(struct kr_model_s *model) {
+    if (!model) return;
+    if (__atomic_sub_fetch(&model->n_refs, 1, __ATOMIC_ACQ_REL) != 0) return;
+    kri_template_destroy(model->chat_template);
+    kri_tokenizer_destroy(model->tokenizer);
+    kri_free(model->chat_template_source);
+    kri_free(model->name);
+    if (model->packed) kri_pages_free(model->packed, model->packed_bytes);
+    kr_arena_destroy(model->arena);
+    kri_gguf_close(model->gguf);
+    kri_free(model);
+}

@@ -1,0 +1,270 @@
+/* vocab.c: from the file's tokenizer keys to the text library. GGUF keeps strings scattered, each
+ * behind its length; here they become the contiguous arrays that kri_vocab_desc_t asks for. The
+ * merge pairs of a SentencePiece vocabulary are derived once and kept in the artifact cache. */
+#include <stdio.h>
+#include <string.h>
+
+#include <xxhash.h>
+
+#include "base/alloc.h"
+#include "base/checked.h"
+#include "base/error.h"
+#include "model/artifact_cache.h"
+#include "model/model.h"
+
+#define CACHE_BYTES_MAX ((uint64_t)8 << 30)
+
+typedef struct vocab_s {
+    kri_vocab_desc_t desc;
+    char *text;
+    uint64_t *offsets;
+    uint8_t *types;
+    float *scores;
+    char *merges;
+    uint64_t *merge_offsets;
+    char pre[64];
+    kri_artifact_t spm_merges;
+} vocab_t;
+
+static void vocab_deinit(vocab_t *v) {
+    kri_artifact_close(&v->spm_merges);
+    kri_free(v->merge_offsets);
+    kri_free(v->merges);
+    kri_free(v->scores);
+    kri_free(v->types);
+    kri_free(v->offsets);
+    kri_free(v->text);
+}
+
+/* Joins an array of strings; *text and *offsets are owned by the caller, also on failure. */
+static kr_status_t join_strings(const kri_gguf_array_t *array, char **text, uint64_t **offsets,
+                                kr_error_t *error) {
+    uint64_t total = 0;
+    for (uint64_t i = 0; i < array->n; i++) {
+        if (!kri_add_u64(total, kri_gguf_array_str(array, i).n_bytes, &total)) {
+            return KRI_FAIL(error, KR_E_LIMIT, "tokenizer", "vocabulary is too large");
+        }
+    }
+    *text = kri_alloc((size_t)total + 1, "vocab");
+    *offsets = kri_calloc((size_t)array->n + 1, sizeof(uint64_t), "vocab");
+    if (!*text || !*offsets) return KRI_FAIL(error, KR_E_NOMEM, NULL, "no memory for vocabulary");
+    uint64_t at = 0;
+    for (uint64_t i = 0; i < array->n; i++) {
+        const kri_str_t s = kri_gguf_array_str(array, i);
+        memcpy(*text + at, s.data, s.n_bytes);
+        at += s.n_bytes;
+        (*offsets)[i + 1] = at;
+    }
+    (*text)[at] = 0;
+    return KR_OK;
+}
+
+static kr_status_t require(kr_status_t status, const char *key, kr_error_t *error) {
+    if (status == KR_E_NOT_FOUND) {
+        return KRI_FAIL(error, KR_E_BAD_FORMAT, key, "key %s is missing", key);
+    }
+    return status;
+}
+
+static kr_status_t read_tokens(const kri_gguf_t *g, vocab_t *v, kr_error_t *error) {
+    kri_gguf_array_t array;
+    KR_TRY(require(kri_gguf_get_array(g, "tokenizer.ggml.tokens", KRI_GGUF_STRING, &array, error),
+                   "tokenizer.ggml.tokens", error));
+    if (array.n == 0 || array.n > (4u << 20)) {
+        return KRI_FAIL(error, KR_E_LIMIT, "tokenizer.ggml.tokens",
+                        "vocabulary of %llu tokens, allowed are 1 to 4194304",
+                        (unsigned long long)array.n);
+    }
+    const uint64_t n = array.n;
+    v->desc.n_tokens = (uint32_t)n;
+    KR_TRY(join_strings(&array, &v->text, &v->offsets, error));
+    v->types = kri_alloc((size_t)n, "vocab");
+    if (!v->types) return KRI_FAIL(error, KR_E_NOMEM, NULL, "no memory for vocabulary");
+    memset(v->types, KRI_TOKEN_NORMAL, (size_t)n);
+    kr_status_t status =
+        kri_gguf_get_array(g, "tokenizer.ggml.token_type", KRI_GGUF_I32, &array, error);
+    if (status == KR_E_NOT_FOUND) return KR_OK;
+    KR_TRY(status);
+    if (array.n != n) {
+        return KRI_FAIL(error, KR_E_BAD_FORMAT, "tokenizer.ggml.token_type",
+                        "%llu token types for %llu tokens", (unsigned long long)array.n,
+                        (unsigned long long)n);
+    }
+    for (uint64_t i = 0; i < n; i++) {
+        const int64_t type = kri_gguf_array_int(&array, i);
+        if (type < KRI_TOKEN_NORMAL || type > KRI_TOKEN_BYTE) {
+            return KRI_FAIL(error, KR_E_BAD_FORMAT, "tokenizer.ggml.token_type",
+                            "token %llu has unknown type %lld", (unsigned long long)i,
+                            (long long)type);
+        }
+        v->types[i] = (uint8_t)type;
+    }
+    return KR_OK;
+}
+
+static kr_status_t read_scores(const kri_gguf_t *g, vocab_t *v, kr_error_t *error) {
+    kri_gguf_array_t array;
+    KR_TRY(require(kri_gguf_get_array(g, "tokenizer.ggml.scores", KRI_GGUF_F32, &array, error),
+                   "tokenizer.ggml.scores", error));
+    if (array.n != v->desc.n_tokens) {
+        return KRI_FAIL(error, KR_E_BAD_FORMAT, "tokenizer.ggml.scores",
+                        "%llu scores for %u tokens", (unsigned long long)array.n,
+                        v->desc.n_tokens);
+    }
+    v->scores = kri_calloc((size_t)array.n, sizeof(float), "vocab");
+    if (!v->scores) return KRI_FAIL(error, KR_E_NOMEM, NULL, "no memory for vocabulary");
+    for (uint64_t i = 0; i < array.n; i++) v->scores[i] = kri_gguf_array_f32(&array, i);
+    return KR_OK;
+}
+
+/* A special id: absent = -1, present = inside the vocabulary. */
+static kr_status_t read_id(const kri_gguf_t *g, const char *key, uint32_t n_tokens,
+                           kr_token_t *id, kr_error_t *error) {
+    uint32_t value = 0;
+    *id = -1;
+    kr_status_t status = kri_gguf_get_u32(g, key, &value, error);
+    if (status == KR_E_NOT_FOUND) return KR_OK;
+    KR_TRY(status);
+    if (value >= n_tokens) {
+        return KRI_FAIL(error, KR_E_BAD_FORMAT, key, "%s is %u, the vocabulary has %u tokens",
+                        key, value, n_tokens);
+    }
+    *id = (kr_token_t)value;
+    return KR_OK;
+}
+
+static kr_status_t read_flag(const kri_gguf_t *g, const char *key, int32_t fallback,
+                             int32_t *flag, kr_error_t *error) {
+    bool value = false;
+    kr_status_t status = kri_gguf_get_bool(g, key, &value, error);
+    if (status != KR_OK && status != KR_E_NOT_FOUND) return status;
+    *flag = status == KR_OK ? (int32_t)value : fallback;
+    return KR_OK;
+}
+
+static kr_status_t read_kind(const kri_gguf_t *g, vocab_t *v, kr_error_t *error) {
+    kri_str_t s;
+    KR_TRY(require(kri_gguf_get_str(g, "tokenizer.ggml.model", &s, error), "tokenizer.ggml.model",
+                   error));
+    if (s.n_bytes == 4 && memcmp(s.data, "gpt2", 4) == 0) v->desc.kind = KRI_VOCAB_BPE;
+    else if (s.n_bytes == 5 && memcmp(s.data, "llama", 5) == 0) v->desc.kind = KRI_VOCAB_SPM;
+    else {
+        return KRI_FAIL(error, KR_E_UNSUPPORTED, "tokenizer.ggml.model",
+                        "tokenizer '%.*s' is not supported",
+                        (int)(s.n_bytes < 32 ? s.n_bytes : 32), s.data);
+    }
+    kr_status_t status = kri_gguf_get_str(g, "tokenizer.ggml.pre", &s, error);
+    if (status == KR_E_NOT_FOUND) s = (kri_str_t){"default", 7};
+    else KR_TRY(status);
+    if (s.n_bytes >= sizeof(v->pre)) {
+        return KRI_FAIL(error, KR_E_UNSUPPORTED, "tokenizer.ggml.pre",
+                        "pre-tokenizer name of %zu bytes", s.n_bytes);
+    }
+    memcpy(v->pre, s.data, s.n_bytes);
+    v->desc.pre = v->pre;
+    return KR_OK;
+}
+
+static kr_status_t read_merges(const kri_gguf_t *g, vocab_t *v, kr_error_t *error) {
+    kri_gguf_array_t array;
+    KR_TRY(require(kri_gguf_get_array(g, "tokenizer.ggml.merges", KRI_GGUF_STRING, &array, error),
+                   "tokenizer.ggml.merges", error));
+    if (array.n > (8u << 20)) {
+        return KRI_FAIL(error, KR_E_LIMIT, "tokenizer.ggml.merges",
+                        "%llu merges, allowed are 8388608", (unsigned long long)array.n);
+    }
+    v->desc.n_merges = array.n;
+    return join_strings(&array, &v->merges, &v->merge_offsets, error);
+}
+
+static kr_status_t build_spm_merges(void *ctx, void **data, size_t *n_bytes, kr_error_t *error) {
+    const kri_vocab_desc_t *desc = ctx;
+    uint32_t *pairs = NULL;
+    uint64_t n_pairs = 0;
+    KR_TRY(kri_spm_merges_build(desc, &pairs, &n_pairs, error));
+    *data = pairs;
+    *n_bytes = (size_t)n_pairs * 2 * sizeof(uint32_t);
+    return KR_OK;
+}
+
+static kr_status_t find_spm_merges(vocab_t *v, const char *cache_dir, kr_error_t *error) {
+    const kri_vocab_desc_t *d = &v->desc;
+    const uint64_t h_text = XXH3_64bits(v->text, (size_t)v->offsets[d->n_tokens]);
+    const uint64_t h_offsets = XXH3_64bits_withSeed(
+        v->offsets, ((size_t)d->n_tokens + 1) * sizeof(uint64_t), h_text);
+    const uint64_t h_types = XXH3_64bits_withSeed(v->types, d->n_tokens, h_offsets);
+    const uint64_t h = XXH3_64bits_withSeed(v->scores, d->n_tokens * sizeof(float), h_types);
+    char key[96];
+    snprintf(key, sizeof(key), "spm-merges 1 tokens %u xxh3 %016llx", d->n_tokens,
+             (unsigned long long)h);
+    kri_artifact_cache_t cache = {0};
+    bool built = false;
+    KR_TRY(kri_artifact_cache_init(&cache, cache_dir, CACHE_BYTES_MAX));
+    kr_status_t status = kri_artifact_get(&cache, key, build_spm_merges, &v->desc,
+                                          &v->spm_merges, &built, error);
+    kri_artifact_cache_deinit(&cache);
+    KR_TRY(status);
+    v->desc.spm_merges = (const uint32_t *)(const void *)v->spm_merges.data;
+    v->desc.n_spm_merges = v->spm_merges.n_bytes / (2 * sizeof(uint32_t));
+    return KR_OK;
+}
+
+static kr_status_t read_specials(const kri_gguf_t *g, vocab_t *v, kr_error_t *error) {
+    kri_vocab_desc_t *d = &v->desc;
+    const int32_t is_spm = d->kind == KRI_VOCAB_SPM;
+    KR_TRY(read_id(g, "tokenizer.ggml.bos_token_id", d->n_tokens, &d->bos, error));
+    KR_TRY(read_id(g, "tokenizer.ggml.eos_token_id", d->n_tokens, &d->eos, error));
+    KR_TRY(read_id(g, "tokenizer.ggml.eot_token_id", d->n_tokens, &d->eot, error));
+    KR_TRY(read_id(g, "tokenizer.ggml.unknown_token_id", d->n_tokens, &d->unk, error));
+    const int32_t bos_default = is_spm || strcmp(v->pre, "llama-bpe") == 0;
+    KR_TRY(read_flag(g, "tokenizer.ggml.add_bos_token", bos_default, &d->add_bos, error));
+    KR_TRY(read_flag(g, "tokenizer.ggml.add_eos_token", 0, &d->add_eos, error));
+    KR_TRY(read_flag(g, "tokenizer.ggml.add_space_prefix", is_spm, &d->add_space_prefix, error));
+    if (d->bos < 0) d->add_bos = 0;
+    return KR_OK;
+}
+
+static kr_status_t load_template(struct kr_model_s *model, kr_error_t *error) {
+    kri_str_t s;
+    kr_status_t status = kri_gguf_get_str(model->gguf, "tokenizer.chat_template", &s, error);
+    if (status == KR_E_NOT_FOUND) return KR_OK;
+    KR_TRY(status);
+    model->chat_template_source = kri_strndup(s.data, s.n_bytes, "template");
+    if (!model->chat_template_source) return KRI_FAIL(error, KR_E_NOMEM, NULL, "no memory");
+    /* A bad template spoils chat only: the reason is kept for whoever asks for chat. */
+    kr_error_init(&model->chat_template_error);
+    status = kri_template_create(s.data, s.n_bytes, model->tokenizer, &model->chat_template,
+                                 &model->chat_template_error);
+    if (status == KR_E_NOMEM) return KRI_FAIL(error, KR_E_NOMEM, NULL, "no memory for template");
+    return KR_OK;
+}
+
+kr_status_t kri_model_load_text(struct kr_model_s *model, const kr_model_params_t *params,
+                                kr_error_t *error) {
+    const kri_gguf_t *g = model->gguf;
+    vocab_t v = {0};
+    kr_status_t status = KR_OK;
+    KR_TRY_DONE(read_kind(g, &v, error));
+    KR_TRY_DONE(read_tokens(g, &v, error));
+    v.desc.text = v.text;
+    v.desc.offsets = v.offsets;
+    v.desc.types = v.types;
+    KR_TRY_DONE(read_specials(g, &v, error));
+    if (v.desc.kind == KRI_VOCAB_BPE) {
+        KR_TRY_DONE(read_merges(g, &v, error));
+        v.desc.merges = v.merges;
+        v.desc.merge_offsets = v.merge_offsets;
+    } else {
+        KR_TRY_DONE(read_scores(g, &v, error));
+        v.desc.scores = v.scores;
+        KR_TRY_DONE(find_spm_merges(&v, params->cache_dir, error));
+    }
+    KR_TRY_DONE(kri_tokenizer_create(&v.desc, &model->tokenizer, error));
+    model->token_bos = v.desc.bos;
+    model->token_eos = v.desc.eos;
+    model->add_bos = (uint32_t)v.desc.add_bos;
+    KR_TRY_DONE(load_template(model, error));
+done:
+    vocab_deinit(&v);
+    return status;
+}

@@ -1,0 +1,82 @@
+/* exec.h: ops as a model's forward pass sees them: whole batches, split over the thread pool.
+ * Each op states its shapes; row strides are the shape's last dimension unless given. Work on
+ * little data runs inline on the calling thread. Nothing here allocates. */
+#ifndef KRI_OPS_EXEC_H
+#define KRI_OPS_EXEC_H
+
+#include <stdbool.h>
+
+#include "base/threads.h"
+#include "ops/kernels.h"
+#include "ops/step.h"
+#include "tensor/dtype.h"
+
+/* A matrix made of parts that are computed in one op and land side by side (q, k, v; gate, up).
+ * Parts keep their own element type. rank / n_ranks is the seam for splitting rows over devices;
+ * only 0 / 1 is accepted by the binder today. */
+#define KRI_WEIGHT_PARTS_MAX 3u
+typedef struct kri_weight_part_s {
+    kr_dtype_t dtype;
+    uint32_t n_out;         /* rows */
+    uint32_t out_offset;    /* first column in the output row */
+    const uint8_t *packed;  /* pack.h layout */
+    size_t group_bytes;
+    const float *bias;      /* [n_out] or NULL */
+} kri_weight_part_t;
+typedef struct kri_weight_s {
+    uint32_t n_in, n_out;   /* n_out: all parts */
+    uint32_t n_parts;
+    uint32_t rank, n_ranks;
+    kri_weight_part_t parts[KRI_WEIGHT_PARTS_MAX];
+} kri_weight_t;
+
+typedef struct kri_exec_s {
+    const kri_kernels_t *kernels;
+    kri_pool_t *pool;
+    uint32_t n_threads;
+    const kri_step_t *step;
+    float *attn_scratch;    /* [n_threads][KRI_ATTN_SCRATCH_FLOATS] */
+    kri_q8_block_t *q8;     /* [n_rows_max][n_in_max / 32]: activations of the linear under way */
+} kri_exec_t;
+
+/* out [n_tokens, n_embd] = scale * table[token]; table [n_vocab, n_embd] in file blocks. */
+void kri_op_embed(const kri_exec_t *exec, const kri_tensor_t *table, float scale, float *out);
+/* out [n_rows, n] = rms_norm(x [n_rows, n]) * w [n]. out may be x. */
+void kri_op_rms_norm(const kri_exec_t *exec, const float *x, const float *w, float eps,
+                     uint32_t n_rows, uint32_t n, float *out);
+/* out [n_rows, w->n_out] (row stride out_stride floats) = x [n_rows, w->n_in] * w^T, added to what
+ * is there when accumulate. x is quantised into exec->q8 where the weight type asks for it. */
+void kri_op_linear(const kri_exec_t *exec, const kri_weight_t *w, const float *x,
+                   uint32_t n_rows, bool accumulate, float *out, size_t out_stride);
+
+/* Rotary table of the step: cos_sin [n_rows, n_rot / 2, 2] from positions (component 0), angles
+ * position * freq_scale * base^(-2i / n_rot), divided by factors[i] when given ([n_rot / 2]). */
+void kri_op_rope_table(const kri_exec_t *exec, float base, float freq_scale,
+                       const float *factors, uint32_t n_rot, float *cos_sin);
+
+typedef struct kri_attn_desc_s {
+    uint32_t group, layer_in_group; /* where the layer's keys and values live */
+    uint32_t n_heads, n_kv_heads, head_dim, n_rot;
+    bool rope_pair;                 /* true: (2i, 2i+1) pairs; false: (i, i + n_rot/2) */
+    const float *q_norm, *k_norm;   /* [head_dim] RMSNorm weights before rotation, or NULL */
+    float norm_eps;
+    float scale, softcap;
+} kri_attn_desc_t;
+/* qkv [n_rows, (n_heads + 2 n_kv_heads) * head_dim]: normalises and rotates q and k in place and
+ * appends k and v to the pages of each row's sequence. */
+void kri_op_rope_append(const kri_exec_t *exec, const kri_attn_desc_t *desc,
+                        const float *cos_sin, float *qkv);
+/* out [n_rows, n_heads * head_dim] = attention of the rotated queries in qkv over the pages. */
+void kri_op_attention(const kri_exec_t *exec, const kri_attn_desc_t *desc, const float *qkv,
+                      float *out);
+
+typedef enum kri_act_e { KRI_ACT_SILU, KRI_ACT_GELU_TANH } kri_act_t;
+/* out [n_rows, n_ff] = act(gate) * up; gate_up [n_rows, 2 n_ff] = gate | up. */
+void kri_op_gated_act(const kri_exec_t *exec, kri_act_t act, const float *gate_up,
+                      uint32_t n_rows, uint32_t n_ff, float *out);
+/* y [n_rows, n] += x [n_rows, n] */
+void kri_op_add(const kri_exec_t *exec, const float *x, uint32_t n_rows, uint32_t n, float *y);
+/* x [n_rows, n] = cap * tanh(x / cap) */
+void kri_op_softcap(const kri_exec_t *exec, float cap, uint32_t n_rows, uint32_t n, float *x);
+
+#endif

@@ -1,0 +1,210 @@
+/* exec_attention.c: the two attention ops: rotate and append, then attend. Work is cut into
+ * (sequence, tile of query rows, KV head) items that threads take from a shared counter, because
+ * a causal tile's cost grows with its position; which thread takes which item changes no bit. */
+#include "base/checked.h"
+#include "base/error.h"
+#include "ops/exec.h"
+#include "ops/exec_impl.h"
+
+static size_t element_bytes(kr_dtype_t dtype) { return dtype == KR_DTYPE_F32 ? 4 : 2; }
+
+/* Keys (value 0) or values (value 1) of one KV head inside a page. */
+static size_t page_offset(const kri_kv_group_t *group, uint32_t layer, uint32_t value,
+                          uint32_t kv_head) {
+    size_t plane = ((size_t)layer * 2 + value) * group->n_kv_heads + kv_head;
+    return plane * KRI_PAGE_TOKENS * group->head_dim * element_bytes(group->dtype);
+}
+
+/* ---- rotate and append --------------------------------------------------------------------- */
+
+typedef struct append_job_s {
+    const kri_exec_t *exec;
+    const kri_attn_desc_t *desc;
+    const kri_kv_group_t *group;
+    const float *cos_sin;
+    float *qkv;
+    size_t row_floats;
+} append_job_t;
+
+static void norm_heads(const append_job_t *job, const float *w, uint32_t n_heads, float *x) {
+    size_t head_dim = job->desc->head_dim;
+    if (!w) return;
+    for (uint32_t h = 0; h < n_heads; h++) {
+        float *head = x + h * head_dim;
+        job->exec->kernels->rms_norm(head, w, job->desc->norm_eps, head_dim, head);
+    }
+}
+
+static void append_row(const append_job_t *job, const kri_step_seq_t *seq, uint32_t row) {
+    const kri_attn_desc_t *desc = job->desc;
+    const kri_kernels_t *kernels = job->exec->kernels;
+    const kri_kv_group_t *group = job->group;
+    kri_rope_fn *rope = desc->rope_pair ? kernels->rope_pair : kernels->rope_half;
+    kri_kv_store_fn *store =
+        group->dtype == KR_DTYPE_F32 ? kernels->kv_store_f32 : kernels->kv_store_f16;
+    size_t head_dim = desc->head_dim;
+    float *q = job->qkv + row * job->row_floats;
+    float *k = q + desc->n_heads * head_dim, *v = k + desc->n_kv_heads * head_dim;
+    norm_heads(job, desc->q_norm, desc->n_heads, q);
+    norm_heads(job, desc->k_norm, desc->n_kv_heads, k);
+    if (desc->n_rot > 0) {
+        const float *cos_sin = job->cos_sin + (size_t)row * desc->n_rot;
+        rope(q, desc->n_heads, head_dim, desc->n_rot, cos_sin);
+        rope(k, desc->n_kv_heads, head_dim, desc->n_rot, cos_sin);
+    }
+    uint32_t pos = seq->pos_begin + (row - seq->row_begin);
+    uint32_t page_index = seq->page_table[desc->group][pos / KRI_PAGE_TOKENS];
+    uint8_t *page = group->pool + (size_t)page_index * group->page_bytes;
+    size_t slot = pos % KRI_PAGE_TOKENS * head_dim * element_bytes(group->dtype);
+    for (uint32_t h = 0; h < desc->n_kv_heads; h++) {
+        store(k + h * head_dim, head_dim,
+              page + page_offset(group, desc->layer_in_group, 0, h) + slot);
+        store(v + h * head_dim, head_dim,
+              page + page_offset(group, desc->layer_in_group, 1, h) + slot);
+    }
+}
+
+static void append_rows(void *ctx, uint32_t thread_index, uint32_t n_threads) {
+    const append_job_t *job = ctx;
+    const kri_step_t *step = job->exec->step;
+    uint64_t begin, end;
+    kri_split(step->n_rows, 1, thread_index, n_threads, &begin, &end);
+    for (uint32_t s = 0; s < step->n_seqs; s++) {
+        const kri_step_seq_t *seq = &step->seqs[s];
+        uint32_t row = seq->row_begin, row_end = seq->row_begin + seq->n_rows;
+        if (row < begin) row = (uint32_t)begin;
+        if (row_end > end) row_end = (uint32_t)end;
+        for (; row < row_end; row++) append_row(job, seq, row);
+    }
+}
+
+void kri_op_rope_append(const kri_exec_t *exec, const kri_attn_desc_t *desc,
+                        const float *cos_sin, float *qkv) {
+    append_job_t job = {
+        .exec = exec,
+        .desc = desc,
+        .group = &exec->step->groups[desc->group],
+        .cos_sin = cos_sin,
+        .qkv = qkv,
+        .row_floats = ((size_t)desc->n_heads + 2 * (size_t)desc->n_kv_heads) * desc->head_dim,
+    };
+    uint64_t work = exec->step->n_rows > 1 ? exec->step->n_rows * job.row_floats : 0;
+    kri_exec_run(exec, work, append_rows, &job);
+}
+
+/* ---- attention ----------------------------------------------------------------------------- */
+
+typedef struct attn_job_s {
+    const kri_exec_t *exec;
+    const kri_attn_desc_t *desc;
+    const kri_kv_group_t *group;
+    kri_attention_fn *kernel;
+    const float *qkv;
+    float *out;
+    uint32_t heads_per_kv;   /* query heads that share a KV head */
+    uint32_t heads_per_item; /* at most KRI_ATTN_TILE of them */
+    uint32_t rows_per_item;
+    uint32_t n_head_items;   /* items side by side: KV heads x slices of their query heads */
+    uint64_t next_item;      /* taken with atomic adds */
+} attn_job_t;
+
+static uint64_t seq_n_items(const attn_job_t *job, const kri_step_seq_t *seq) {
+    return (uint64_t)kri_ceil_div(seq->n_rows, job->rows_per_item) * job->n_head_items;
+}
+
+static void attend_item(const attn_job_t *job, const kri_step_seq_t *seq, uint64_t item,
+                        float *scratch) {
+    const kri_attn_desc_t *desc = job->desc;
+    const kri_kv_group_t *group = job->group;
+    uint32_t n_slices = job->n_head_items / desc->n_kv_heads;
+    uint32_t head_item = (uint32_t)(item % job->n_head_items);
+    uint32_t kv_head = head_item / n_slices;
+    uint32_t head_begin = head_item % n_slices * job->heads_per_item; /* within the KV head */
+    uint32_t n_heads = job->heads_per_kv - head_begin;
+    /* The last rows see the most keys: they go first, so that no thread is left with them. */
+    uint64_t n_tiles = kri_ceil_div(seq->n_rows, job->rows_per_item);
+    uint64_t tile = n_tiles - 1 - item / job->n_head_items;
+    uint32_t row = (uint32_t)tile * job->rows_per_item, n_rows = seq->n_rows - row;
+    if (n_heads > job->heads_per_item) n_heads = job->heads_per_item;
+    if (n_rows > job->rows_per_item) n_rows = job->rows_per_item;
+
+    size_t q_stride = ((size_t)desc->n_heads + 2 * (size_t)desc->n_kv_heads) * desc->head_dim;
+    size_t out_stride = (size_t)desc->n_heads * desc->head_dim;
+    size_t column = ((size_t)kv_head * job->heads_per_kv + head_begin) * desc->head_dim;
+    size_t batch_row = (size_t)seq->row_begin + row;
+    kri_attn_args_t args = {
+        .q = job->qkv + batch_row * q_stride + column,
+        .q_stride = q_stride,
+        .out = job->out + batch_row * out_stride + column,
+        .out_stride = out_stride,
+        .pool = group->pool,
+        .page_bytes = group->page_bytes,
+        .k_offset = page_offset(group, desc->layer_in_group, 0, kv_head),
+        .v_offset = page_offset(group, desc->layer_in_group, 1, kv_head),
+        .page_table = seq->page_table[desc->group],
+        .n_rows = n_rows,
+        .n_heads = n_heads,
+        .head_dim = desc->head_dim,
+        .pos_begin = seq->pos_begin + row,
+        .window = group->window,
+        .scale = desc->scale,
+        .softcap = desc->softcap,
+        .scratch = scratch,
+    };
+    job->kernel(&args);
+}
+
+static void attend_items(void *ctx, uint32_t thread_index, uint32_t n_threads) {
+    attn_job_t *job = ctx;
+    const kri_step_t *step = job->exec->step;
+    float *scratch = job->exec->attn_scratch + (size_t)thread_index * KRI_ATTN_SCRATCH_FLOATS;
+    uint64_t first = 0; /* the first item of sequence s; a thread's items only go up */
+    uint32_t s = 0;
+    (void)n_threads;
+    for (;;) {
+        uint64_t item = __atomic_fetch_add(&job->next_item, 1, __ATOMIC_RELAXED);
+        while (s < step->n_seqs && item - first >= seq_n_items(job, &step->seqs[s]))
+            first += seq_n_items(job, &step->seqs[s++]);
+        if (s == step->n_seqs) return;
+        attend_item(job, &step->seqs[s], item - first, scratch);
+    }
+}
+
+/* The vector kernels handle heads of whole 16-float vectors; others take the reference. */
+static kri_attention_fn *choose_kernel(const kri_kernels_t *kernels, kr_dtype_t dtype,
+                                       uint32_t head_dim) {
+    if (head_dim % 16 != 0)
+        return dtype == KR_DTYPE_F32 ? kri_attention_f32_ref : kri_attention_f16_ref;
+    return dtype == KR_DTYPE_F32 ? kernels->attention_f32 : kernels->attention_f16;
+}
+
+/* Multiplications of the scores, for the choice between inline and pool. */
+static uint64_t attention_work(const attn_job_t *job) {
+    const kri_step_t *step = job->exec->step;
+    uint64_t n_keys = 0, window = job->group->window;
+    for (uint32_t s = 0; s < step->n_seqs; s++) {
+        uint64_t seen = (uint64_t)step->seqs[s].pos_begin + step->seqs[s].n_rows;
+        if (window && seen > window) seen = window;
+        n_keys += seen * step->seqs[s].n_rows;
+    }
+    return n_keys * job->desc->n_heads * job->desc->head_dim;
+}
+
+void kri_op_attention(const kri_exec_t *exec, const kri_attn_desc_t *desc, const float *qkv,
+                      float *out) {
+    attn_job_t job = {
+        .exec = exec,
+        .desc = desc,
+        .group = &exec->step->groups[desc->group],
+        .qkv = qkv,
+        .out = out,
+        .heads_per_kv = desc->n_heads / desc->n_kv_heads,
+    };
+    KR_ASSERT(desc->head_dim <= KRI_HEAD_DIM_MAX);
+    job.kernel = choose_kernel(exec->kernels, job.group->dtype, desc->head_dim);
+    job.heads_per_item = job.heads_per_kv < KRI_ATTN_TILE ? job.heads_per_kv : KRI_ATTN_TILE;
+    job.rows_per_item = KRI_ATTN_TILE / job.heads_per_item;
+    job.n_head_items =
+        desc->n_kv_heads * (uint32_t)kri_ceil_div(job.heads_per_kv, job.heads_per_item);
+    kri_exec_run(exec, attention_work(&job), attend_items, &job);
+}

@@ -1,0 +1,129 @@
+/* kernels.h: the kernel table: one slot per row of ops.def, filled with the scalar reference and
+ * then overwritten by faster variants (src/cpu/impl.def). Kernels are single-threaded, allocate
+ * nothing, and work on flat ranges; threads and batches are exec.h's business.
+ *
+ * Batch invariance. For one (token, output) pair every level performs the same float operations
+ * in the same order, whatever the number of tokens, rows or threads of the call; integer sums are
+ * exact. The order is stated with each type below, uses fused multiply-add (fmaf), and is the
+ * same for all levels, so that `linear` is bit-identical on ref, AVX2 and AVX-512. */
+#ifndef KRI_OPS_KERNELS_H
+#define KRI_OPS_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "kr.h"
+
+/* ---- quantised activations (quant_act, block length 32) ------------------------------------
+ * One block of 32 values: q = rint(x * (127 / amax)) in -127..127 (round to nearest even),
+ * d = amax / 127. A block with amax < 1e-30 is all zero. A block that holds a NaN or an infinity
+ * gets d = ds = NaN, q = sums = 0, so that bad values reach the logits and are refused there
+ * (amax is taken over the absolute bit patterns as integers, which orders NaN above all). */
+typedef struct kri_q8_block_s {
+    float d;             /* scale */
+    float ds;            /* d * (float)(sum_half[0] + sum_half[1]) */
+    int32_t sum_half[2]; /* sums of q[0..15], q[16..31] */
+    int8_t q[32];
+} kri_q8_block_t;
+#define KRI_Q8_ITEMS 32u
+
+/* x [n] with n % 32 == 0 -> blocks [n / 32]. */
+typedef void kri_quant_fn(const float *restrict x, size_t n, kri_q8_block_t *restrict blocks);
+
+/* ---- linear ---------------------------------------------------------------------------------
+ * out[t, r] = sum_k act[t, k] * w[r, k] (+ bias[r]) (+ out[t, r] when accumulate).
+ * w       packed groups of KRI_GROUP_ROWS rows (pack.h gives each layout), 64-byte aligned.
+ * act     quantised types: kri_q8_block_t [n_tokens][n_in / 32]; float types: f32 [n_tokens][n_in];
+ *         act_stride is the distance of two tokens in bytes.
+ * out     f32; out_stride in floats. Rows r in [0, n_rows) are written, n_rows <= 16 * n_groups
+ *         and > 16 * (n_groups - 1).
+ * Order   acc = 0; for each 32-block b ascending (float types: for each k ascending) one step:
+ *           q4_0 q5_0 q8_0   acc = fmaf(dw * da, (float)(idot - zero * isum), acc)
+ *           q4_1 q5_1        acc = fmaf(dw * da, (float)idot, acc); acc = fmaf(m, ds, acc)
+ *           q4_k q5_k        acc = fmaf((d * sc) * da, (float)idot, acc);
+ *                            acc = fmaf(-(dmin * mn), ds, acc)
+ *           q6_k             for half h = 0, 1: acc = fmaf((d * sc[h]) * da,
+ *                                                          (float)(idot[h] - 32 * isum[h]), acc)
+ *           f32 f16 bf16     acc = fmaf((float)w, x, acc)
+ *         with zero = 8, 16, 128 and idot over the unsigned packed quants;
+ *         then acc += bias, then out + acc when accumulate. */
+#define KRI_GROUP_ROWS 16u
+typedef void kri_linear_fn(const uint8_t *restrict w, size_t n_in, size_t n_groups,
+                           size_t n_rows, const void *restrict act, size_t act_stride,
+                           size_t n_tokens, const float *restrict bias, uint32_t accumulate,
+                           float *restrict out, size_t out_stride);
+
+/* ---- row-wise ------------------------------------------------------------------------------ */
+
+/* out[i] = x[i] * w[i] / sqrt(mean(x^2) + eps); w may be NULL (all ones); out may be x.
+ * Zhang & Sennrich 2019. */
+typedef void kri_rms_norm_fn(const float *x, const float *restrict w, float eps, size_t n,
+                             float *out);
+/* Rotates n_heads heads of head_dim floats in place by the angles of one position:
+ * cos_sin [n_rot / 2][2] (cos, sin). _half pairs (i, i + n_rot/2), _pair pairs (2i, 2i + 1);
+ * dims past n_rot stay. Su et al. 2021. */
+typedef void kri_rope_fn(float *restrict x, size_t n_heads, size_t head_dim, size_t n_rot,
+                         const float *restrict cos_sin);
+/* out[i] = act(gate[i]) * up[i]; out may be gate. silu: g / (1 + exp(-g)); gelu: the tanh form
+ * 0.5 g (1 + tanh(sqrt(2/pi) (g + 0.044715 g^3))) (Hendrycks & Gimpel 2016). NaN stays NaN. */
+typedef void kri_gated_act_fn(const float *gate, const float *up, size_t n, float *out);
+/* y[i] += x[i] */
+typedef void kri_add_fn(float *restrict y, const float *restrict x, size_t n);
+/* x[i] = cap * tanh(x[i] / cap) */
+typedef void kri_softcap_fn(float *restrict x, size_t n, float cap);
+/* Converts n floats to the KV cache's element type (f16: round to nearest even). */
+typedef void kri_kv_store_fn(const float *restrict x, size_t n, void *restrict dst);
+
+/* ---- attention ------------------------------------------------------------------------------
+ * One sequence, one layer, one KV head; a tile of consecutive query rows with the n_heads query
+ * heads that share the KV head. Row r sits at position pos_begin + r and sees the keys
+ * [max(0, pos - window + 1), pos] (window 0: from 0). K and V of page p start at
+ * pool + page_table[p] * page_bytes + k_offset / v_offset, each [16][head_dim] elements.
+ * Online softmax (Milakov & Gimelshein 2018; Dao et al. 2022) over key blocks of
+ * KRI_ATTN_BLOCK keys at multiples of the absolute position, in ascending order, so that a row's
+ * result does not depend on the tile it was in. n_rows * n_heads <= KRI_ATTN_TILE.
+ * scratch: KRI_ATTN_SCRATCH_FLOATS floats, 64-byte aligned, private to the thread. head_dim is a
+ * multiple of 16, at most KRI_HEAD_DIM_MAX; the reference takes any. A struct because sixteen
+ * flat arguments would be read by nobody. */
+#define KRI_PAGE_TOKENS 16u
+#define KRI_ATTN_BLOCK 64u
+#define KRI_ATTN_TILE 64u
+#define KRI_HEAD_DIM_MAX 512u
+#define KRI_ATTN_SCRATCH_FLOATS                                                                  \
+    (2u * KRI_ATTN_BLOCK * KRI_HEAD_DIM_MAX + 2u * KRI_ATTN_TILE * KRI_HEAD_DIM_MAX +            \
+     KRI_ATTN_TILE * KRI_ATTN_BLOCK + 4u * KRI_ATTN_TILE)
+typedef struct kri_attn_args_s {
+    const float *q;   /* row r, head h at q + r * q_stride + h * head_dim */
+    size_t q_stride;  /* floats */
+    float *out;       /* same arrangement */
+    size_t out_stride;
+    const uint8_t *pool;
+    size_t page_bytes, k_offset, v_offset;
+    const uint32_t *page_table;
+    uint32_t n_rows, n_heads, head_dim;
+    uint32_t pos_begin;
+    uint32_t window;
+    float scale;      /* applied to q.k */
+    float softcap;    /* 0 = none; cap * tanh(s / cap) after scale */
+    float *scratch;
+} kri_attn_args_t;
+typedef void kri_attention_fn(const kri_attn_args_t *args);
+
+/* ---- the table ----------------------------------------------------------------------------- */
+
+typedef struct kri_kernels_s {
+    const char *isa; /* level of the table, static C string */
+#define KR_OP(slot, type, family, tolerance) type *slot;
+#include "ops/ops.def"
+} kri_kernels_t;
+
+/* The reference of each slot: kri_<slot>_ref. */
+#define KR_OP(slot, type, family, tolerance) type kri_##slot##_ref;
+#include "ops/ops.def"
+
+/* A table of references only. */
+void kri_kernels_ref(kri_kernels_t *kernels);
+/* The linear slot for a weight type; NULL for an unknown one. */
+kri_linear_fn *kri_kernels_linear(const kri_kernels_t *kernels, kr_dtype_t dtype);
+
+#endif

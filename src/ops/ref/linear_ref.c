@@ -1,0 +1,162 @@
+/* linear_ref.c: weights times activations for all types, in the float order of kernels.h.
+ * A row's block is decoded once for up to TOKEN_TILE tokens; the sum of one (token, row) pair
+ * does not see the tile, so any cut of the batch gives the same bits. */
+#include <math.h>
+#include <string.h>
+
+#include "ops/block.h"
+
+#define TOKEN_TILE 16u
+
+/* Where results go and how they end: shared by all types. */
+typedef struct sink_s {
+    const float *bias;
+    uint32_t accumulate;
+    float *out;
+    size_t out_stride;
+} sink_t;
+
+static void sink_put(const sink_t *sink, size_t token, size_t row, float acc) {
+    float *out = sink->out + token * sink->out_stride + row;
+    if (sink->bias) acc += sink->bias[row];
+    *out = sink->accumulate ? *out + acc : acc;
+}
+
+static int32_t dot_quants(const uint8_t *w, const int8_t *a, size_t n) {
+    int32_t sum = 0;
+    for (size_t i = 0; i < n; i++) sum += (int32_t)w[i] * (int32_t)a[i];
+    return sum;
+}
+
+/* One 32-block of weights, decoded. */
+typedef struct weights_s {
+    uint8_t q[KRI_BLOCK_ITEMS];
+    float d, m, d_half[2]; /* scales: whole block, offset, q6_k halves */
+} weights_t;
+
+typedef float step_fn(const weights_t *w, const kri_q8_block_t *a, float acc);
+
+static float step_zero(const weights_t *w, const kri_q8_block_t *a, int32_t zero, float acc) {
+    int32_t dot = dot_quants(w->q, a->q, KRI_BLOCK_ITEMS);
+    int32_t sum = a->sum_half[0] + a->sum_half[1];
+    return fmaf(w->d * a->d, (float)(dot - zero * sum), acc);
+}
+
+static float step_q4_0(const weights_t *w, const kri_q8_block_t *a, float acc) {
+    return step_zero(w, a, 8, acc);
+}
+
+static float step_q5_0(const weights_t *w, const kri_q8_block_t *a, float acc) {
+    return step_zero(w, a, 16, acc);
+}
+
+static float step_q8_0(const weights_t *w, const kri_q8_block_t *a, float acc) {
+    return step_zero(w, a, 128, acc);
+}
+
+/* q4_1 q5_1 q4_k q5_k; for the K types d and m already hold d * sc and -(dmin * mn). */
+static float step_offset(const weights_t *w, const kri_q8_block_t *a, float acc) {
+    int32_t dot = dot_quants(w->q, a->q, KRI_BLOCK_ITEMS);
+    acc = fmaf(w->d * a->d, (float)dot, acc);
+    return fmaf(w->m, a->ds, acc);
+}
+
+static float step_q6_k(const weights_t *w, const kri_q8_block_t *a, float acc) {
+    for (size_t h = 0; h < 2; h++) {
+        int32_t dot = dot_quants(w->q + 16 * h, a->q + 16 * h, 16);
+        acc = fmaf(w->d_half[h] * a->d, (float)(dot - 32 * a->sum_half[h]), acc);
+    }
+    return acc;
+}
+
+static void decode_block(kr_dtype_t dtype, const uint8_t *group, const kri_pack_layout_t *layout,
+                         size_t block, size_t row, weights_t *w) {
+    kri_block_t raw;
+    kri_block_from_group(dtype, group, layout, block, row, &raw);
+    kri_block_quants(dtype, &raw, w->q);
+    w->d = kri_f16_to_f32(raw.d);
+    w->m = kri_f16_to_f32(raw.m);
+    if (dtype == KR_DTYPE_Q4_K || dtype == KR_DTYPE_Q5_K) {
+        w->d *= (float)raw.s[0];
+        w->m = -(w->m * (float)raw.s[1]);
+    } else if (dtype == KR_DTYPE_Q6_K) {
+        for (size_t h = 0; h < 2; h++) w->d_half[h] = w->d * (float)(int8_t)raw.s[h];
+    }
+}
+
+static void linear_blocks(kr_dtype_t dtype, step_fn *step, const uint8_t *w, size_t n_in,
+                          size_t n_rows, const uint8_t *act, size_t act_stride, size_t n_tokens,
+                          const sink_t *sink) {
+    kri_pack_layout_t layout;
+    if (!kri_pack_layout(dtype, n_in, &layout)) return;
+    for (size_t r = 0; r < n_rows; r++) {
+        const uint8_t *group = w + r / KRI_GROUP_ROWS * layout.group_bytes;
+        for (size_t t0 = 0; t0 < n_tokens; t0 += TOKEN_TILE) {
+            size_t n = n_tokens - t0 < TOKEN_TILE ? n_tokens - t0 : TOKEN_TILE;
+            float acc[TOKEN_TILE] = {0};
+            for (size_t b = 0; b < n_in / KRI_BLOCK_ITEMS; b++) {
+                weights_t block;
+                decode_block(dtype, group, &layout, b, r % KRI_GROUP_ROWS, &block);
+                for (size_t t = 0; t < n; t++) {
+                    const uint8_t *row = act + (t0 + t) * act_stride;
+                    acc[t] = step(&block, (const kri_q8_block_t *)(const void *)row + b, acc[t]);
+                }
+            }
+            for (size_t t = 0; t < n; t++) sink_put(sink, t0 + t, r, acc[t]);
+        }
+    }
+}
+
+static void linear_floats(kr_dtype_t dtype, const uint8_t *w, size_t n_in, size_t n_rows,
+                          const uint8_t *act, size_t act_stride, size_t n_tokens,
+                          const sink_t *sink) {
+    kri_pack_layout_t layout;
+    if (!kri_pack_layout(dtype, n_in, &layout)) return;
+    for (size_t r = 0; r < n_rows; r++) {
+        const uint8_t *group = w + r / KRI_GROUP_ROWS * layout.group_bytes;
+        for (size_t t0 = 0; t0 < n_tokens; t0 += TOKEN_TILE) {
+            size_t n = n_tokens - t0 < TOKEN_TILE ? n_tokens - t0 : TOKEN_TILE;
+            float acc[TOKEN_TILE] = {0};
+            for (size_t k = 0; k < n_in; k++) {
+                float weight = kri_block_element(dtype, group,
+                                                 k * KRI_GROUP_ROWS + r % KRI_GROUP_ROWS);
+                for (size_t t = 0; t < n; t++) {
+                    const uint8_t *row = act + (t0 + t) * act_stride;
+                    acc[t] = fmaf(weight, ((const float *)(const void *)row)[k], acc[t]);
+                }
+            }
+            for (size_t t = 0; t < n; t++) sink_put(sink, t0 + t, r, acc[t]);
+        }
+    }
+}
+
+#define LINEAR_ARGS                                                                              \
+    const uint8_t *restrict w, size_t n_in, size_t n_groups, size_t n_rows,                      \
+        const void *restrict act, size_t act_stride, size_t n_tokens,                            \
+        const float *restrict bias, uint32_t accumulate, float *restrict out, size_t out_stride
+
+#define LINEAR_QUANT(slot, dtype, step)                                                          \
+    void kri_linear_##slot##_ref(LINEAR_ARGS) {                                                  \
+        sink_t sink = {bias, accumulate, out, out_stride};                                       \
+        (void)n_groups;                                                                          \
+        linear_blocks(dtype, step, w, n_in, n_rows, act, act_stride, n_tokens, &sink);           \
+    }
+
+#define LINEAR_FLOAT(slot, dtype)                                                                \
+    void kri_linear_##slot##_ref(LINEAR_ARGS) {                                                  \
+        sink_t sink = {bias, accumulate, out, out_stride};                                       \
+        (void)n_groups;                                                                          \
+        linear_floats(dtype, w, n_in, n_rows, act, act_stride, n_tokens, &sink);                 \
+    }
+
+LINEAR_FLOAT(f32, KR_DTYPE_F32)
+LINEAR_FLOAT(f16, KR_DTYPE_F16)
+LINEAR_FLOAT(bf16, KR_DTYPE_BF16)
+LINEAR_QUANT(q4_0, KR_DTYPE_Q4_0, step_q4_0)
+LINEAR_QUANT(q4_1, KR_DTYPE_Q4_1, step_offset)
+LINEAR_QUANT(q5_0, KR_DTYPE_Q5_0, step_q5_0)
+LINEAR_QUANT(q5_1, KR_DTYPE_Q5_1, step_offset)
+LINEAR_QUANT(q8_0, KR_DTYPE_Q8_0, step_q8_0)
+LINEAR_QUANT(q4_k, KR_DTYPE_Q4_K, step_offset)
+LINEAR_QUANT(q5_k, KR_DTYPE_Q5_K, step_offset)
+LINEAR_QUANT(q6_k, KR_DTYPE_Q6_K, step_q6_k)

@@ -1,0 +1,74 @@
+/* rowwise_ref.c: normalisation, rotation, activations and the KV cache's conversions.
+ * Sums and transcendental functions in double, so that the reference is the more exact side. */
+#include <math.h>
+#include <string.h>
+
+#include "ops/kernels.h"
+#include "ops/pack.h"
+
+void kri_rms_norm_ref(const float *x, const float *restrict w, float eps, size_t n, float *out) {
+    double sum = 0;
+    for (size_t i = 0; i < n; i++) sum += (double)x[i] * (double)x[i];
+    double scale = 1.0 / sqrt(sum / (double)n + (double)eps);
+    for (size_t i = 0; i < n; i++)
+        out[i] = (float)((double)x[i] * scale * (w ? (double)w[i] : 1.0));
+}
+
+static void rotate(float *x0, float *x1, const float *cos_sin) {
+    double a = (double)*x0, b = (double)*x1;
+    double c = (double)cos_sin[0], s = (double)cos_sin[1];
+    *x0 = (float)(a * c - b * s);
+    *x1 = (float)(a * s + b * c);
+}
+
+void kri_rope_half_ref(float *restrict x, size_t n_heads, size_t head_dim, size_t n_rot,
+                       const float *restrict cos_sin) {
+    for (size_t h = 0; h < n_heads; h++) {
+        float *head = x + h * head_dim;
+        for (size_t i = 0; i < n_rot / 2; i++)
+            rotate(head + i, head + i + n_rot / 2, cos_sin + 2 * i);
+    }
+}
+
+void kri_rope_pair_ref(float *restrict x, size_t n_heads, size_t head_dim, size_t n_rot,
+                       const float *restrict cos_sin) {
+    for (size_t h = 0; h < n_heads; h++) {
+        float *head = x + h * head_dim;
+        for (size_t i = 0; i < n_rot / 2; i++)
+            rotate(head + 2 * i, head + 2 * i + 1, cos_sin + 2 * i);
+    }
+}
+
+void kri_gated_silu_ref(const float *gate, const float *up, size_t n, float *out) {
+    for (size_t i = 0; i < n; i++) {
+        double g = (double)gate[i];
+        out[i] = (float)(g / (1.0 + exp(-g)) * (double)up[i]);
+    }
+}
+
+void kri_gated_gelu_ref(const float *gate, const float *up, size_t n, float *out) {
+    const double sqrt_2_over_pi = 0.79788456080286535588;
+    for (size_t i = 0; i < n; i++) {
+        double g = (double)gate[i];
+        double t = tanh(sqrt_2_over_pi * (g + 0.044715 * g * g * g));
+        out[i] = (float)(0.5 * g * (1.0 + t) * (double)up[i]);
+    }
+}
+
+void kri_add_ref(float *restrict y, const float *restrict x, size_t n) {
+    for (size_t i = 0; i < n; i++) y[i] += x[i];
+}
+
+void kri_softcap_ref(float *restrict x, size_t n, float cap) {
+    for (size_t i = 0; i < n; i++)
+        x[i] = (float)((double)cap * tanh((double)x[i] / (double)cap));
+}
+
+void kri_kv_store_f32_ref(const float *restrict x, size_t n, void *restrict dst) {
+    memcpy(dst, x, n * sizeof *x);
+}
+
+void kri_kv_store_f16_ref(const float *restrict x, size_t n, void *restrict dst) {
+    uint16_t *out = dst;
+    for (size_t i = 0; i < n; i++) out[i] = kri_f32_to_f16(x[i]);
+}

@@ -1,0 +1,148 @@
+/* tokenizer.c: the tokenizer handle. Encoding is done by the Rust library; decoding is a look-up
+ * in the vocabulary table and stays here, where it costs nothing per token. */
+#include "text/tokenizer.h"
+
+#include <stdbool.h>
+#include <string.h>
+
+#include "base/alloc.h"
+#include "base/error.h"
+
+kr_status_t kri_text_fail(int32_t status, const krt_error_t *failure, const char *param,
+                          kr_error_t *error) {
+    return kri_error_set(error, status, param, failure->offset, "%s", failure->message);
+}
+
+kr_status_t kri_tokenizer_create(const kri_vocab_desc_t *desc, kri_tokenizer_t **tokenizer,
+                                 kr_error_t *error) {
+    if (!desc || !tokenizer) return KRI_FAIL(error, KR_E_INVALID_ARG, NULL, "NULL argument");
+    const bool is_spm = desc->kind == KRI_VOCAB_SPM;
+    if (is_spm ? !desc->scores : (!desc->pre || (desc->n_merges && !desc->merge_offsets))) {
+        return KRI_FAIL(error, KR_E_INVALID_ARG, "tokenizer", "incomplete vocabulary");
+    }
+    kr_status_t status = KR_OK;
+    uint8_t *types = NULL;
+    kri_tokenizer_t *t = kri_calloc(1, sizeof *t, "tokenizer");
+    if (!t) return KRI_FAIL(error, KR_E_NOMEM, NULL, "no memory for the tokenizer");
+    KR_TRY_DONE(kri_vocab_init(&t->vocab, desc, &types, error));
+    const krt_vocab_t vocab = {
+        .text = desc->text, .offsets = desc->offsets, .types = types, .scores = desc->scores,
+        .n_tokens = desc->n_tokens, .merges = desc->merges, .merge_offsets = desc->merge_offsets,
+        .n_merges = (size_t)desc->n_merges, .pre = desc->pre,
+        .pre_bytes = is_spm ? 0 : strlen(desc->pre), .unk = desc->unk, .is_spm = is_spm,
+        .space_prefix = desc->add_space_prefix,
+    };
+    krt_error_t failure;
+    status = krt_tokenizer_create(&vocab, &t->encoder, &failure);
+    if (status != KR_OK) {
+        kri_text_fail(status, &failure, "tokenizer", error);
+        goto done;
+    }
+    t->bos = desc->bos;
+    t->eos = desc->eos;
+    t->add_bos = desc->add_bos && desc->bos >= 0;
+    t->strip_space = is_spm && desc->add_space_prefix;
+    *tokenizer = t;
+    t = NULL;
+done:
+    kri_free(types);
+    kri_tokenizer_destroy(t);
+    return status;
+}
+
+void kri_tokenizer_destroy(kri_tokenizer_t *tokenizer) {
+    if (!tokenizer) return;
+    krt_tokenizer_destroy(tokenizer->encoder);
+    kri_vocab_deinit(&tokenizer->vocab);
+    kri_free(tokenizer);
+}
+
+kr_status_t kri_tokenizer_encode(const kri_tokenizer_t *tokenizer, const char *text,
+                                 size_t n_bytes, uint32_t flags, kr_token_t *tokens,
+                                 size_t capacity, size_t *n_tokens, kr_error_t *error) {
+    const uint32_t known = KR_TOKENIZE_ADD_BOS | KR_TOKENIZE_PARSE_SPECIAL;
+    if (!tokenizer || !n_tokens || (!text && n_bytes) || (!tokens && capacity)) {
+        return KRI_FAIL(error, KR_E_INVALID_ARG, "text", "NULL argument");
+    }
+    if (flags & ~known) return KRI_FAIL(error, KR_E_INVALID_ARG, "flags", "unknown flag");
+    const bool has_bos = (flags & KR_TOKENIZE_ADD_BOS) && tokenizer->add_bos;
+    krt_error_t failure;
+    const int32_t status = krt_tokenizer_encode(
+        tokenizer->encoder, text, n_bytes, (flags & KR_TOKENIZE_PARSE_SPECIAL) != 0,
+        has_bos ? tokenizer->bos : -1, tokens, capacity, n_tokens, &failure);
+    return status == KR_OK ? KR_OK : kri_text_fail(status, &failure, "text", error);
+}
+
+kr_status_t kri_tokenizer_decode(const kri_tokenizer_t *tokenizer, const kr_token_t *tokens,
+                                 size_t n_tokens, uint32_t flags, char *buf, size_t capacity,
+                                 size_t *n_bytes, kr_error_t *error) {
+    if (!tokenizer || !n_bytes || (!tokens && n_tokens) || (!buf && capacity)) {
+        return KRI_FAIL(error, KR_E_INVALID_ARG, "tokens", "NULL argument");
+    }
+    if (flags & ~(uint32_t)KR_TOKENIZE_PARSE_SPECIAL) {
+        return KRI_FAIL(error, KR_E_INVALID_ARG, "flags", "unknown flag");
+    }
+    for (size_t i = 0; i < n_tokens; i++) {
+        if (tokens[i] < 0 || (uint32_t)tokens[i] >= tokenizer->vocab.n_tokens) {
+            return KRI_FAIL_AT(error, KR_E_INVALID_ARG, "tokens", i, "token %d is not in the vocabulary",
+                               tokens[i]);
+        }
+    }
+    /* At most 64 KiB a token: 2^48 tokens do not fit in memory, so the sum cannot overflow. */
+    size_t n_out = 0;
+    bool strip = tokenizer->strip_space != 0;
+    for (size_t i = 0; i < n_tokens; i++) {
+        size_t n_piece;
+        int is_special;
+        const char *piece = kri_tokenizer_token(tokenizer, tokens[i], &n_piece, &is_special);
+        if (is_special && !(flags & KR_TOKENIZE_PARSE_SPECIAL)) continue;
+        if (strip && !is_special) {
+            strip = false;
+            if (n_piece && piece[0] == ' ') {
+                piece++;
+                n_piece--;
+            }
+        }
+        if (n_piece && n_out <= capacity && n_piece <= capacity - n_out) {
+            memcpy(buf + n_out, piece, n_piece);
+        }
+        n_out += n_piece;
+    }
+    *n_bytes = n_out;
+    if (n_out > capacity) return KRI_FAIL(error, KR_E_LIMIT, "buf", "needs room for %zu bytes", n_out);
+    return KR_OK;
+}
+
+int kri_tokenizer_is_end(const kri_tokenizer_t *tokenizer, kr_token_t token) {
+    if (token < 0 || (uint32_t)token >= tokenizer->vocab.n_tokens) return 0;
+    return (tokenizer->vocab.flags[token] & KRI_TOKEN_IS_END) != 0;
+}
+
+uint32_t kri_tokenizer_n_tokens(const kri_tokenizer_t *tokenizer) {
+    return tokenizer->vocab.n_tokens;
+}
+
+const char *kri_tokenizer_token(const kri_tokenizer_t *tokenizer, kr_token_t token,
+                                size_t *n_bytes, int *is_special) {
+    const kri_vocab_t *vocab = &tokenizer->vocab;
+    if (token < 0 || (uint32_t)token >= vocab->n_tokens) {
+        *n_bytes = 0;
+        *is_special = 0;
+        return "";
+    }
+    *n_bytes = vocab->offsets[token + 1] - vocab->offsets[token];
+    *is_special = (vocab->flags[token] & KRI_TOKEN_IS_SPECIAL) != 0;
+    return vocab->bytes + vocab->offsets[token];
+}
+
+/* SentencePiece pairs are found by looking their joined text up in the vocabulary, so there is
+ * nothing to derive and nothing to keep in the artifact cache. */
+kr_status_t kri_spm_merges_build(const kri_vocab_desc_t *desc, uint32_t **pairs,
+                                 uint64_t *n_pairs, kr_error_t *error) {
+    if (!desc || !pairs || !n_pairs || desc->kind != KRI_VOCAB_SPM) {
+        return KRI_FAIL(error, KR_E_INVALID_ARG, "tokenizer", "not a SentencePiece vocabulary");
+    }
+    *pairs = NULL;
+    *n_pairs = 0;
+    return KR_OK;
+}

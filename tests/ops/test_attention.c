@@ -1,0 +1,215 @@
+/* test_attention.c: the attention rows of ops.def: every level against the reference over
+ * shuffled pages, and at every level the same bits for a row whatever tile it is in. */
+#include "ops_util.h"
+
+#define N_KEYS_MAX 400u
+
+/* Pages of one layer and KV head, [K | V][16][head_dim], at shuffled places; slots outside
+ * [first, end) hold NaN and stand for what other sequences left there. */
+typedef struct cache_s {
+    guard_t pool;
+    size_t page_bytes, v_offset;
+    uint32_t page_table[N_KEYS_MAX / KRI_PAGE_TOKENS + 1];
+} cache_t;
+
+static void put(uint8_t *dst, bool half, size_t index, float value) {
+    uint16_t h = kri_f32_to_f16(value);
+    if (half) memcpy(dst + 2 * index, &h, 2);
+    else memcpy(dst + 4 * index, &value, 4);
+}
+
+static cache_t cache_new(rng_t *rng, bool half, uint32_t head_dim, uint32_t first, uint32_t end) {
+    cache_t cache = {.page_bytes = 0};
+    uint32_t n_pages = (end + KRI_PAGE_TOKENS - 1) / KRI_PAGE_TOKENS;
+    size_t plane = KRI_PAGE_TOKENS * head_dim;
+    cache.v_offset = plane * (half ? 2 : 4);
+    cache.page_bytes = 2 * cache.v_offset;
+    cache.pool = guard_new(n_pages * cache.page_bytes, true);
+    /* Past the last page: an id far outside the pool, so that a look faults. */
+    for (size_t p = 0; p <= N_KEYS_MAX / KRI_PAGE_TOKENS; p++) cache.page_table[p] = 1u << 20;
+    for (uint32_t p = 0; p < n_pages; p++) cache.page_table[p] = p;
+    for (uint32_t p = n_pages; p-- > 1;) {
+        uint32_t other = rng_u32(rng) % (p + 1), id = cache.page_table[p];
+        cache.page_table[p] = cache.page_table[other];
+        cache.page_table[other] = id;
+    }
+    for (uint32_t key = 0; key < n_pages * KRI_PAGE_TOKENS; key++) {
+        uint8_t *page = (uint8_t *)cache.pool.data +
+                        cache.page_table[key / KRI_PAGE_TOKENS] * cache.page_bytes;
+        bool seen = key >= first && key < end;
+        for (size_t i = 0; i < head_dim; i++) {
+            size_t at = key % KRI_PAGE_TOKENS * head_dim + i;
+            put(page, half, at, seen ? rng_normal(rng) : NAN);
+            put(page + cache.v_offset, half, at, seen ? rng_normal(rng) : NAN);
+        }
+    }
+    guard_lock(&cache.pool);
+    return cache;
+}
+
+/* Scratch between guard pages, full of NaN. */
+static guard_t scratch_new(void) {
+    guard_t g = guard_new(KRI_ATTN_SCRATCH_FLOATS * sizeof(float), true);
+    memset(g.data, 0xff, g.data_bytes);
+    return g;
+}
+
+static void random_args(rng_t *rng, uint32_t head_dim, kri_attn_args_t *args) {
+    static const uint32_t windows[] = {0, 0, 1, 5, 64, 100, 1000};
+    static const uint32_t head_counts[] = {1, 2, 3, 4, 5, 7, 8, 16, 64};
+    args->head_dim = head_dim;
+    args->n_heads = head_counts[rng_u32(rng) % 9];
+    args->n_rows = 1 + rng_u32(rng) % (KRI_ATTN_TILE / args->n_heads);
+    args->pos_begin = rng_u32(rng) % 3 == 0 ? 0 : rng_u32(rng) % 320;
+    args->window = windows[rng_u32(rng) % 7];
+    args->softcap = rng_u32(rng) % 3 == 0 ? 2.0f : 0.0f;
+    args->scale = 1.0f / sqrtf((float)head_dim);
+    /* A row is other heads' columns too: q as in qkv, out as in [n_heads, head_dim]. */
+    args->q_stride = (size_t)args->n_heads * head_dim + head_dim * (rng_u32(rng) % 3);
+    args->out_stride = (size_t)args->n_heads * head_dim + (rng_u32(rng) % 2) * 32;
+}
+
+/* Each row on its own, with the tile's bits. */
+static void check_rows_alone(kri_attention_fn *fn, const kri_attn_args_t *tile, const char *what) {
+    float *out = must_alloc((size_t)tile->n_heads * tile->head_dim * sizeof *out);
+    for (uint32_t r = 0; r < tile->n_rows; r++) {
+        kri_attn_args_t row = *tile;
+        row.q = tile->q + r * tile->q_stride;
+        row.out = out;
+        row.n_rows = 1;
+        row.pos_begin = tile->pos_begin + r;
+        fn(&row);
+        assert_same_floats(out, tile->out + r * tile->out_stride,
+                           (size_t)tile->n_heads * tile->head_dim, what);
+    }
+    /* And each head on its own. */
+    for (uint32_t h = 0; h < tile->n_heads; h++) {
+        kri_attn_args_t head = *tile;
+        uint32_t r = tile->n_rows - 1;
+        head.q = tile->q + r * tile->q_stride + (size_t)h * tile->head_dim;
+        head.out = out;
+        head.n_rows = head.n_heads = 1;
+        head.pos_begin = tile->pos_begin + r;
+        fn(&head);
+        assert_same_floats(out,
+                           tile->out + r * tile->out_stride + (size_t)h * tile->head_dim,
+                           tile->head_dim, what);
+    }
+    free(out);
+}
+
+static double check_case(rng_t *rng, kri_attention_fn *ref, kri_attention_fn *fn, bool half,
+                         uint32_t head_dim, double tolerance, const char *what) {
+    kri_attn_args_t args = {.q = NULL};
+    random_args(rng, head_dim, &args);
+    uint32_t first = args.window && args.pos_begin >= args.window
+                         ? args.pos_begin - args.window + 1 : 0;
+    cache_t cache = cache_new(rng, half, head_dim, first, args.pos_begin + args.n_rows);
+    size_t row_floats = (size_t)args.n_heads * head_dim;
+    size_t q_floats = (args.n_rows - 1) * args.q_stride + row_floats;
+    size_t out_floats = (args.n_rows - 1) * args.out_stride + row_floats;
+    guard_t q = guard_new(q_floats * sizeof(float), true);
+    guard_t out = guard_new(out_floats * sizeof(float), true);
+    guard_t scratch = scratch_new();
+    float *expected = must_alloc(out_floats * sizeof *expected);
+    memset(expected, 0xa5, out_floats * sizeof *expected);
+    rng_fill(rng, q.data, q_floats, 2.0f);
+    guard_lock(&q);
+    args.q = q.data;
+    args.pool = cache.pool.data;
+    args.page_bytes = cache.page_bytes;
+    args.v_offset = cache.v_offset;
+    args.page_table = cache.page_table;
+    args.scratch = scratch.data;
+    args.out = expected;
+    ref(&args);
+    args.out = out.data;
+    fn(&args);
+    double worst = 0;
+    for (uint32_t r = 0; r < args.n_rows; r++) {
+        double error = row_error(args.out + r * args.out_stride, expected + r * args.out_stride,
+                                 row_floats);
+        if (!(error <= tolerance))
+            fail_msg("%s dim %u heads %u row %u of %u pos %u window %u: error %g", what, head_dim,
+                     args.n_heads, r, args.n_rows, args.pos_begin, args.window, error);
+        if (error > worst) worst = error;
+        if (r + 1 < args.n_rows) /* the gap between rows is not ours */
+            assert_memory_equal(args.out + r * args.out_stride + row_floats,
+                                expected + r * args.out_stride + row_floats,
+                                (args.out_stride - row_floats) * sizeof(float));
+    }
+    check_rows_alone(fn, &args, what);
+    guard_free(&q);
+    guard_free(&out);
+    guard_free(&scratch);
+    guard_free(&cache.pool);
+    free(expected);
+    return worst;
+}
+
+static void check_attention(const char *slot, kri_attention_fn *ref, kri_attention_fn *fn,
+                            double tolerance, const char *isa) {
+    static const uint32_t dims[] = {16, 32, 48, 64, 80, 96, 112, 128, 192, 256, 512};
+    bool half = strstr(slot, "f16") != NULL;
+    rng_t rng = {31};
+    double worst = 0;
+    char what[64];
+    snprintf(what, sizeof what, "%s %s", slot, isa);
+    for (size_t i = 0; i < 11; i++) {
+        for (size_t k = 0; k < 12; k++) {
+            double error = check_case(&rng, ref, fn, half, dims[i], tolerance, what);
+            if (error > worst) worst = error;
+        }
+    }
+    print_message("%s: error %.2g of %.2g\n", what, worst, tolerance);
+}
+
+/* A query that is not a number gives NaN in its own row only. */
+static void check_bad_query(kri_attention_fn *fn, bool half) {
+    enum { DIM = 64, ROWS = 4 };
+    rng_t rng = {32};
+    cache_t cache = cache_new(&rng, half, DIM, 0, 100 + ROWS);
+    float q[ROWS * DIM], clean[ROWS * DIM], out[ROWS * DIM];
+    guard_t scratch = scratch_new();
+    kri_attn_args_t args = {
+        .q = q, .q_stride = DIM, .out = clean, .out_stride = DIM, .pool = cache.pool.data,
+        .page_bytes = cache.page_bytes, .v_offset = cache.v_offset,
+        .page_table = cache.page_table, .n_rows = ROWS, .n_heads = 1, .head_dim = DIM,
+        .pos_begin = 100, .scale = 0.125f, .scratch = scratch.data,
+    };
+    rng_fill(&rng, q, ROWS * DIM, 1.0f);
+    fn(&args);
+    q[2 * DIM + 5] = NAN;
+    args.out = out;
+    fn(&args);
+    for (size_t i = 0; i < DIM; i++) assert_true(isnan(out[2 * DIM + i]));
+    memcpy(out + 2 * DIM, clean + 2 * DIM, DIM * sizeof *out);
+    assert_same_floats(out, clean, ROWS * DIM, "other rows");
+    guard_free(&scratch);
+    guard_free(&cache.pool);
+}
+
+#define RUN_quant(slot, tol)
+#define RUN_linear(slot, tol)
+#define RUN_rms_norm(slot, tol)
+#define RUN_rope(slot, tol)
+#define RUN_gated_act(slot, tol)
+#define RUN_add(slot, tol)
+#define RUN_softcap(slot, tol)
+#define RUN_kv_store(slot, tol)
+#define RUN_attention(slot, tol)                                                                 \
+    TEST(slot##_matches_the_reference_in_any_tile) {                                             \
+        kri_kernels_t kernels;                                                                   \
+        for (kri_isa_t level = KRI_ISA_REF; level < KRI_N_ISA; level++)                          \
+            if (level_kernels(level, #slot, &kernels))                                           \
+                check_attention(#slot, kri_##slot##_ref, kernels.slot, tol,                      \
+                                kri_isa_name(level));                                            \
+    }                                                                                            \
+    TEST(slot##_shows_a_bad_query) {                                                             \
+        kri_kernels_t kernels;                                                                   \
+        for (kri_isa_t level = KRI_ISA_REF; level < KRI_N_ISA; level++)                          \
+            if (level_kernels(level, #slot, &kernels))                                           \
+                check_bad_query(kernels.slot, strstr(#slot, "f16") != NULL);                     \
+    }
+#define KR_OP(slot, type, family, tolerance) RUN_##family(slot, tolerance)
+#include "ops/ops.def"

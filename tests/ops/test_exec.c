@@ -1,0 +1,423 @@
+/* test_exec.c: whole-batch ops: the same bits on 1, 2 and 3 threads, equal to plain loops over the
+ * kernels, and without a single allocation. Attention with its pages is checked against the
+ * formula over a history that the test keeps itself. */
+#include "ops_util.h"
+
+#include "base/alloc.h"
+#include "ops/exec.h"
+
+#define N_THREADS_MAX 3u
+
+/* An exec over the best kernels of this machine with room for the largest case. */
+static kri_kernels_t kernels;
+
+static kri_exec_t exec_new(uint32_t n_threads, const kri_step_t *step) {
+    enum { Q8_BLOCKS = 150 * 2048 / 32 };
+    static kri_pool_t *pool;
+    static float *scratch;
+    static kri_q8_block_t *q8;
+    if (!pool) {
+        assert_status(kri_cpu_kernels(NULL, &kernels, NULL), KR_OK);
+        assert_status(kri_pool_shared(N_THREADS_MAX, &pool), KR_OK);
+        scratch = must_alloc(N_THREADS_MAX * KRI_ATTN_SCRATCH_FLOATS * sizeof *scratch);
+        q8 = must_alloc(Q8_BLOCKS * sizeof *q8);
+    }
+    return (kri_exec_t){.kernels = &kernels, .pool = pool, .n_threads = n_threads, .step = step,
+                        .attn_scratch = scratch, .q8 = q8};
+}
+
+static float *random_floats(rng_t *rng, size_t n) {
+    float *x = must_alloc(n * sizeof *x);
+    rng_fill(rng, x, n, 1.0f);
+    return x;
+}
+
+/* ---- linear -------------------------------------------------------------------------------- */
+
+#define GAP 5u /* columns between output rows that stay as they are */
+
+static void check_linear(rng_t *rng, uint32_t n_rows, uint32_t n_in, bool accumulate) {
+    static const kr_dtype_t dtypes[] = {KR_DTYPE_Q4_K, KR_DTYPE_F16, KR_DTYPE_Q8_0};
+    static const uint32_t n_outs[] = {40, 23, 16};
+    kri_weight_t w = {.n_in = n_in, .n_parts = 3, .n_ranks = 1};
+    matrix_t matrices[3];
+    float *bias = random_floats(rng, 40), *x = random_floats(rng, (size_t)n_rows * n_in);
+    for (size_t p = 0; p < 3; p++) {
+        matrices[p] = matrix_new(rng, dtypes[p], FILL_NORMAL, n_outs[p], n_in);
+        w.parts[p] = (kri_weight_part_t){
+            .dtype = dtypes[p], .n_out = n_outs[p], .out_offset = w.n_out,
+            .packed = matrices[p].packed, .group_bytes = matrices[p].layout.group_bytes,
+            .bias = p == 1 ? NULL : bias,
+        };
+        w.n_out += n_outs[p];
+    }
+    size_t stride = w.n_out + GAP, n = n_rows * stride;
+    float *start = random_floats(rng, n), *expected = must_alloc(n * sizeof(float));
+    float *out = must_alloc(n * sizeof *out);
+    kri_exec_t exec = exec_new(1, NULL);
+    memcpy(expected, start, n * sizeof *start);
+    for (uint32_t r = 0; r < n_rows; r++) { /* one token at a time, parts whole */
+        kri_q8_block_t *q8 = must_alloc(n_in / 32 * sizeof *q8);
+        kernels.quant_q8(x + (size_t)r * n_in, n_in, q8);
+        for (size_t p = 0; p < 3; p++) {
+            const void *act = dtype_is_float(dtypes[p]) ? (const void *)(x + (size_t)r * n_in) : q8;
+            kri_kernels_linear(&kernels, dtypes[p])(
+                matrices[p].packed, n_in, matrices[p].n_groups, n_outs[p], act, 0, 1,
+                w.parts[p].bias, accumulate, expected + r * stride + w.parts[p].out_offset, 0);
+        }
+        free(q8);
+    }
+    for (uint32_t t = 1; t <= N_THREADS_MAX; t++) {
+        exec = exec_new(t, NULL);
+        memcpy(out, start, n * sizeof *start);
+        kri_alloc_guard_begin("linear");
+        kri_op_linear(&exec, &w, x, n_rows, accumulate, out, stride);
+        assert_int_equal(kri_alloc_guard_end(), 0);
+        assert_same_floats(out, expected, n, "linear");
+    }
+    for (size_t p = 0; p < 3; p++) matrix_free(&matrices[p]);
+    free(bias);
+    free(x);
+    free(start);
+    free(expected);
+    free(out);
+}
+
+TEST(op_linear_gives_single_token_bits_when_parts_differ_in_type) {
+    rng_t rng = {41};
+    check_linear(&rng, 1, 256, false);
+    check_linear(&rng, 1, 512, true);
+    check_linear(&rng, 37, 512, true);
+    check_linear(&rng, 150, 2048, false); /* several token tiles */
+}
+
+/* ---- rows and elements --------------------------------------------------------------------- */
+
+TEST(op_embed_gives_scaled_decoded_rows_when_on_any_thread_count) {
+    enum { ROWS = 41, EMBD = 768, VOCAB = 50 };
+    rng_t rng = {42};
+    kr_token_t tokens[ROWS];
+    for (size_t r = 0; r < ROWS; r++) tokens[r] = (kr_token_t)(rng_u32(&rng) % VOCAB);
+    kri_step_t step = {.n_rows = ROWS, .tokens = tokens};
+    float *out = must_alloc(ROWS * EMBD * sizeof *out), row[EMBD];
+    for (kr_dtype_t dtype = 1; kri_dtype_info(dtype); dtype++) {
+        matrix_t m = matrix_new(&rng, dtype, FILL_NORMAL, VOCAB, EMBD);
+        kri_tensor_t table = {.dtype = dtype, .n_dims = 2, .shape = {VOCAB, EMBD},
+                              .n_bytes = VOCAB * m.row_bytes, .data = m.file};
+        for (uint32_t t = 1; t <= N_THREADS_MAX; t++) {
+            kri_exec_t exec = exec_new(t, &step);
+            kri_op_embed(&exec, &table, 1.5f, out);
+            for (size_t r = 0; r < ROWS; r++) {
+                kri_dequant_row(dtype, m.file + (size_t)tokens[r] * m.row_bytes, EMBD, row);
+                for (size_t i = 0; i < EMBD; i++) row[i] *= 1.5f;
+                assert_same_floats(out + r * EMBD, row, EMBD, "embed");
+            }
+        }
+        matrix_free(&m);
+    }
+    free(out);
+}
+
+TEST(op_rms_norm_gives_kernel_bits_when_on_any_thread_count) {
+    enum { ROWS = 41, N = 1003 };
+    rng_t rng = {43};
+    float *x = random_floats(&rng, ROWS * N), *w = random_floats(&rng, N);
+    float *out = must_alloc(ROWS * N * sizeof *out), row[N];
+    for (uint32_t n_rows = 1; n_rows <= ROWS; n_rows += ROWS - 1) {
+        for (uint32_t t = 1; t <= N_THREADS_MAX; t++) {
+            kri_exec_t exec = exec_new(t, NULL);
+            memset(out, 0, ROWS * N * sizeof *out);
+            kri_op_rms_norm(&exec, x, w, 1e-5f, n_rows, N, out);
+            for (size_t r = 0; r < n_rows; r++) {
+                kernels.rms_norm(x + r * N, w, 1e-5f, N, row);
+                assert_same_floats(out + r * N, row, N, "rms_norm");
+            }
+        }
+    }
+    free(x);
+    free(w);
+    free(out);
+}
+
+/* Rows of 3001 columns: two chunks and a tail. A row alone has the batch's bits. */
+TEST(elementwise_ops_give_the_same_bits_when_rows_or_threads_differ) {
+    enum { ROWS = 23, N = 3001 };
+    rng_t rng = {44};
+    float *gate_up = random_floats(&rng, ROWS * 2 * N), *first = must_alloc(4 * ROWS * N * 4);
+    float *out = must_alloc(4 * ROWS * N * sizeof *out), *x = random_floats(&rng, ROWS * N);
+    for (uint32_t t = 1; t <= N_THREADS_MAX + 1; t++) {
+        kri_exec_t exec = exec_new(t <= N_THREADS_MAX ? t : 1, NULL);
+        uint32_t step = t <= N_THREADS_MAX ? ROWS : 1; /* at last, row by row */
+        memcpy(out + 2 * ROWS * N, x, ROWS * N * sizeof *x);
+        memcpy(out + 3 * ROWS * N, x, ROWS * N * sizeof *x);
+        for (size_t r = 0; r < ROWS; r += step) {
+            const float *g = gate_up + r * 2 * N;
+            kri_op_gated_act(&exec, KRI_ACT_SILU, g, step, N, out + r * N);
+            kri_op_gated_act(&exec, KRI_ACT_GELU_TANH, g, step, N, out + (ROWS + r) * N);
+            kri_op_softcap(&exec, 2.0f, step, N, out + (2 * ROWS + r) * N);
+            kri_op_add(&exec, x + r * N, step, N, out + (3 * ROWS + r) * N);
+        }
+        if (t == 1) memcpy(first, out, 4 * ROWS * N * sizeof *out);
+        assert_same_floats(out, first, 4 * ROWS * N, "elementwise");
+    }
+    for (size_t i = 0; i < ROWS * N; i++) {
+        const float *g = gate_up + i / N * 2 * N + i % N;
+        float silu;
+        kri_gated_silu_ref(g, g + N, 1, &silu);
+        assert_true(fabsf(out[i] - silu) < 1e-5f);
+        assert_true(fabsf(out[2 * ROWS * N + i] - 2.0f * tanhf(x[i] / 2.0f)) < 1e-5f);
+        assert_true(out[3 * ROWS * N + i] == x[i] + x[i]);
+    }
+    free(gate_up);
+    free(first);
+    free(out);
+    free(x);
+}
+
+TEST(op_rope_table_gives_the_same_bits_when_threads_differ) {
+    enum { ROWS = 50, N_ROT = 64 };
+    int32_t positions[ROWS * 3];
+    float table[N_THREADS_MAX][ROWS * N_ROT];
+    for (int32_t i = 0; i < ROWS * 3; i++) positions[i] = i % 3 == 0 ? 97 * i : -1;
+    kri_step_t step = {.n_rows = ROWS, .positions = positions};
+    for (uint32_t t = 1; t <= N_THREADS_MAX; t++) {
+        kri_exec_t exec = exec_new(t, &step);
+        kri_op_rope_table(&exec, 10000.0f, 1.0f, NULL, N_ROT, table[t - 1]);
+        assert_same_floats(table[t - 1], table[0], ROWS * N_ROT, "rope table");
+    }
+    for (size_t r = 0; r < ROWS; r++) {
+        for (size_t i = 0; i < N_ROT / 2; i++) {
+            double angle = positions[3 * r] * pow(10000.0, -2.0 * (double)i / N_ROT);
+            assert_true(fabs((double)table[0][r * N_ROT + 2 * i] - cos(angle)) < 1e-7);
+            assert_true(fabs((double)table[0][r * N_ROT + 2 * i + 1] - sin(angle)) < 1e-7);
+        }
+    }
+}
+
+/* ---- rotate, append, attend ---------------------------------------------------------------- */
+
+enum { N_SEQS = 3, POS_MAX = 64, PAGES_PER_SEQ = POS_MAX / 16, ROWS_MAX = 64 };
+
+typedef struct attn_case_s {
+    uint32_t n_heads, n_kv_heads, head_dim, n_rot;
+    bool rope_pair, has_norm;
+    uint32_t window;
+    float softcap;
+    kr_dtype_t dtype;
+} attn_case_t;
+
+/* Everything of one run: a cache of two layers in the second of two groups, the history of
+ * rotated keys and values [seq][pos][kv_head][head_dim], and the step under way. */
+typedef struct run_s {
+    const attn_case_t *c;
+    kri_attn_desc_t desc;
+    kri_kv_group_t groups[2];
+    uint32_t page_tables[N_SEQS][PAGES_PER_SEQ];
+    float *k, *v, *norm;
+    kri_step_seq_t seqs[N_SEQS];
+    int32_t positions[ROWS_MAX * 3];
+    kri_step_t step;
+} run_t;
+
+static void run_begin(run_t *run, const attn_case_t *c, rng_t *rng) {
+    size_t element = c->dtype == KR_DTYPE_F32 ? 4 : 2;
+    size_t history = (size_t)N_SEQS * POS_MAX * c->n_kv_heads * c->head_dim;
+    memset(run, 0, sizeof *run);
+    run->c = c;
+    run->norm = random_floats(rng, c->head_dim);
+    run->desc = (kri_attn_desc_t){
+        .group = 1, .layer_in_group = 1, .n_heads = c->n_heads, .n_kv_heads = c->n_kv_heads,
+        .head_dim = c->head_dim, .n_rot = c->n_rot, .rope_pair = c->rope_pair,
+        .q_norm = c->has_norm ? run->norm : NULL, .k_norm = c->has_norm ? run->norm : NULL,
+        .norm_eps = 1e-6f, .scale = 1.0f / sqrtf((float)c->head_dim), .softcap = c->softcap,
+    };
+    kri_kv_group_t *group = &run->groups[1];
+    *group = (kri_kv_group_t){.dtype = c->dtype, .n_layers = 2, .n_kv_heads = c->n_kv_heads,
+                              .head_dim = c->head_dim, .window = c->window};
+    group->page_bytes = 2 * 2 * c->n_kv_heads * 16 * c->head_dim * element;
+    group->pool = must_alloc(N_SEQS * PAGES_PER_SEQ * group->page_bytes);
+    memset(group->pool, 0xff, N_SEQS * PAGES_PER_SEQ * group->page_bytes); /* NaN */
+    for (uint32_t s = 0; s < N_SEQS; s++)
+        for (uint32_t p = 0; p < PAGES_PER_SEQ; p++)
+            run->page_tables[s][p] = (p * N_SEQS + s) * 7 % (N_SEQS * PAGES_PER_SEQ);
+    run->k = must_alloc(history * sizeof *run->k);
+    run->v = must_alloc(history * sizeof *run->v);
+}
+
+static void run_end(run_t *run) {
+    free(run->groups[1].pool);
+    free(run->k);
+    free(run->v);
+    free(run->norm);
+}
+
+static void step_begin(run_t *run, const uint32_t *pos_begin, const uint32_t *n_rows) {
+    uint32_t row = 0;
+    run->step = (kri_step_t){.seqs = run->seqs, .groups = run->groups, .n_groups = 2,
+                             .positions = run->positions};
+    for (uint32_t s = 0; s < N_SEQS; s++) {
+        if (n_rows[s] == 0) continue;
+        kri_step_seq_t *seq = &run->seqs[run->step.n_seqs++];
+        *seq = (kri_step_seq_t){.seq = s, .row_begin = row, .n_rows = n_rows[s],
+                                .pos_begin = pos_begin[s]};
+        seq->page_table[1] = run->page_tables[s];
+        for (uint32_t i = 0; i < n_rows[s]; i++, row++)
+            for (size_t k = 0; k < 3; k++)
+                run->positions[3 * row + k] = (int32_t)(pos_begin[s] + i);
+    }
+    run->step.n_rows = row;
+    assert_true(row <= ROWS_MAX);
+}
+
+static float stored(const run_t *run, float x) {
+    return run->c->dtype == KR_DTYPE_F32 ? x : kri_f16_to_f32(kri_f32_to_f16(x));
+}
+
+/* The formula for one row, from the history: what exec's out row must be. */
+static void expect_row(const run_t *run, uint32_t seq, uint32_t pos, const float *q, float *out) {
+    const attn_case_t *c = run->c;
+    for (uint32_t h = 0; h < c->n_heads; h++) {
+        double p[POS_MAX], max = -INFINITY, sum = 0;
+        uint32_t kv = h / (c->n_heads / c->n_kv_heads);
+        uint32_t first = c->window && pos >= c->window ? pos - c->window + 1 : 0;
+        for (uint32_t key = first; key <= pos; key++) {
+            size_t at = (((size_t)seq * POS_MAX + key) * c->n_kv_heads + kv) * c->head_dim;
+            p[key] = 0;
+            for (size_t i = 0; i < c->head_dim; i++)
+                p[key] += (double)q[h * c->head_dim + i] * (double)run->k[at + i];
+            p[key] *= (double)run->desc.scale;
+            if (c->softcap > 0) p[key] = (double)c->softcap * tanh(p[key] / (double)c->softcap);
+            if (p[key] > max) max = p[key];
+        }
+        for (uint32_t key = first; key <= pos; key++) sum += p[key] = exp(p[key] - max);
+        for (size_t i = 0; i < c->head_dim; i++) {
+            double acc = 0;
+            for (uint32_t key = first; key <= pos; key++) {
+                size_t at = (((size_t)seq * POS_MAX + key) * c->n_kv_heads + kv) * c->head_dim;
+                acc += p[key] * (double)run->v[at + i];
+            }
+            out[h * c->head_dim + i] = (float)(acc / sum);
+        }
+    }
+}
+
+/* Normalises and rotates a row with the reference slots and enters k and v into the history. */
+static void keep_row(run_t *run, uint32_t seq, uint32_t pos, const float *cos_sin, float *qkv) {
+    const attn_case_t *c = run->c;
+    kri_rope_fn *rope = c->rope_pair ? kri_rope_pair_ref : kri_rope_half_ref;
+    for (uint32_t h = 0; c->has_norm && h < c->n_heads + c->n_kv_heads; h++) {
+        float *head = qkv + h * c->head_dim;
+        kri_rms_norm_ref(head, run->norm, 1e-6f, c->head_dim, head);
+    }
+    rope(qkv, c->n_heads + c->n_kv_heads, c->head_dim, c->n_rot, cos_sin);
+    const float *k = qkv + c->n_heads * c->head_dim, *v = k + c->n_kv_heads * c->head_dim;
+    size_t at = ((size_t)seq * POS_MAX + pos) * c->n_kv_heads * c->head_dim;
+    for (size_t i = 0; i < c->n_kv_heads * c->head_dim; i++) {
+        run->k[at + i] = stored(run, k[i]);
+        run->v[at + i] = stored(run, v[i]);
+    }
+}
+
+/* The pages themselves: [layer][K | V][kv_head][16][head_dim], and layer 0 is as it was. */
+static void check_page(const run_t *run, uint32_t seq, uint32_t pos, const float *qkv) {
+    const attn_case_t *c = run->c;
+    const kri_kv_group_t *group = &run->groups[1];
+    const uint8_t *page = group->pool + run->page_tables[seq][pos / 16] * group->page_bytes;
+    const float *kv = qkv + c->n_heads * c->head_dim; /* k, then v */
+    size_t layer_items = 2 * c->n_kv_heads * 16 * c->head_dim;
+    size_t element = kri_dtype_info(c->dtype)->block_bytes;
+    for (uint32_t h = 0; h < 2 * c->n_kv_heads; h++) {
+        size_t slot = layer_items + (h * 16 + pos % 16) * c->head_dim;
+        for (size_t i = 0; i < c->head_dim; i++) {
+            float kept;
+            kri_dequant_row(c->dtype, page + (slot + i) * element, 1, &kept);
+            assert_true(same_float(kept, stored(run, kv[h * c->head_dim + i])));
+        }
+    }
+    for (size_t i = 0; i < group->page_bytes / 2; i++) assert_int_equal(page[i], 0xff);
+}
+
+/* One step of random rows on 1, 2, 3 threads; later counts write the same pages again. */
+static void check_step(run_t *run, rng_t *rng, const uint32_t *pos_begin, const uint32_t *n_rows) {
+    const attn_case_t *c = run->c;
+    step_begin(run, pos_begin, n_rows);
+    size_t qkv_floats = (c->n_heads + 2 * c->n_kv_heads) * c->head_dim;
+    size_t out_floats = c->n_heads * c->head_dim, n = run->step.n_rows;
+    float *source = random_floats(rng, n * qkv_floats), *qkv = must_alloc(n * qkv_floats * 4);
+    float *out = must_alloc(n * out_floats * 4), *first = must_alloc(n * out_floats * 4);
+    float *cos_sin = must_alloc(n * c->n_rot * 4), *row = must_alloc(out_floats * 4);
+    for (uint32_t t = 1; t <= N_THREADS_MAX; t++) {
+        kri_exec_t exec = exec_new(t, &run->step);
+        memcpy(qkv, source, n * qkv_floats * sizeof *qkv);
+        kri_alloc_guard_begin("attention");
+        kri_op_rope_table(&exec, 10000.0f, 1.0f, NULL, c->n_rot, cos_sin);
+        kri_op_rope_append(&exec, &run->desc, cos_sin, qkv);
+        kri_op_attention(&exec, &run->desc, qkv, out);
+        assert_int_equal(kri_alloc_guard_end(), 0);
+        if (t == 1) memcpy(first, out, n * out_floats * sizeof *out);
+        assert_same_floats(out, first, n * out_floats, "attention on more threads");
+    }
+    for (uint32_t s = 0; s < run->step.n_seqs; s++) {
+        const kri_step_seq_t *seq = &run->seqs[s];
+        for (uint32_t i = 0; i < seq->n_rows; i++) {
+            size_t r = seq->row_begin + i;
+            float *rotated = source + r * qkv_floats;
+            keep_row(run, seq->seq, seq->pos_begin + i, cos_sin + r * c->n_rot, rotated);
+            assert_true(row_error(qkv + r * qkv_floats, rotated, qkv_floats) < 2e-6);
+            check_page(run, seq->seq, seq->pos_begin + i, qkv + r * qkv_floats);
+            expect_row(run, seq->seq, seq->pos_begin + i, rotated, row);
+            double bound = c->dtype == KR_DTYPE_F32 ? 1e-5 : 1e-3; /* a half may round apart */
+            assert_true(row_error(out + r * out_floats, row, out_floats) < bound);
+        }
+    }
+    free(source);
+    free(qkv);
+    free(out);
+    free(first);
+    free(cos_sin);
+    free(row);
+}
+
+static void check_attention(const attn_case_t *c) {
+    static const uint32_t steps[][2][N_SEQS] = { /* first positions, rows */
+        {{0, 0, 0}, {0, 5, 33}},
+        {{0, 5, 33}, {20, 1, 7}},
+        {{20, 6, 40}, {1, 1, 1}},
+        {{21, 7, 41}, {0, 0, 1}},
+        {{21, 7, 42}, {30, 12, 20}},
+    };
+    rng_t rng = {45};
+    run_t run;
+    run_begin(&run, c, &rng);
+    for (size_t i = 0; i < sizeof steps / sizeof *steps; i++)
+        check_step(&run, &rng, steps[i][0], steps[i][1]);
+    run_end(&run);
+}
+
+TEST(op_attention_matches_the_formula_when_heads_are_grouped) {
+    attn_case_t f32 = {6, 2, 64, 64, false, true, 0, 0.0f, KR_DTYPE_F32};
+    attn_case_t f16 = {6, 2, 64, 64, false, false, 0, 0.0f, KR_DTYPE_F16};
+    check_attention(&f32);
+    check_attention(&f16);
+}
+
+TEST(op_attention_matches_the_formula_when_windowed_and_capped) {
+    attn_case_t f32 = {4, 1, 256, 256, false, true, 16, 3.0f, KR_DTYPE_F32};
+    attn_case_t f16 = {4, 1, 256, 256, false, true, 16, 0.0f, KR_DTYPE_F16};
+    check_attention(&f32);
+    check_attention(&f16);
+}
+
+TEST(op_attention_takes_the_reference_when_head_dim_is_no_vector_multiple) {
+    attn_case_t f32 = {4, 4, 40, 20, true, false, 0, 0.0f, KR_DTYPE_F32};
+    attn_case_t f16 = {4, 2, 24, 24, true, true, 9, 0.0f, KR_DTYPE_F16};
+    check_attention(&f32);
+    check_attention(&f16);
+}
+
+TEST(op_attention_splits_heads_when_more_than_a_tile_share_keys) {
+    attn_case_t f32 = {150, 2, 16, 16, true, false, 0, 0.0f, KR_DTYPE_F32};
+    attn_case_t f16 = {130, 1, 16, 8, false, false, 0, 0.0f, KR_DTYPE_F16};
+    check_attention(&f32);
+    check_attention(&f16);
+}

@@ -1,0 +1,73 @@
+/* krt.h: C ABI of the Rust text library (libkrt.a). Used by src/text only.
+ * Statuses are those of kr.h. Text is pointer + length and need not end in NUL; buffers belong to
+ * the caller; *n_... receives the size needed, also when it is over the capacity (KR_E_LIMIT).
+ * Handles are immutable after creation and may be used from any thread. Calls that compile or
+ * render a template recurse and need 2 MiB of stack; no call lets a panic out. */
+#ifndef KRT_H
+#define KRT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct krt_tokenizer_s krt_tokenizer_t;
+typedef struct krt_template_s krt_template_t;
+
+typedef struct krt_error_s {
+    uint64_t offset;   /* byte offset in the input where known, else UINT64_MAX */
+    char message[256]; /* valid UTF-8, NUL-terminated; may hold control bytes */
+} krt_error_t;
+
+typedef struct krt_vocab_s {
+    const char *text;         /* token texts, one after another */
+    const uint64_t *offsets;  /* [n_tokens + 1], ascending from 0 */
+    const uint8_t *types;     /* [n_tokens] GGUF token types */
+    const float *scores;      /* [n_tokens]; SentencePiece only */
+    size_t n_tokens;          /* at least 1 */
+    const char *merges;       /* rules "left right", one after another; byte-level BPE only */
+    const uint64_t *merge_offsets; /* [n_merges + 1], ascending from 0 */
+    size_t n_merges;
+    const char *pre;          /* [pre_bytes] name of the pre-tokenizer rule; BPE only */
+    size_t pre_bytes;
+    int32_t unk;              /* token id or -1 */
+    int32_t is_spm;           /* 1: SentencePiece with scores, 0: byte-level BPE */
+    int32_t space_prefix;     /* SentencePiece: a space before text that follows no text */
+    int32_t reserved;
+} krt_vocab_t;
+
+typedef struct krt_message_s {
+    const char *role;         /* [role_bytes] */
+    size_t role_bytes;
+    const char *content;      /* [content_bytes] */
+    size_t content_bytes;
+} krt_message_t;
+
+/* Everything in `vocab` is borrowed for the call. KR_E_UNSUPPORTED (pre), KR_E_BAD_FORMAT,
+ * KR_E_LIMIT. */
+int32_t krt_tokenizer_create(const krt_vocab_t *vocab, krt_tokenizer_t **tokenizer,
+                             krt_error_t *error);
+void krt_tokenizer_destroy(krt_tokenizer_t *tokenizer);
+/* At most 16 MiB. `bos` (-1 = none) goes in front. Without parse_special no control token is ever produced. KR_E_INVALID_ARG
+ * (invalid UTF-8, offset set), KR_E_LIMIT. */
+int32_t krt_tokenizer_encode(const krt_tokenizer_t *tokenizer, const char *text, size_t n_bytes,
+                             int32_t parse_special, int32_t bos, int32_t *ids, size_t capacity,
+                             size_t *n_ids, krt_error_t *error);
+
+/* `bos` and `eos` are the spellings given to the template as bos_token and eos_token.
+ * KR_E_BAD_TEMPLATE, KR_E_LIMIT (source over 256 KiB). */
+int32_t krt_template_create(const char *source, size_t n_bytes, const krt_tokenizer_t *tokenizer,
+                            const char *bos, size_t bos_bytes, const char *eos, size_t eos_bytes,
+                            krt_template_t **tmpl, krt_error_t *error);
+void krt_template_destroy(krt_template_t *tmpl);
+/* `tokenizer` is the one the template was created with. At most 2048 messages and 16 MiB of text
+ * in them; output at most 16 MiB. KR_E_BAD_TEMPLATE, KR_E_LIMIT, KR_E_INVALID_ARG. */
+int32_t krt_template_render(const krt_template_t *tmpl, const krt_tokenizer_t *tokenizer,
+                            const krt_message_t *messages, size_t n_messages, int32_t add_prompt,
+                            char *text, size_t capacity, size_t *n_bytes, krt_error_t *error);
+/* Renders and encodes; control tokens come from the template's own literals only. `bos` (-1 =
+ * none) goes in front unless the template itself begins with it. */
+int32_t krt_template_encode(const krt_template_t *tmpl, const krt_tokenizer_t *tokenizer,
+                            const krt_message_t *messages, size_t n_messages, int32_t add_prompt,
+                            int32_t bos, int32_t *ids, size_t capacity, size_t *n_ids,
+                            krt_error_t *error);
+
+#endif

@@ -1,0 +1,15 @@
+//! Text stack of kr behind a small C ABI (krt.h): tokenizers built from GGUF vocabularies and chat
+//! templates. Start reading at ffi.rs (the border), then tokenizer.rs and template.rs.
+
+mod added;
+mod bpe;
+mod error;
+mod ffi;
+mod marks;
+mod merge;
+mod split;
+mod spm;
+mod template;
+mod time;
+mod tokenizer;
+mod vocab;

@@ -1,0 +1,191 @@
+//! Pre-tokenizer rules by their GGUF name. Each rule is a row of stages from the tokenizers crate;
+//! every stage cuts the pieces of the stage before it and keeps what it does not match. Only
+//! patterns for which the crate has a native automaton, or which are plain enough for its linear
+//! regex engine (no look-around), are used, so no input can make splitting slow.
+//! A name is listed only if its splits equal llama.cpp's; tests/golden/make_tokens.py is the proof.
+
+use tokenizers::SplitDelimiterBehavior::Isolated;
+use tokenizers::pipeline::{PreTokenizer, PreTokenizerScratch, Span};
+use tokenizers::pre_tokenizers::digits::Digits;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+
+use crate::error::{Error, Result, Status, quote};
+
+const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+
+/// The cl100k family differs in its digit rule only.
+macro_rules! cl100k {
+    ($digits:literal) => {
+        concat!(
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|",
+            $digits,
+            r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+        )
+    };
+}
+
+enum Rule {
+    /// A pattern with a native automaton.
+    Native(&'static str),
+    /// A pattern for the linear regex engine.
+    Regex(&'static str),
+    /// Each numeric character alone.
+    Digit,
+}
+use Rule::{Digit, Native, Regex};
+
+struct Row {
+    names: &'static [&'static str],
+    rules: &'static [Rule],
+    /// A word that is a token stays whole, whatever the merges say.
+    keep_whole: bool,
+}
+
+const ROWS: &[Row] = &[
+    Row {
+        names: &[
+            "gpt-2", "phi-2", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de", "gigachat", "a.x-4.0",
+            "mellum", "modern-bert", "mpt", "olmo", "jais", "trillion", "granite-docling", "exaone4",
+        ],
+        rules: &[Native(GPT2)],
+        keep_whole: false,
+    },
+    Row {
+        names: &[
+            "smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2",
+        ],
+        rules: &[Digit, Native(GPT2)],
+        keep_whole: false,
+    },
+    Row {
+        names: &[
+            "qwen2", "deepseek-r1-qwen", "kormo", "f2llmv2", "megrez", "stablelm2", "hunyuan",
+            "solar-open", "grok-2",
+        ],
+        rules: &[Native(cl100k!(r"\p{N}"))],
+        keep_whole: false,
+    },
+    Row {
+        names: &[
+            "llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2",
+            "jina-v5-nano", "glm4", "glm5",
+        ],
+        rules: &[Native(cl100k!(r"\p{N}{1,3}"))],
+        keep_whole: true,
+    },
+    Row {
+        names: &["dbrx", "smaug-bpe", "chatglm-bpe"],
+        rules: &[Native(cl100k!(r"\p{N}{1,3}"))],
+        keep_whole: false,
+    },
+    Row {
+        names: &["default"],
+        rules: &[
+            Regex(r"[\p{P}\$\+<=>\^~\|]+"),
+            Native(GPT2),
+            Regex(r"\p{N}+"),
+            Regex(r"[0-9][0-9][0-9]"),
+        ],
+        keep_whole: false,
+    },
+    Row {
+        names: &["falcon"],
+        rules: &[Regex(r"[\p{P}\$\+<=>\^~\|`]+"), Native(GPT2), Regex(r"[0-9][0-9][0-9]")],
+        keep_whole: false,
+    },
+    Row {
+        names: &["laguna"],
+        rules: &[Regex(r"[^\n]+|[\n]+"), Native(cl100k!(r"\p{N}"))],
+        keep_whole: false,
+    },
+];
+
+enum Stage {
+    Digits(Digits),
+    Split(Box<Split>),
+}
+
+pub struct Splitter {
+    stages: Vec<Stage>,
+    pub keep_whole: bool,
+}
+
+impl Splitter {
+    pub fn new(name: &[u8]) -> Result<Self> {
+        let row = ROWS.iter().find(|row| row.names.iter().any(|n| n.as_bytes() == name));
+        let Some(row) = row else {
+            let message = format!("pre-tokenizer {} is not supported", quote(name));
+            return Err(Error::new(Status::Unsupported, message));
+        };
+        let stages = row.rules.iter().map(stage).collect::<Result<_>>()?;
+        Ok(Splitter { stages, keep_whole: row.keep_whole })
+    }
+
+    /// Cuts `text` into words, in order and without gaps.
+    pub fn split(&self, text: &str) -> Result<Vec<Span>> {
+        let mut scratch = PreTokenizerScratch::default();
+        let mut spans = vec![Span { start: 0, end: text.len() as u32 }];
+        for stage in &self.stages {
+            let mut cut = Vec::new();
+            for span in &spans {
+                let from = cut.len();
+                let piece = &text[span.start as usize..span.end as usize];
+                match stage {
+                    Stage::Digits(digits) => digits.pre_tokenize(piece, &mut scratch, &mut cut),
+                    Stage::Split(split) => split.pre_tokenize(piece, &mut scratch, &mut cut),
+                }
+                .map_err(|e| Error::new(Status::Internal, format!("pre-tokenizer: {e}")))?;
+                for new in &mut cut[from..] {
+                    new.start += span.start;
+                    new.end += span.start;
+                }
+            }
+            spans = cut;
+        }
+        Ok(spans)
+    }
+}
+
+fn stage(rule: &Rule) -> Result<Stage> {
+    let split = match rule {
+        Digit => return Ok(Stage::Digits(Digits::new(true))),
+        Native(pattern) => Split::native(SplitPattern::Regex((*pattern).into()), Isolated, false),
+        Regex(pattern) => Split::new(SplitPattern::Regex((*pattern).into()), Isolated, false),
+    };
+    let split = split.map_err(|e| Error::new(Status::Internal, format!("pre-tokenizer: {e}")))?;
+    Ok(Stage::Split(Box::new(split)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn native_rows_have_an_automaton() {
+        for row in ROWS {
+            for rule in row.rules {
+                if let Native(pattern) = rule {
+                    let split = Split::native(SplitPattern::Regex((*pattern).into()), Isolated, false);
+                    assert!(split.unwrap().grammar().is_some(), "{pattern}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn names_are_unique_and_split_without_gaps() {
+        let mut seen = std::collections::HashSet::new();
+        let text = "It's 12345  x\r\n\tnaïve — 日本語 e\u{301} 👨‍👩‍👧  \n";
+        for name in ROWS.iter().flat_map(|row| row.names) {
+            assert!(seen.insert(name), "{name}");
+            let spans = Splitter::new(name.as_bytes()).unwrap().split(text).unwrap();
+            let mut at = 0;
+            for span in &spans {
+                assert_eq!(span.start, at, "{name}");
+                assert!(span.end > span.start, "{name}");
+                at = span.end;
+            }
+            assert_eq!(at as usize, text.len(), "{name}");
+        }
+    }
+}
