@@ -1,6 +1,9 @@
 /* bench_stream.c: prints the read-only memory bandwidth for 1 .. N threads, one JSON line each.
  * Usage: bench_stream [threads_max [mebibytes [passes]]]; by default all CPUs of the process,
  * 1024 MiB and 7 passes. */
+#if !defined(_GNU_SOURCE)
+#define _GNU_SOURCE /* CPU_COUNT */
+#endif
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -5,7 +5,8 @@ set -eu
 what=${1:-run}
 rust_min_minor=89
 
-packages="gcc:gcc g++:g++ cmake:cmake ninja:ninja-build pkg-config:pkg-config python3:python3 git:git"
+packages="gcc:gcc g++:g++ cmake:cmake ninja:ninja-build pkg-config:pkg-config"
+packages="$packages python3:python3 git:git"
 libraries="libxxhash:libxxhash-dev jansson:libjansson-dev cmocka:libcmocka-dev"
 [ "$what" = test ] && packages="$packages clang:clang"
 
@@ -20,7 +21,7 @@ for row in $libraries; do
 done
 python3 -c 'import pip' >/dev/null 2>&1 || missing="$missing python3-pip"
 [ -f /usr/include/features.h ] || missing="$missing libc6-dev"
-[ -d /etc/ssl/certs ] && [ -n "$(ls /etc/ssl/certs 2>/dev/null)" ] || missing="$missing ca-certificates"
+[ -n "$(ls /etc/ssl/certs 2>/dev/null)" ] || missing="$missing ca-certificates"
 
 as_root=""
 if [ "$(id -u)" != 0 ]; then as_root=sudo; fi
@@ -51,7 +52,8 @@ say "rustc 1.$rust_min_minor or newer is needed, found: $found"
 if command -v apt-get >/dev/null 2>&1; then
     $as_root apt-get update -qq
     # Debian 12 has a newer compiler as rustc-web, Ubuntu numbers its packages.
-    for pair in "rustc-web cargo-web" "rustc-1.91 cargo-1.91" "rustc-1.89 cargo-1.89" "rustc cargo"; do
+    for pair in "rustc-web cargo-web" "rustc-1.91 cargo-1.91" "rustc-1.89 cargo-1.89" \
+        "rustc cargo"; do
         # shellcheck disable=SC2086
         set -- $pair
         candidate=$(apt-cache policy "$1" 2>/dev/null | sed -n 's/^ *Candidate: \(.*\)/\1/p')

@@ -45,7 +45,7 @@ ARROWS = {
     "cache": NUMERIC | {"text"},
     "sample": NUMERIC | {"text"},
     "engine": NUMERIC | {"text", "cpu", "cuda", "model", "cache", "sample"},
-    "api": LOW | {"engine"},
+    "api": LOW | {"engine", "model", "sample", "cpu"},  # nouns handed through unchanged
     "app": LOW,
 }
 

@@ -69,12 +69,17 @@ static int close_output(output_t *output, int failed) {
     return failed;
 }
 
+/* Rows of one step: as asked for, but no more than fit the bound with this vocabulary. */
+static uint32_t step_rows(const cli_options_t *options, const cli_engine_t *engine) {
+    size_t n_fit = ROWS_BYTES_MAX / (engine->info.n_vocab * sizeof(float));
+    uint32_t n_wanted = cli_u32(options, CLI_OPT_chunk);
+    if (n_fit == 0) return 1;
+    return n_wanted < n_fit ? n_wanted : (uint32_t)n_fit;
+}
+
 static int write_rows(cli_engine_t *engine, const cli_tokens_t *tokens, const output_t *output) {
     size_t row_bytes = engine->info.n_vocab * sizeof(float);
-    size_t n_fit = ROWS_BYTES_MAX / row_bytes;
-    size_t n_step = engine->session_info.n_rows_max < n_fit ? engine->session_info.n_rows_max
-                                                            : n_fit;
-    if (n_step == 0) n_step = 1;
+    size_t n_step = engine->session_info.n_rows_max;
     float *rows = malloc(n_step * row_bytes);
     uint32_t *out_rows = malloc(n_step * sizeof *out_rows);
     int failed = rows == NULL || out_rows == NULL ? cli_report(CLI_PHASE_INPUT, KR_E_NOMEM, NULL)
@@ -133,7 +138,7 @@ int cli_logits(const cli_options_t *options) {
     if (failed == 0) failed = open_output(cli_text(options, CLI_OPT_output), &output);
     if (failed == 0) {
         failed = cli_engine_open_session(options, (uint32_t)tokens.n,
-                                         cli_u32(options, CLI_OPT_chunk), &engine);
+                                         step_rows(options, &engine), &engine);
     }
     if (failed == 0) failed = write_rows(&engine, &tokens, &output);
     failed = close_output(&output, failed);

@@ -33,6 +33,8 @@ typedef struct attn_tile_s {
     float *max;        /* [KRI_ATTN_TILE] */
     float *sum;        /* [KRI_ATTN_TILE] */
     float *decay;      /* [KRI_ATTN_TILE], old weights of a query times this */
+    /* K and V of the pages of the next block, to prefetch; scratch where no row sees that page. */
+    const uint8_t *next_k[ATTN_PAGES], *next_v[ATTN_PAGES];
 } attn_tile_t;
 
 /* Keys of a block, relative to its first position; begin == end: none. */
@@ -126,23 +128,36 @@ static inline int attn_next_run(const attn_tile_t *tile, size_t *row, attn_run_t
     return 0;
 }
 
-/* Distance in bytes from the K (or V) of a page to that of the page one block later; 0 when no row
- * of the tile sees that one. The kernels prefetch over this distance while they read, K while
- * transposing and V while summing, so that memory is busy in both halves of a block: pages are
- * scattered over the pool, where no hardware prefetcher follows. */
-static inline ptrdiff_t attn_bytes_ahead(const attn_tile_t *tile, size_t page) {
+/* Moves to a block. What a block reads is prefetched during the block before, a share in each of
+ * its phases (keys while transposing and while scoring, values while summing), so that memory is
+ * busy all the time: pages are scattered over the pool, where no hardware prefetcher follows. */
+static inline void attn_block_begin(attn_tile_t *tile, size_t block) {
     const kri_attn_args_t *args = tile->args;
     const size_t n_keys = (size_t)args->pos_begin + args->n_rows;
-    if (tile->block + (page + ATTN_PAGES) * KRI_PAGE_TOKENS >= n_keys) {
-        return 0;
+    tile->block = block;
+    for (size_t page = 0; page < ATTN_PAGES; page++) {
+        tile->next_k[page] = (const uint8_t *)tile->keys;
+        tile->next_v[page] = (const uint8_t *)tile->keys;
+        if (block + (page + ATTN_PAGES) * KRI_PAGE_TOKENS < n_keys) {
+            tile->next_k[page] = attn_page(tile, page + ATTN_PAGES, args->k_offset);
+            tile->next_v[page] = attn_page(tile, page + ATTN_PAGES, args->v_offset);
+        }
     }
-    return attn_page(tile, page + ATTN_PAGES, 0) - attn_page(tile, page, 0);
 }
 
 static inline void attn_prefetch(const uint8_t *at, size_t n_bytes) {
     for (size_t i = 0; i < n_bytes; i += 64u) {
         __builtin_prefetch(at + i, 0, 3);
     }
+}
+
+/* The share of a transposed square at (page, dim): the first half of the next keys, spread over
+ * all pages. The other half is for the scores. */
+static inline void attn_prefetch_keys(const attn_tile_t *tile, size_t page, size_t dim,
+                                      size_t n_dims) {
+    const size_t half = KRI_PAGE_TOKENS / 2u * tile->elem_bytes;
+    const uint8_t *next = tile->next_k[page / 2u] + page % 2u * half * tile->head_dim;
+    attn_prefetch(next + dim * half, n_dims * half);
 }
 
 #endif

@@ -201,16 +201,49 @@ static void group_layers(struct kr_model_s *m) {
     }
 }
 
-typedef struct pack_run_s { const pack_job_t *job; uint8_t *dst; } pack_run_t;
+/* Groups [begin, end) of one matrix, split over the threads. */
+typedef struct pack_run_s {
+    const pack_job_t *job;
+    uint8_t *dst;
+    size_t begin, end;
+} pack_run_t;
+
+static size_t row_bytes(const kri_tensor_t *x) { return (size_t)(x->n_bytes / x->shape[0]); }
 
 static void pack_thread(void *ctx, uint32_t thread_index, uint32_t n_threads) {
     const pack_run_t *run = ctx;
     const kri_tensor_t *x = &run->job->source->tensor;
     uint64_t begin, end;
-    kri_split(kri_ceil_div((size_t)x->shape[0], KRI_GROUP_ROWS), 1, thread_index, n_threads,
-              &begin, &end);
-    kri_pack_rows(x->dtype, x->data, (size_t)(x->n_bytes / x->shape[0]), (size_t)x->shape[0],
-                  run->job->n_in, (size_t)begin, (size_t)end, run->dst);
+    kri_split(run->end - run->begin, 1, thread_index, n_threads, &begin, &end);
+    kri_pack_rows(x->dtype, x->data, row_bytes(x), (size_t)x->shape[0], run->job->n_in,
+                  run->begin + (size_t)begin, run->begin + (size_t)end, run->dst);
+}
+
+/* Slices bound the file pages that are in memory together with their packed copy. */
+#define SLICE_BYTES ((size_t)8 << 20)
+
+static kr_status_t pack_job(const binding_t *b, const pack_job_t *job, kri_pool_t *pool,
+                            uint32_t n_threads, const kr_model_params_t *params) {
+    const struct kr_model_s *m = b->model;
+    const kri_tensor_t *x = &job->source->tensor;
+    const size_t n_groups = kri_ceil_div((size_t)x->shape[0], KRI_GROUP_ROWS);
+    const size_t group_file_bytes = row_bytes(x) * KRI_GROUP_ROWS;
+    const size_t step = kri_ceil_div(SLICE_BYTES, group_file_bytes);
+    pack_run_t run = {.job = job, .dst = m->packed + job->dst_offset};
+    job->part->packed = run.dst;
+    for (size_t at = 0; at < n_groups; at += step) {
+        const size_t done = job->dst_offset + at * job->part->group_bytes;
+        if (params->progress &&
+            params->progress("pack", done, b->packed_bytes, params->progress_user)) {
+            return KRI_FAIL(b->error, KR_E_CANCELLED, NULL, "loading was cancelled");
+        }
+        run.begin = at;
+        run.end = at + step < n_groups ? at + step : n_groups;
+        kri_pool_run(pool, n_threads, pack_thread, &run);
+        kri_gguf_release(m->gguf, job->source, at * group_file_bytes,
+                         run.end * group_file_bytes);
+    }
+    return KR_OK;
 }
 
 static kr_status_t pack_all(binding_t *b, const kr_model_params_t *params) {
@@ -226,15 +259,7 @@ static kr_status_t pack_all(binding_t *b, const kr_model_params_t *params) {
     kr_status_t status = kri_pool_shared(n_threads, &pool);
     if (status != KR_OK) return KRI_FAIL(b->error, status, "n_threads", "cannot start threads");
     for (size_t i = 0; i < b->n_jobs; i++) {
-        const pack_job_t *job = &b->jobs[i];
-        if (params->progress && params->progress("pack", job->dst_offset, b->packed_bytes,
-                                                 params->progress_user)) {
-            return KRI_FAIL(b->error, KR_E_CANCELLED, NULL, "loading was cancelled");
-        }
-        pack_run_t run = {job, m->packed + job->dst_offset};
-        kri_pool_run(pool, n_threads, pack_thread, &run);
-        job->part->packed = run.dst;
-        kri_gguf_release(m->gguf, job->source);
+        KR_TRY(pack_job(b, &b->jobs[i], pool, n_threads, params));
     }
     if (params->progress) {
         params->progress("pack", b->packed_bytes, b->packed_bytes, params->progress_user);

@@ -190,8 +190,10 @@ const kri_map_t *kri_gguf_part_map(const kri_gguf_t *gguf, uint32_t part) {
     return part < gguf->n_parts ? &gguf->parts[part].map : NULL;
 }
 
-void kri_gguf_release(const kri_gguf_t *gguf, const kri_gguf_tensor_t *tensor) {
+void kri_gguf_release(const kri_gguf_t *gguf, const kri_gguf_tensor_t *tensor, size_t begin,
+                      size_t end) {
     const kri_gguf_part_t *part = &gguf->parts[tensor->part];
-    if (part->is_mapped)
-        kri_map_release(&part->map, (size_t)tensor->offset, (size_t)tensor->tensor.n_bytes);
+    if (end > tensor->tensor.n_bytes) end = (size_t)tensor->tensor.n_bytes;
+    if (!part->is_mapped || begin >= end) return;
+    kri_map_release(&part->map, (size_t)tensor->offset + begin, end - begin);
 }

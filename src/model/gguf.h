@@ -73,7 +73,8 @@ typedef struct kri_gguf_tensor_s {
 uint32_t kri_gguf_n_tensors(const kri_gguf_t *gguf);
 const kri_gguf_tensor_t *kri_gguf_tensor(const kri_gguf_t *gguf, uint32_t index);
 const kri_gguf_tensor_t *kri_gguf_find(const kri_gguf_t *gguf, const char *name); /* or NULL */
-/* Drops the tensor's file pages from memory (they were packed). */
-void kri_gguf_release(const kri_gguf_t *gguf, const kri_gguf_tensor_t *tensor);
+/* Drops the file pages of bytes [begin, end) of a tensor from memory (they were packed). */
+void kri_gguf_release(const kri_gguf_t *gguf, const kri_gguf_tensor_t *tensor, size_t begin,
+                      size_t end);
 
 #endif

@@ -71,7 +71,7 @@ static void use_tensor(const kri_gguf_t *gguf, const kri_gguf_tensor_t *tensor,
     require(tensor->offset <= n_bytes && tensor->tensor.n_bytes <= n_bytes - tensor->offset);
     require(begin == data + tensor->offset);
     sink += begin[0] + begin[tensor->tensor.n_bytes - 1];
-    kri_gguf_release(gguf, tensor);
+    kri_gguf_release(gguf, tensor, 0, SIZE_MAX);
 }
 
 static void use_file(const kri_gguf_t *gguf, const uint8_t *data, size_t n_bytes) {

@@ -59,11 +59,9 @@ KRI_INLINE void load_keys(const attn_tile_t *tile, attn_range_t keys, size_t ele
     const size_t row_bytes = tile->head_dim * elem_bytes;
     for (size_t page = keys.begin / STEP; page * STEP < keys.end; page++) {
         const uint8_t *from = attn_page(tile, page, tile->args->k_offset);
-        const ptrdiff_t ahead = attn_bytes_ahead(tile, page);
         float *to = tile->keys + page * tile->head_dim * STEP;
         for (size_t d = 0; d < tile->head_dim; d += LANES) {
-            attn_prefetch(from + ahead + d * KRI_PAGE_TOKENS * elem_bytes,
-                          LANES * KRI_PAGE_TOKENS * elem_bytes);
+            attn_prefetch_keys(tile, page, d, LANES);
             for (size_t half = 0; half < STEP; half += LANES) {
                 __m256 x[LANES];
                 KRI_UNROLL
@@ -87,7 +85,7 @@ static void load_values(const attn_tile_t *tile, attn_range_t keys, size_t elem_
     for (size_t key = keys.begin / STEP * STEP; key < keys.end; key++) {
         const size_t page = key / STEP;
         const uint8_t *from = attn_page(tile, page, tile->args->v_offset) + key % STEP * row_bytes;
-        attn_prefetch(from + attn_bytes_ahead(tile, page), row_bytes);
+        attn_prefetch(tile->next_v[page] + key % STEP * row_bytes, row_bytes);
         for (size_t d = 0; d < tile->head_dim; d += LANES) {
             float *to = tile->values + d / VALUE_WIDTH * (KRI_ATTN_BLOCK * VALUE_WIDTH) +
                         key * VALUE_WIDTH + d % VALUE_WIDTH;
@@ -98,9 +96,51 @@ static void load_values(const attn_tile_t *tile, attn_range_t keys, size_t elem_
 
 /* ---- register tiles: always inlined with constant sizes ------------------------------------ */
 
+/* sums[i][j] += x[i * x_stride] * y[j], the pairs of vectors of y y_stride elements apart. The
+ * shorter side is kept in registers and the other one loaded in turn: of sixteen registers twelve
+ * hold sums. */
+KRI_INLINE void multiply_add(__m256 sums[QUERIES][VECTORS], const float *x, size_t x_stride,
+                             const uint8_t *y, size_t y_stride, size_t elem_bytes,
+                             const size_t n_q, const size_t n_v) {
+    if (n_q < n_v) {
+        __m256 held[WIDE_QUERIES];
+        KRI_UNROLL
+        for (size_t i = 0; i < n_q; i++) {
+            held[i] = _mm256_broadcast_ss(x + i * x_stride);
+        }
+        KRI_UNROLL
+        for (size_t j = 0; j < n_v; j++) {
+            const size_t at = j / 2u * y_stride + j % 2u * LANES;
+            const __m256 v = load_elements(y + at * elem_bytes, elem_bytes);
+            KRI_UNROLL
+            for (size_t i = 0; i < n_q; i++) {
+                sums[i][j] = _mm256_fmadd_ps(held[i], v, sums[i][j]);
+            }
+        }
+        return;
+    }
+    __m256 held[2];
+    KRI_UNROLL
+    for (size_t j = 0; j < 2u; j++) {
+        held[j] = load_elements(y + j * LANES * elem_bytes, elem_bytes);
+    }
+    KRI_UNROLL
+    for (size_t i = 0; i < n_q; i++) {
+        const __m256 v = _mm256_broadcast_ss(x + i * x_stride);
+        KRI_UNROLL
+        for (size_t j = 0; j < 2u; j++) {
+            sums[i][j] = _mm256_fmadd_ps(v, held[j], sums[i][j]);
+        }
+    }
+}
+
 /* scores[i][8 j ..] = q[i] . keys for n_q queries and n_v vectors of 8 keys. */
-KRI_INLINE void score_tile(const float *q, const float *keys, size_t head_dim, float *scores,
-                           const size_t n_q, const size_t n_v) {
+KRI_INLINE void score_tile(const attn_tile_t *tile, const float *q, const float *keys,
+                           float *scores, const size_t n_q, const size_t n_v) {
+    const size_t head_dim = tile->head_dim;
+    const size_t next_step = KRI_PAGE_TOKENS * tile->elem_bytes;
+    const uint8_t *next = tile->next_k[ATTN_PAGES / 2u];
+    const uint8_t *next_last = tile->next_k[ATTN_PAGES / 2u + 1u];
     __m256 sums[QUERIES][VECTORS];
     KRI_UNROLL
     for (size_t i = 0; i < n_q; i++) {
@@ -110,19 +150,10 @@ KRI_INLINE void score_tile(const float *q, const float *keys, size_t head_dim, f
         }
     }
     for (size_t d = 0; d < head_dim; d++) {
-        __m256 k[VECTORS];
-        KRI_UNROLL
-        for (size_t j = 0; j < n_v; j++) {
-            k[j] = _mm256_load_ps(keys + (j / 2u * head_dim + d) * STEP + j % 2u * LANES);
-        }
-        KRI_UNROLL
-        for (size_t i = 0; i < n_q; i++) {
-            const __m256 x = _mm256_broadcast_ss(q + i * head_dim + d);
-            KRI_UNROLL
-            for (size_t j = 0; j < n_v; j++) {
-                sums[i][j] = _mm256_fmadd_ps(x, k[j], sums[i][j]);
-            }
-        }
+        __builtin_prefetch(next + d * next_step);
+        __builtin_prefetch(next_last + d * next_step);
+        multiply_add(sums, q + d, head_dim, (const uint8_t *)(keys + d * STEP), head_dim * STEP,
+                     sizeof(float), n_q, n_v);
     }
     KRI_UNROLL
     for (size_t i = 0; i < n_q; i++) {
@@ -136,7 +167,7 @@ KRI_INLINE void score_tile(const float *q, const float *keys, size_t head_dim, f
 /* Where a product over values reads: row of key k at page[k / 16] + k % 16 * row_bytes. */
 typedef struct value_source_s {
     const uint8_t *page[ATTN_PAGES];
-    ptrdiff_t ahead[ATTN_PAGES]; /* attn_bytes_ahead; 0 in scratch */
+    const uint8_t *next[ATTN_PAGES]; /* the same of the next block, to prefetch */
     size_t row_bytes;
     attn_range_t keys;
 } value_source_t;
@@ -157,24 +188,12 @@ KRI_INLINE void value_tile(const value_source_t *values, const float *weights, c
     size_t key = values->keys.begin;
     while (key < values->keys.end) {
         const uint8_t *from = values->page[key / STEP] + key % STEP * values->row_bytes;
-        const ptrdiff_t ahead = values->ahead[key / STEP];
+        const uint8_t *next = values->next[key / STEP] + key % STEP * values->row_bytes;
         const size_t page_end = (key / STEP + 1u) * STEP;
         const size_t end = page_end < values->keys.end ? page_end : values->keys.end;
-        for (; key < end; key++, from += values->row_bytes) {
-            attn_prefetch(from + ahead, n_v * LANES * elem_bytes);
-            __m256 v[VECTORS];
-            KRI_UNROLL
-            for (size_t j = 0; j < n_v; j++) {
-                v[j] = load_elements(from + j * LANES * elem_bytes, elem_bytes);
-            }
-            KRI_UNROLL
-            for (size_t i = 0; i < n_q; i++) {
-                const __m256 w = _mm256_broadcast_ss(weights + i * KRI_ATTN_BLOCK + key);
-                KRI_UNROLL
-                for (size_t j = 0; j < n_v; j++) {
-                    sums[i][j] = _mm256_fmadd_ps(w, v[j], sums[i][j]);
-                }
-            }
+        for (; key < end; key++, from += values->row_bytes, next += values->row_bytes) {
+            attn_prefetch(next, n_v * LANES * elem_bytes);
+            multiply_add(sums, weights + key, KRI_ATTN_BLOCK, from, STEP, elem_bytes, n_q, n_v);
         }
     }
     KRI_UNROLL
@@ -187,14 +206,14 @@ KRI_INLINE void value_tile(const value_source_t *values, const float *weights, c
 }
 
 /* One function per tile size, and tables of them by [queries - 1]. */
-typedef void score_fn(const float *q, const float *keys, size_t head_dim, float *scores);
+typedef void score_fn(const attn_tile_t *tile, const float *q, const float *keys, float *scores);
 typedef void value_fn(const value_source_t *values, const float *weights, const float *decay,
                       float *acc, size_t head_dim);
 
 #define TILE(q_, v_)                                                                             \
-    static void score_##q_##_##v_(const float *q, const float *keys, size_t head_dim,            \
+    static void score_##q_##_##v_(const attn_tile_t *tile, const float *q, const float *keys,    \
                                   float *scores) {                                               \
-        score_tile(q, keys, head_dim, scores, q_, v_);                                           \
+        score_tile(tile, q, keys, scores, q_, v_);                                               \
     }                                                                                            \
     static void value_f32_##q_##_##v_(const value_source_t *values, const float *weights,        \
                                       const float *decay, float *acc, size_t head_dim) {         \
@@ -231,7 +250,7 @@ static void score_run(const attn_tile_t *tile, const attn_run_t *run) {
         for (size_t i = run->begin; i < run->end; i += QUERIES) {
             const size_t n_q = run->end - i < QUERIES ? run->end - i : QUERIES;
             score_fn *fn = wide ? score_wide_fns[n_q - 1u] : score_fns[n_q - 1u];
-            fn(tile->q + i * tile->head_dim, keys, tile->head_dim,
+            fn(tile, tile->q + i * tile->head_dim, keys,
                tile->scores + i * KRI_ATTN_BLOCK + page * STEP);
         }
         page += wide ? 2u : 1u;
@@ -321,15 +340,18 @@ static void weight_run(const attn_tile_t *tile, const attn_run_t *run) {
 static void value_dims(const attn_tile_t *tile, const attn_run_t *run, int from_scratch, size_t d,
                        value_fn *const *fns) {
     const size_t elem_bytes = from_scratch ? sizeof(float) : tile->elem_bytes;
-    value_source_t values = {.row_bytes = (from_scratch ? VALUE_WIDTH : tile->head_dim) * elem_bytes,
-                             .keys = run->keys};
     const float *chunk = tile->values + d / VALUE_WIDTH * (KRI_ATTN_BLOCK * VALUE_WIDTH) +
                          d % VALUE_WIDTH;
+    value_source_t values = {.keys = run->keys};
+    values.row_bytes = (from_scratch ? VALUE_WIDTH : tile->head_dim) * elem_bytes;
     for (size_t page = run->keys.begin / STEP; page * STEP < run->keys.end; page++) {
-        values.ahead[page] = from_scratch ? 0 : attn_bytes_ahead(tile, page);
-        values.page[page] = from_scratch
-                                ? (const uint8_t *)(chunk + page * STEP * VALUE_WIDTH)
-                                : attn_page(tile, page, tile->args->v_offset) + d * elem_bytes;
+        if (from_scratch) {
+            values.page[page] = (const uint8_t *)(chunk + page * STEP * VALUE_WIDTH);
+            values.next[page] = values.page[page];
+        } else {
+            values.page[page] = attn_page(tile, page, tile->args->v_offset) + d * elem_bytes;
+            values.next[page] = tile->next_v[page] + d * elem_bytes;
+        }
     }
     for (size_t i = run->begin; i < run->end; i += QUERIES) {
         const size_t n_q = run->end - i < QUERIES ? run->end - i : QUERIES;
@@ -345,7 +367,8 @@ static void value_run(const attn_tile_t *tile, const attn_run_t *run, int from_s
     const int few = run->end - run->begin <= WIDE_QUERIES;
     for (size_t d = 0; d < tile->head_dim;) {
         if (few && d + VALUE_WIDTH <= tile->head_dim) {
-            value_dims(tile, run, from_scratch, d, is_f32 ? value_f32_wide_fns : value_f16_wide_fns);
+            value_dims(tile, run, from_scratch, d,
+                       is_f32 ? value_f32_wide_fns : value_f16_wide_fns);
             d += VALUE_WIDTH;
         } else {
             value_dims(tile, run, from_scratch, d, is_f32 ? value_f32_fns : value_f16_fns);
@@ -375,8 +398,9 @@ KRI_INLINE void attention(const kri_attn_args_t *args, const size_t elem_bytes) 
     /* One pass of a register tile reads the values once: converting them first pays from two. */
     const int from_scratch = tile.n_queries > QUERIES;
     const size_t n_keys = (size_t)args->pos_begin + args->n_rows;
-    tile.block = attn_first_key(args, 0) / KRI_ATTN_BLOCK * KRI_ATTN_BLOCK;
-    for (; tile.block < n_keys; tile.block += KRI_ATTN_BLOCK) {
+    size_t block = attn_first_key(args, 0) / KRI_ATTN_BLOCK * KRI_ATTN_BLOCK;
+    for (; block < n_keys; block += KRI_ATTN_BLOCK) {
+        attn_block_begin(&tile, block);
         const attn_range_t keys = attn_keys(&tile, 0, args->n_rows);
         load_keys(&tile, keys, elem_bytes);
         if (from_scratch) {

@@ -1,10 +1,12 @@
 /* linear_avx2.c: matrix times activations for the eight quantised weight types (AVX2, no VNNI).
  *
- * A register holds four consecutive k of 8 rows (half a packed group). Per 32-block eight weight
- * registers are unpacked and every token of the tile multiplies them with 4-byte broadcasts of
- * its values: unsigned by signed bytes into int16 pairs (vpmaddubsw). Pairs are added in int16 as
- * long as they cannot overflow with activations in -127..127, which is what makes narrow weights
- * cheap: 15 * 127 * 2 * 8 = 30480 for 4 bits, 31 * 127 * 2 * 4 = 31496 for 5 bits,
+ * A register holds four consecutive k of 8 rows (half a packed group). A tile is a group and up
+ * to four tokens: a weight vector of each half meets a 4-byte broadcast of every token's values,
+ * unsigned by signed bytes into int16 pairs (vpmaddubsw), and eight running sums (two halves by
+ * four tokens) fill half of the registers. Sharing each broadcast between the halves matters:
+ * loads, not multiplies, were the limit without it. Pairs are added in int16 as long as they
+ * cannot overflow with activations in -127..127, which is what makes narrow weights cheap:
+ * 15 * 127 * 2 * 8 = 30480 for 4 bits, 31 * 127 * 2 * 4 = 31496 for 5 bits,
  * 63 * 127 * 2 * 2 = 32004 for 6 bits. 8-bit weights are made signed and multiplied as
  * |w| * sign(a, w): 128 * 127 * 2 = 32512, one pair at a time.
  *
@@ -22,12 +24,11 @@
 #define PANEL_BLOCKS 16u
 #define PANEL_TOKENS_MIN 8u
 
-/* One unpacked 32-block of half a group: bytes [u][8 rows][4 k] and the scales of the rows. */
-typedef struct block_s {
-    __m256i w[8];
+/* Scales of the 8 rows of a half. */
+typedef struct scales_s {
     __m256 d; /* scale; q6_k: of k < 16 */
     __m256 m; /* q6_k: scale of k >= 16; q4_1 q5_1: added; q4_k q5_k: subtracted */
-} block_t;
+} scales_t;
 
 typedef struct panel_s {
     uint8_t w[PANEL_BLOCKS][8][64];
@@ -74,223 +75,256 @@ INLINE __m256 signed_bytes_load(const uint8_t *p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)p)));
 }
 
-/* ---- unpacking: `half` picks rows 0..7 or 8..15 -------------------------------------------- */
+/* ---- unpacking: `half` picks rows 0..7 or 8..15, u is the unpacked vector (pack.h) ---------- */
 
-INLINE void nibbles_unpack(const uint8_t *p, unsigned half, __m256i w[8]) {
-    const __m256i low = _mm256_set1_epi8(0x0f);
-    UNROLL for (unsigned v = 0; v < 4; v++) {
-        const __m256i x = load(p + 64u * v + 32u * half);
-        w[v] = _mm256_and_si256(x, low);
-        w[v + 4] = _mm256_and_si256(_mm256_srli_epi16(x, 4), low);
-    }
+INLINE __m256i nibbles_get(const uint8_t *p, unsigned u, unsigned half) {
+    const __m256i x = load(p + 64u * (u % 4u) + 32u * half);
+    return _mm256_and_si256(u < 4 ? x : _mm256_srli_epi16(x, 4), _mm256_set1_epi8(0x0f));
 }
 
 /* Bit i of a 32-bit word becomes bit 4 of byte i: every byte gets the word's byte i / 8, then only
  * its own bit is looked at. */
-INLINE void fifth_bits_add(const uint8_t *high, unsigned half, __m256i w[8]) {
+INLINE __m256i fifth_bits_get(const uint8_t *high, unsigned u, unsigned half) {
     const __m256i spread = _mm256_setr_epi64x(0x0000000000000000, 0x0101010101010101,
                                               0x0202020202020202, 0x0303030303030303);
     const __m256i own = _mm256_set1_epi64x((long long)0x8040201008040201ull);
-    const __m256i bit = _mm256_set1_epi8(0x10);
-    UNROLL for (unsigned u = 0; u < 8; u++) {
-        int32_t word;
-        __builtin_memcpy(&word, high + 8u * u + 4u * half, sizeof word);
-        const __m256i x = _mm256_shuffle_epi8(_mm256_set1_epi32(word), spread);
-        const __m256i on = _mm256_cmpeq_epi8(_mm256_and_si256(x, own), own);
-        w[u] = _mm256_or_si256(w[u], _mm256_and_si256(on, bit));
-    }
+    int32_t word;
+    __builtin_memcpy(&word, high + 8u * u + 4u * half, sizeof word);
+    const __m256i x = _mm256_shuffle_epi8(_mm256_set1_epi32(word), spread);
+    const __m256i on = _mm256_cmpeq_epi8(_mm256_and_si256(x, own), own);
+    return _mm256_and_si256(on, _mm256_set1_epi8(0x10));
 }
 
 /* Bits 4..5 of vector u lie at bits 2 (u % 4) of the bytes of two[u / 4]. The shifts cross byte
  * borders, which the mask undoes. */
-INLINE void two_bits_add(const uint8_t *two, unsigned half, __m256i w[8]) {
-    const __m256i mask = _mm256_set1_epi8(0x30);
-    UNROLL for (unsigned h = 0; h < 2; h++) {
-        const __m256i x = load(two + 64u * h + 32u * half);
-        const __m256i part[4] = {_mm256_slli_epi16(x, 4), _mm256_slli_epi16(x, 2), x,
-                                 _mm256_srli_epi16(x, 2)};
-        UNROLL for (unsigned i = 0; i < 4; i++) {
-            w[4 * h + i] = _mm256_or_si256(w[4 * h + i], _mm256_and_si256(part[i], mask));
-        }
+INLINE __m256i two_bits_get(const uint8_t *two, unsigned u, unsigned half) {
+    __m256i x = load(two + 64u * (u / 4u) + 32u * half);
+    switch (u % 4u) {
+    case 0: x = _mm256_slli_epi16(x, 4); break;
+    case 1: x = _mm256_slli_epi16(x, 2); break;
+    case 2: break;
+    default: x = _mm256_srli_epi16(x, 2); break;
     }
+    return _mm256_and_si256(x, _mm256_set1_epi8(0x30));
 }
 
-INLINE void block_unpack(kr_dtype_t type, const uint8_t *quants, unsigned half, __m256i w[8]) {
+/* Vector u of a 32-block: unsigned quants, except for q8_0, where the zero point is taken off. */
+INLINE __m256i weights_get(kr_dtype_t type, const uint8_t *quants, unsigned u, unsigned half) {
     switch (type) {
-    case KR_DTYPE_Q8_0: /* q + 128 -> q */
-        UNROLL for (unsigned u = 0; u < 8; u++) {
-            w[u] = _mm256_xor_si256(load(quants + 64u * u + 32u * half),
-                                    _mm256_set1_epi8((char)0x80));
-        }
-        break;
+    case KR_DTYPE_Q8_0:
+        return _mm256_xor_si256(load(quants + 64u * u + 32u * half),
+                                _mm256_set1_epi8((char)0x80));
     case KR_DTYPE_Q5_0:
     case KR_DTYPE_Q5_1:
     case KR_DTYPE_Q5_K:
-        nibbles_unpack(quants + 64, half, w);
-        fifth_bits_add(quants, half, w);
-        break;
+        return _mm256_or_si256(nibbles_get(quants + 64, u, half),
+                               fifth_bits_get(quants, u, half));
     case KR_DTYPE_Q6_K:
-        nibbles_unpack(quants + 128, half, w);
-        two_bits_add(quants, half, w);
-        break;
-    default:
-        nibbles_unpack(quants, half, w);
-        break;
+        return _mm256_or_si256(nibbles_get(quants + 128, u, half),
+                               two_bits_get(quants, u, half));
+    default: return nibbles_get(quants, u, half);
     }
 }
 
-INLINE void block_scales(kr_dtype_t type, const source_t *s, size_t b, unsigned half,
-                         block_t *block) {
-    block->m = _mm256_setzero_ps();
+INLINE scales_t scales_get(kr_dtype_t type, const source_t *s, size_t b, unsigned half) {
+    scales_t out = {_mm256_setzero_ps(), _mm256_setzero_ps()};
     switch (type) {
     case KR_DTYPE_Q4_1:
     case KR_DTYPE_Q5_1:
-        block->d = halfs_load(s->scales + 64u * b + 16u * half);
-        block->m = halfs_load(s->scales + 64u * b + 32u + 16u * half);
+        out.d = halfs_load(s->scales + 64u * b + 16u * half);
+        out.m = halfs_load(s->scales + 64u * b + 32u + 16u * half);
         break;
     case KR_DTYPE_Q4_K:
     case KR_DTYPE_Q5_K: {
         const uint8_t *super = s->super + 64u * (b / 8u) + 16u * half;
         const uint8_t *scales = s->scales + 32u * b + 8u * half;
-        block->d = _mm256_mul_ps(halfs_load(super), bytes_load(scales));
-        block->m = _mm256_mul_ps(halfs_load(super + 32), bytes_load(scales + 16));
+        out.d = _mm256_mul_ps(halfs_load(super), bytes_load(scales));
+        out.m = _mm256_mul_ps(halfs_load(super + 32), bytes_load(scales + 16));
         break;
     }
     case KR_DTYPE_Q6_K: {
         const __m256 d = halfs_load(s->super + 32u * (b / 8u) + 16u * half);
         const uint8_t *scales = s->scales + 32u * b + 8u * half;
-        block->d = _mm256_mul_ps(d, signed_bytes_load(scales));
-        block->m = _mm256_mul_ps(d, signed_bytes_load(scales + 16));
+        out.d = _mm256_mul_ps(d, signed_bytes_load(scales));
+        out.m = _mm256_mul_ps(d, signed_bytes_load(scales + 16));
         break;
     }
     default:
-        block->d = halfs_load(s->scales + 32u * b + 16u * half);
+        out.d = halfs_load(s->scales + 32u * b + 16u * half);
         break;
     }
-}
-
-/* Block b of the source; in a panel, b counts from the panel's first block. */
-INLINE void block_get(kr_dtype_t type, bool from_panel, const source_t *s, size_t b,
-                      unsigned half, block_t *block) {
-    if (from_panel) {
-        UNROLL for (unsigned u = 0; u < 8; u++) {
-            block->w[u] = load(s->panel->w[b][u] + 32u * half);
-        }
-        block->d = _mm256_load_ps(s->panel->d[b] + 8u * half);
-        block->m = _mm256_load_ps(s->panel->m[b] + 8u * half);
-    } else {
-        block_unpack(type, s->quants + b * s->quant_bytes, half, block->w);
-        block_scales(type, s, b, half, block);
-    }
+    return out;
 }
 
 /* Blocks [from, from + n) of the group into the panel. */
 INLINE void panel_fill(kr_dtype_t type, const source_t *s, size_t from, size_t n,
                        panel_t *panel) {
     for (size_t b = 0; b < n; b++) {
+        const uint8_t *quants = s->quants + (from + b) * s->quant_bytes;
         UNROLL for (unsigned half = 0; half < 2; half++) {
-            block_t block;
-            block_get(type, false, s, from + b, half, &block);
             UNROLL for (unsigned u = 0; u < 8; u++) {
-                _mm256_store_si256((void *)(panel->w[b][u] + 32u * half), block.w[u]);
+                _mm256_store_si256((void *)(panel->w[b][u] + 32u * half),
+                                   weights_get(type, quants, u, half));
             }
-            _mm256_store_ps(panel->d[b] + 8u * half, block.d);
-            _mm256_store_ps(panel->m[b] + 8u * half, block.m);
+            const scales_t scales = scales_get(type, s, from + b, half);
+            _mm256_store_ps(panel->d[b] + 8u * half, scales.d);
+            _mm256_store_ps(panel->m[b] + 8u * half, scales.m);
         }
     }
 }
 
-/* ---- one block, one token ------------------------------------------------------------------ */
+/* ---- one block of a tile ------------------------------------------------------------------- */
 
-/* Four products of vector w with the token's four values, as int16 pairs. */
-INLINE __m256i pairs(__m256i w, const int8_t *q) {
+/* A 32-block of weights, packed or in a panel, and the tokens that meet it. */
+typedef struct meeting_s {
+    kr_dtype_t type;
+    bool from_panel;
+    unsigned n; /* tokens; constant like the two above */
+    const source_t *source;
+    size_t b;
+    const uint8_t *act;
+    size_t act_stride;
+} meeting_t;
+
+typedef struct dots_s {
+    __m256i sum[2][TILE_TOKENS]; /* [half][token] */
+} dots_t;
+
+INLINE __m256i block_weights(const meeting_t *m, unsigned u, unsigned half) {
+    if (m->from_panel) return load(m->source->panel->w[m->b][u] + 32u * half);
+    return weights_get(m->type, m->source->quants + m->b * m->source->quant_bytes, u, half);
+}
+
+INLINE scales_t block_scales(const meeting_t *m, unsigned half) {
+    if (!m->from_panel) return scales_get(m->type, m->source, m->b, half);
+    const panel_t *panel = m->source->panel;
+    return (scales_t){_mm256_load_ps(panel->d[m->b] + 8u * half),
+                      _mm256_load_ps(panel->m[m->b] + 8u * half)};
+}
+
+INLINE const kri_q8_block_t *token_block(const meeting_t *m, unsigned t) {
+    return (const void *)(m->act + t * m->act_stride);
+}
+
+INLINE __m256i quad_broadcast(const int8_t *q) {
     int32_t v;
     __builtin_memcpy(&v, q, sizeof v);
-    return _mm256_maddubs_epi16(w, _mm256_set1_epi32(v));
+    return _mm256_set1_epi32(v);
 }
 
-INLINE __m256i pairs_2(const __m256i *w, const int8_t *q) {
-    return _mm256_add_epi16(pairs(w[0], q), pairs(w[1], q + 4));
+/* An addition the compiler must do here and now: regrouped sums keep all products alive at once,
+ * and they do not fit the registers. */
+INLINE __m256i pinned(__m256i sum) {
+    __asm__("" : "+x"(sum));
+    return sum;
 }
 
-INLINE __m256i pairs_4(const __m256i *w, const int8_t *q) {
-    return _mm256_add_epi16(pairs_2(w, q), pairs_2(w + 2, q + 8));
-}
-
-INLINE __m256i widen(__m256i x) {
-    return _mm256_madd_epi16(x, _mm256_set1_epi16(1));
-}
-
-INLINE __m256i dot_4_bit(const __m256i *w, const int8_t *q) {
-    return widen(_mm256_add_epi16(pairs_4(w, q), pairs_4(w + 4, q + 16)));
-}
-
-INLINE __m256i dot_5_bit(const __m256i *w, const int8_t *q) {
-    return _mm256_add_epi32(widen(pairs_4(w, q)), widen(pairs_4(w + 4, q + 16)));
-}
-
-/* 16 values only. */
-INLINE __m256i dot_6_bit(const __m256i *w, const int8_t *q) {
-    return _mm256_add_epi32(widen(pairs_2(w, q)), widen(pairs_2(w + 2, q + 8)));
-}
-
-INLINE __m256i signed_quad(__m256i w, const int8_t *q) {
-    int32_t v;
-    __builtin_memcpy(&v, q, sizeof v);
-    const __m256i a = _mm256_sign_epi8(_mm256_set1_epi32(v), w);
-    return widen(_mm256_maddubs_epi16(_mm256_abs_epi8(w), a));
-}
-
-INLINE __m256 scaled_add(__m256 acc, __m256 d, float da, __m256i sum) {
-    return _mm256_fmadd_ps(_mm256_mul_ps(d, _mm256_set1_ps(da)), _mm256_cvtepi32_ps(sum), acc);
-}
-
-INLINE __m256i zero_take(__m256i dot, int zero, int32_t sum) {
-    return _mm256_sub_epi32(dot, _mm256_set1_epi32(zero * sum));
-}
-
-INLINE __m256 block_step(kr_dtype_t type, const block_t *block, const kri_q8_block_t *a,
-                         __m256 acc) {
-    const __m256i *w = block->w;
-    const int32_t lo = a->sum_half[0], hi = a->sum_half[1];
-    switch (type) {
-    case KR_DTYPE_Q4_0:
-        return scaled_add(acc, block->d, a->d, zero_take(dot_4_bit(w, a->q), 8, lo + hi));
-    case KR_DTYPE_Q5_0:
-        return scaled_add(acc, block->d, a->d, zero_take(dot_5_bit(w, a->q), 16, lo + hi));
-    case KR_DTYPE_Q6_K:
-        acc = scaled_add(acc, block->d, a->d, zero_take(dot_6_bit(w, a->q), 32, lo));
-        return scaled_add(acc, block->m, a->d, zero_take(dot_6_bit(w + 4, a->q + 16), 32, hi));
-    case KR_DTYPE_Q4_1:
-        acc = scaled_add(acc, block->d, a->d, dot_4_bit(w, a->q));
-        return _mm256_fmadd_ps(block->m, _mm256_set1_ps(a->ds), acc);
-    case KR_DTYPE_Q5_1:
-        acc = scaled_add(acc, block->d, a->d, dot_5_bit(w, a->q));
-        return _mm256_fmadd_ps(block->m, _mm256_set1_ps(a->ds), acc);
-    case KR_DTYPE_Q4_K:
-        acc = scaled_add(acc, block->d, a->d, dot_4_bit(w, a->q));
-        return _mm256_fnmadd_ps(block->m, _mm256_set1_ps(a->ds), acc);
-    default: /* q5_k */
-        acc = scaled_add(acc, block->d, a->d, dot_5_bit(w, a->q));
-        return _mm256_fnmadd_ps(block->m, _mm256_set1_ps(a->ds), acc);
+/* int16 pair sums over vectors [from, to), widened to int32. */
+INLINE dots_t narrow_dots(const meeting_t *m, unsigned from, unsigned to) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    dots_t dots;
+    UNROLL for (unsigned u = from; u < to; u++) {
+        const __m256i w0 = block_weights(m, u, 0), w1 = block_weights(m, u, 1);
+        UNROLL for (unsigned t = 0; t < m->n; t++) {
+            const __m256i a = quad_broadcast(token_block(m, t)->q + 4u * u);
+            const __m256i p0 = _mm256_maddubs_epi16(w0, a), p1 = _mm256_maddubs_epi16(w1, a);
+            dots.sum[0][t] = u == from ? p0 : pinned(_mm256_add_epi16(dots.sum[0][t], p0));
+            dots.sum[1][t] = u == from ? p1 : pinned(_mm256_add_epi16(dots.sum[1][t], p1));
+        }
     }
+    UNROLL for (unsigned t = 0; t < m->n; t++) {
+        dots.sum[0][t] = _mm256_madd_epi16(dots.sum[0][t], ones);
+        dots.sum[1][t] = _mm256_madd_epi16(dots.sum[1][t], ones);
+    }
+    return dots;
 }
 
-/* 8-bit weights: a register and its magnitudes serve all tokens before the next is loaded, since
- * all eight and their magnitudes would take every register. The zero point is already taken. */
-INLINE void block_step_q8(unsigned n, const block_t *block, const uint8_t *a, size_t act_stride,
-                          __m256 *acc) {
-    __m256i sum[TILE_TOKENS];
-    UNROLL for (unsigned t = 0; t < n; t++) sum[t] = _mm256_setzero_si256();
+INLINE dots_t dots_add(const meeting_t *m, dots_t a, dots_t b) {
+    UNROLL for (unsigned t = 0; t < m->n; t++) {
+        a.sum[0][t] = _mm256_add_epi32(a.sum[0][t], b.sum[0][t]);
+        a.sum[1][t] = _mm256_add_epi32(a.sum[1][t], b.sum[1][t]);
+    }
+    return a;
+}
+
+INLINE __m256i wide_products(__m256i w, __m256i magnitude, __m256i a) {
+    const __m256i pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(a, w));
+    return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+}
+
+/* 8-bit weights. */
+INLINE dots_t wide_dots(const meeting_t *m) {
+    dots_t dots;
     UNROLL for (unsigned u = 0; u < 8; u++) {
-        UNROLL for (unsigned t = 0; t < n; t++) {
-            const kri_q8_block_t *x = (const void *)(a + t * act_stride);
-            sum[t] = _mm256_add_epi32(sum[t], signed_quad(block->w[u], x->q + 4u * u));
+        const __m256i w0 = block_weights(m, u, 0), w1 = block_weights(m, u, 1);
+        const __m256i m0 = _mm256_abs_epi8(w0), m1 = _mm256_abs_epi8(w1);
+        UNROLL for (unsigned t = 0; t < m->n; t++) {
+            const __m256i a = quad_broadcast(token_block(m, t)->q + 4u * u);
+            const __m256i p0 = wide_products(w0, m0, a), p1 = wide_products(w1, m1, a);
+            dots.sum[0][t] = u == 0 ? p0 : pinned(_mm256_add_epi32(dots.sum[0][t], p0));
+            dots.sum[1][t] = u == 0 ? p1 : pinned(_mm256_add_epi32(dots.sum[1][t], p1));
         }
     }
-    UNROLL for (unsigned t = 0; t < n; t++) {
-        const kri_q8_block_t *x = (const void *)(a + t * act_stride);
-        acc[t] = scaled_add(acc[t], block->d, x->d, sum[t]);
+    return dots;
+}
+
+/* acc += (scale * da) * (dot - zero * sum) for both halves. */
+INLINE void scaled_add(const meeting_t *m, const dots_t *dots, __m256 d0, __m256 d1, int zero,
+                       bool first_half, bool second_half, __m256 acc[2][TILE_TOKENS]) {
+    UNROLL for (unsigned t = 0; t < m->n; t++) {
+        const kri_q8_block_t *a = token_block(m, t);
+        const __m256 da = _mm256_set1_ps(a->d);
+        __m256i s0 = dots->sum[0][t], s1 = dots->sum[1][t];
+        if (zero != 0) {
+            const int32_t sum =
+                (first_half ? a->sum_half[0] : 0) + (second_half ? a->sum_half[1] : 0);
+            const __m256i off = _mm256_set1_epi32(zero * sum);
+            s0 = _mm256_sub_epi32(s0, off);
+            s1 = _mm256_sub_epi32(s1, off);
+        }
+        acc[0][t] = _mm256_fmadd_ps(_mm256_mul_ps(d0, da), _mm256_cvtepi32_ps(s0), acc[0][t]);
+        acc[1][t] = _mm256_fmadd_ps(_mm256_mul_ps(d1, da), _mm256_cvtepi32_ps(s1), acc[1][t]);
+    }
+}
+
+INLINE void minimum_add(const meeting_t *m, __m256 m0, __m256 m1, bool subtract,
+                        __m256 acc[2][TILE_TOKENS]) {
+    UNROLL for (unsigned t = 0; t < m->n; t++) {
+        const __m256 ds = _mm256_set1_ps(token_block(m, t)->ds);
+        acc[0][t] = subtract ? _mm256_fnmadd_ps(m0, ds, acc[0][t])
+                             : _mm256_fmadd_ps(m0, ds, acc[0][t]);
+        acc[1][t] = subtract ? _mm256_fnmadd_ps(m1, ds, acc[1][t])
+                             : _mm256_fmadd_ps(m1, ds, acc[1][t]);
+    }
+}
+
+INLINE dots_t block_dots(const meeting_t *m) {
+    switch (m->type) {
+    case KR_DTYPE_Q8_0: return wide_dots(m);
+    case KR_DTYPE_Q5_0:
+    case KR_DTYPE_Q5_1:
+    case KR_DTYPE_Q5_K: return dots_add(m, narrow_dots(m, 0, 4), narrow_dots(m, 4, 8));
+    default: return narrow_dots(m, 0, 8);
+    }
+}
+
+/* The step of kernels.h. */
+INLINE void block_step(const meeting_t *m, __m256 acc[2][TILE_TOKENS]) {
+    if (m->type == KR_DTYPE_Q6_K) {
+        dots_t dots = dots_add(m, narrow_dots(m, 0, 2), narrow_dots(m, 2, 4));
+        scaled_add(m, &dots, block_scales(m, 0).d, block_scales(m, 1).d, 32, true, false, acc);
+        dots = dots_add(m, narrow_dots(m, 4, 6), narrow_dots(m, 6, 8));
+        scaled_add(m, &dots, block_scales(m, 0).m, block_scales(m, 1).m, 32, false, true, acc);
+        return;
+    }
+    const dots_t dots = block_dots(m);
+    const scales_t s0 = block_scales(m, 0), s1 = block_scales(m, 1);
+    const int zero = m->type == KR_DTYPE_Q4_0 ? 8 : m->type == KR_DTYPE_Q5_0 ? 16 : 0;
+    scaled_add(m, &dots, s0.d, s1.d, zero, true, true, acc);
+    if (m->type == KR_DTYPE_Q4_1 || m->type == KR_DTYPE_Q5_1) {
+        minimum_add(m, s0.m, s1.m, false, acc);
+    } else if (m->type == KR_DTYPE_Q4_K || m->type == KR_DTYPE_Q5_K) {
+        minimum_add(m, s0.m, s1.m, true, acc);
     }
 }
 
@@ -302,37 +336,23 @@ INLINE void next_prefetch(kr_dtype_t type, const uint8_t *next, size_t b) {
     }
 }
 
-/* Adds blocks [0, n_blocks) of the source for n tokens and the halves [half, half + n_halves) to
- * sums, which start at zero. n_halves * n <= 4. */
-INLINE void tile(kr_dtype_t type, bool from_panel, unsigned n, unsigned half, unsigned n_halves,
-                 const source_t *s, const uint8_t *act, size_t act_stride,
-                 float (*sums)[KRI_GROUP_ROWS]) {
+/* Adds blocks [0, n_blocks) of the source to the sums of n tokens (a constant). */
+INLINE void tile(kr_dtype_t type, bool from_panel, unsigned n, const source_t *s,
+                 const uint8_t *act, size_t act_stride, float (*sums)[KRI_GROUP_ROWS]) {
     __m256 acc[2][TILE_TOKENS];
-    UNROLL for (unsigned h = 0; h < n_halves; h++) {
-        UNROLL for (unsigned t = 0; t < n; t++) {
-            acc[h][t] = _mm256_loadu_ps(sums[t] + 8u * (half + h));
-        }
+    UNROLL for (unsigned t = 0; t < n; t++) {
+        acc[0][t] = _mm256_loadu_ps(sums[t]);
+        acc[1][t] = _mm256_loadu_ps(sums[t] + 8);
     }
     for (size_t b = 0; b < s->n_blocks; b++) {
-        const uint8_t *a = act + b * sizeof(kri_q8_block_t);
+        const meeting_t m = {type,       from_panel, n, s, b, act + b * sizeof(kri_q8_block_t),
+                             act_stride};
         if (!from_panel && s->next != NULL) next_prefetch(type, s->next, b);
-        UNROLL for (unsigned h = 0; h < n_halves; h++) {
-            block_t block;
-            block_get(type, from_panel, s, b, half + h, &block);
-            if (type == KR_DTYPE_Q8_0) {
-                block_step_q8(n, &block, a, act_stride, acc[h]);
-            } else {
-                UNROLL for (unsigned t = 0; t < n; t++) {
-                    acc[h][t] = block_step(type, &block, (const void *)(a + t * act_stride),
-                                           acc[h][t]);
-                }
-            }
-        }
+        block_step(&m, acc);
     }
-    UNROLL for (unsigned h = 0; h < n_halves; h++) {
-        UNROLL for (unsigned t = 0; t < n; t++) {
-            _mm256_storeu_ps(sums[t] + 8u * (half + h), acc[h][t]);
-        }
+    UNROLL for (unsigned t = 0; t < n; t++) {
+        _mm256_storeu_ps(sums[t], acc[0][t]);
+        _mm256_storeu_ps(sums[t] + 8, acc[1][t]);
     }
 }
 
@@ -407,21 +427,15 @@ static void groups_run(const kernel_t *kernel, const uint8_t *w, size_t n_in, si
     }
 }
 
-/* Four tokens take all registers with half a group, fewer take both halves in one pass. */
-#define TILES(name, type, from_panel)                                                            \
-    static void name##_1(const source_t *s, const uint8_t *act, size_t act_stride,               \
-                         float (*sums)[KRI_GROUP_ROWS]) {                                        \
-        tile(type, from_panel, 1, 0, 2, s, act, act_stride, sums);                               \
-    }                                                                                            \
-    static void name##_2(const source_t *s, const uint8_t *act, size_t act_stride,               \
-                         float (*sums)[KRI_GROUP_ROWS]) {                                        \
-        tile(type, from_panel, 2, 0, 2, s, act, act_stride, sums);                               \
-    }                                                                                            \
-    static void name##_4(const source_t *s, const uint8_t *act, size_t act_stride,               \
-                         float (*sums)[KRI_GROUP_ROWS]) {                                        \
-        tile(type, from_panel, 4, 0, 1, s, act, act_stride, sums);                               \
-        tile(type, from_panel, 4, 1, 1, s, act, act_stride, sums);                               \
+#define TILE(name, type, from_panel, n)                                                          \
+    static void name##_##n(const source_t *s, const uint8_t *act, size_t act_stride,             \
+                           float (*sums)[KRI_GROUP_ROWS]) {                                      \
+        tile(type, from_panel, n, s, act, act_stride, sums);                                     \
     }
+#define TILES(name, type, from_panel)                                                            \
+    TILE(name, type, from_panel, 1)                                                              \
+    TILE(name, type, from_panel, 2)                                                              \
+    TILE(name, type, from_panel, 4)
 
 #define ENTRY(slot)                                                                              \
     void kri_##slot##_avx2(const uint8_t *restrict w, size_t n_in, size_t n_groups,              \

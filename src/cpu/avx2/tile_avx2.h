@@ -15,8 +15,8 @@
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 
-/* Largest tile, and the tile sizes in ascending order. Sixteen registers: four sums, eight
- * weights, four to work with. */
+/* Largest tile, and the tile sizes in ascending order. Four tokens by two halves make eight sums,
+ * half of the registers. */
 #define TILE_TOKENS 4u
 #define TILE_SIZES 3u
 static const unsigned tile_sizes[TILE_SIZES] = {1, 2, 4};

@@ -61,10 +61,8 @@ KRI_INLINE void load_keys(const attn_tile_t *tile, attn_range_t keys, size_t ele
     const size_t row_bytes = tile->head_dim * elem_bytes;
     for (size_t page = keys.begin / LANES; page * LANES < keys.end; page++) {
         const uint8_t *from = attn_page(tile, page, tile->args->k_offset);
-        const ptrdiff_t ahead = attn_bytes_ahead(tile, page/2);
-        const uint8_t *nx = attn_page(tile, page/2, tile->args->k_offset) + ahead + (page&1)*8*row_bytes;
         for (size_t d = 0; d < tile->head_dim; d += LANES) {
-            attn_prefetch(nx + d * 8 * elem_bytes, LANES * 8 * elem_bytes);
+            attn_prefetch_keys(tile, page, d, LANES);
             __m512 x[LANES];
             KRI_UNROLL
             for (size_t j = 0; j < LANES; j++) {
@@ -85,7 +83,7 @@ static void load_values(const attn_tile_t *tile, attn_range_t keys, size_t elem_
     for (size_t key = keys.begin / LANES * LANES; key < keys.end; key++) {
         const size_t page = key / LANES;
         const uint8_t *from = attn_page(tile, page, tile->args->v_offset) + key % LANES * row_bytes;
-        attn_prefetch(from + attn_bytes_ahead(tile, page), row_bytes);
+        attn_prefetch(tile->next_v[page] + key % LANES * row_bytes, row_bytes);
         for (size_t d = 0; d < tile->head_dim; d += LANES) {
             float *to = tile->values + d / VALUE_WIDTH * (KRI_ATTN_BLOCK * VALUE_WIDTH) +
                         key * VALUE_WIDTH + d % VALUE_WIDTH;
@@ -97,8 +95,12 @@ static void load_values(const attn_tile_t *tile, attn_range_t keys, size_t elem_
 /* ---- register tiles: always inlined with constant sizes ------------------------------------ */
 
 /* scores[i][16 j ..] = q[i] . keys for n_q queries and n_v vectors of 16 keys. */
-KRI_INLINE void score_tile(const float *q, const float *keys, size_t head_dim, float *scores, const uint8_t *n1, const uint8_t *n2, size_t nstep,
-                           const size_t n_q, const size_t n_v) {
+KRI_INLINE void score_tile(const attn_tile_t *tile, const float *q, const float *keys,
+                           float *scores, const size_t n_q, const size_t n_v) {
+    const size_t head_dim = tile->head_dim;
+    const size_t next_step = KRI_PAGE_TOKENS * tile->elem_bytes;
+    const uint8_t *next = tile->next_k[ATTN_PAGES / 2u];
+    const uint8_t *next_last = tile->next_k[ATTN_PAGES / 2u + 1u];
     __m512 sums[QUERIES][VECTORS];
     KRI_UNROLL
     for (size_t i = 0; i < n_q; i++) {
@@ -108,7 +110,8 @@ KRI_INLINE void score_tile(const float *q, const float *keys, size_t head_dim, f
         }
     }
     for (size_t d = 0; d < head_dim; d++) {
-        __builtin_prefetch(n1 + d * nstep); __builtin_prefetch(n2 + d * nstep);
+        __builtin_prefetch(next + d * next_step);
+        __builtin_prefetch(next_last + d * next_step);
         __m512 k[VECTORS];
         KRI_UNROLL
         for (size_t j = 0; j < n_v; j++) {
@@ -135,7 +138,7 @@ KRI_INLINE void score_tile(const float *q, const float *keys, size_t head_dim, f
 /* Where a product over values reads: row of key k at page[k / 16] + k % 16 * row_bytes. */
 typedef struct value_source_s {
     const uint8_t *page[ATTN_PAGES];
-    ptrdiff_t ahead[ATTN_PAGES]; /* attn_bytes_ahead; 0 in scratch */
+    const uint8_t *next[ATTN_PAGES]; /* the same of the next block, to prefetch */
     size_t row_bytes;
     attn_range_t keys;
 } value_source_t;
@@ -156,11 +159,11 @@ KRI_INLINE void value_tile(const value_source_t *values, const float *weights, c
     size_t key = values->keys.begin;
     while (key < values->keys.end) {
         const uint8_t *from = values->page[key / LANES] + key % LANES * values->row_bytes;
-        const ptrdiff_t ahead = values->ahead[key / LANES];
+        const uint8_t *next = values->next[key / LANES] + key % LANES * values->row_bytes;
         const size_t page_end = (key / LANES + 1u) * LANES;
         const size_t end = page_end < values->keys.end ? page_end : values->keys.end;
-        for (; key < end; key++, from += values->row_bytes) {
-            attn_prefetch(from + ahead, n_v * LANES * elem_bytes);
+        for (; key < end; key++, from += values->row_bytes, next += values->row_bytes) {
+            attn_prefetch(next, n_v * LANES * elem_bytes);
             __m512 v[VECTORS];
             KRI_UNROLL
             for (size_t j = 0; j < n_v; j++) {
@@ -186,14 +189,14 @@ KRI_INLINE void value_tile(const value_source_t *values, const float *weights, c
 }
 
 /* One function per tile size, and tables of them by [queries - 1][vectors - 1]. */
-typedef void score_fn(const float *q, const float *keys, size_t head_dim, float *scores, const uint8_t *n1, const uint8_t *n2, size_t ns);
+typedef void score_fn(const attn_tile_t *tile, const float *q, const float *keys, float *scores);
 typedef void value_fn(const value_source_t *values, const float *weights, const float *decay,
                       float *acc, size_t head_dim);
 
 #define TILE(q_, v_)                                                                             \
-    static void score_##q_##_##v_(const float *q, const float *keys, size_t head_dim,            \
-                                  float *scores,const uint8_t *n1, const uint8_t *n2, size_t ns) {                                               \
-        score_tile(q, keys, head_dim, scores, n1,n2,ns,q_, v_);                                           \
+    static void score_##q_##_##v_(const attn_tile_t *tile, const float *q, const float *keys,    \
+                                  float *scores) {                                               \
+        score_tile(tile, q, keys, scores, q_, v_);                                               \
     }                                                                                            \
     static void value_f32_##q_##_##v_(const value_source_t *values, const float *weights,        \
                                       const float *decay, float *acc, size_t head_dim) {         \
@@ -209,7 +212,8 @@ TILES(1) TILES(2) TILES(3) TILES(4) TILES(5) TILES(6)
 #undef TILE
 
 #define ROW(name, q_) {name##_##q_##_1, name##_##q_##_2, name##_##q_##_3, name##_##q_##_4}
-#define TABLE(name) {ROW(name, 1), ROW(name, 2), ROW(name, 3), ROW(name, 4), ROW(name, 5), ROW(name, 6)}
+#define TABLE(name)                                                                              \
+    {ROW(name, 1), ROW(name, 2), ROW(name, 3), ROW(name, 4), ROW(name, 5), ROW(name, 6)}
 static score_fn *const score_fns[QUERIES][VECTORS] = TABLE(score);
 static value_fn *const value_f32_fns[QUERIES][VECTORS] = TABLE(value_f32);
 static value_fn *const value_f16_fns[QUERIES][VECTORS] = TABLE(value_f16);
@@ -221,14 +225,11 @@ static value_fn *const value_f16_fns[QUERIES][VECTORS] = TABLE(value_f16);
 static void score_run(const attn_tile_t *tile, const attn_run_t *run) {
     const size_t first = run->keys.begin / LANES;
     const size_t n_v = (run->keys.end + LANES - 1u) / LANES - first;
-    size_t ns=0; const uint8_t *n1=(const void*)tile->keys,*n2=n1; if (tile->n_queries<=QUERIES && run->keys.end==64) { ns=16*tile->elem_bytes; 
-     n1 = attn_page(tile,2,tile->args->k_offset)+attn_bytes_ahead(tile,2);
-     n2 = attn_page(tile,3,tile->args->k_offset)+attn_bytes_ahead(tile,3);}
     for (size_t i = run->begin; i < run->end; i += QUERIES) {
         const size_t n_q = run->end - i < QUERIES ? run->end - i : QUERIES;
-        score_fns[n_q - 1u][n_v - 1u](tile->q + i * tile->head_dim, tile->keys + first * LANES,
-                                      tile->head_dim,
-                                      tile->scores + i * KRI_ATTN_BLOCK + first * LANES,n1,n2,ns);
+        score_fns[n_q - 1u][n_v - 1u](tile, tile->q + i * tile->head_dim,
+                                      tile->keys + first * LANES,
+                                      tile->scores + i * KRI_ATTN_BLOCK + first * LANES);
     }
 }
 
@@ -303,11 +304,14 @@ static void value_run(const attn_tile_t *tile, const attn_run_t *run, int from_s
         const size_t left = (tile->head_dim - d) / LANES;
         const size_t n_v = left < VECTORS ? left : VECTORS;
         for (size_t page = run->keys.begin / LANES; page * LANES < run->keys.end; page++) {
-            values.ahead[page] = from_scratch ? 0 : attn_bytes_ahead(tile, page);
-            values.page[page] =
-                from_scratch ? (const uint8_t *)(tile->values + d * KRI_ATTN_BLOCK) +
-                                   page * LANES * row_bytes
-                             : attn_page(tile, page, tile->args->v_offset) + d * elem_bytes;
+            if (from_scratch) {
+                values.page[page] = (const uint8_t *)(tile->values + d * KRI_ATTN_BLOCK) +
+                                    page * LANES * row_bytes;
+                values.next[page] = values.page[page];
+            } else {
+                values.page[page] = attn_page(tile, page, tile->args->v_offset) + d * elem_bytes;
+                values.next[page] = tile->next_v[page] + d * elem_bytes;
+            }
         }
         for (size_t i = run->begin; i < run->end; i += QUERIES) {
             const size_t n_q = run->end - i < QUERIES ? run->end - i : QUERIES;
@@ -338,8 +342,9 @@ KRI_INLINE void attention(const kri_attn_args_t *args, const size_t elem_bytes) 
     /* One pass of a register tile reads the values once: converting them first pays from two. */
     const int from_scratch = tile.n_queries > QUERIES;
     const size_t n_keys = (size_t)args->pos_begin + args->n_rows;
-    tile.block = attn_first_key(args, 0) / KRI_ATTN_BLOCK * KRI_ATTN_BLOCK;
-    for (; tile.block < n_keys; tile.block += KRI_ATTN_BLOCK) {
+    size_t block = attn_first_key(args, 0) / KRI_ATTN_BLOCK * KRI_ATTN_BLOCK;
+    for (; block < n_keys; block += KRI_ATTN_BLOCK) {
+        attn_block_begin(&tile, block);
         const attn_range_t keys = attn_keys(&tile, 0, args->n_rows);
         load_keys(&tile, keys, elem_bytes);
         if (from_scratch) {

@@ -272,7 +272,7 @@ TEST(gguf_tensors_have_shape_outermost_first_and_their_bytes) {
     assert_int_equal(c->tensor.shape[3], 2);
     assert_null(kri_gguf_find(gguf, "d"));
     assert_null(kri_gguf_tensor(gguf, 3));
-    kri_gguf_release(gguf, a); /* memory is borrowed: must not touch it */
+    kri_gguf_release(gguf, a, 0, SIZE_MAX); /* memory is borrowed: must not touch it */
     kri_gguf_close(gguf);
     free(file.data);
 }
@@ -290,7 +290,7 @@ TEST(gguf_open_reads_a_mapped_file) {
     assert_int_equal(kri_gguf_part_map(gguf, 0)->size, file.n);
     assert_null(kri_gguf_part_map(gguf, 1));
     const kri_gguf_tensor_t *b = kri_gguf_find(gguf, "b");
-    kri_gguf_release(gguf, b);
+    kri_gguf_release(gguf, b, 0, SIZE_MAX);
     assert_memory_equal(b->tensor.data, file.data + b->offset, 34); /* comes back from the file */
     kri_gguf_close(gguf);
     unlink(path);

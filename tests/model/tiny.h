@@ -1,0 +1,54 @@
+/* tiny.h: opening the tiny random models of tiny_model.h through the public API. */
+#ifndef KR_TEST_TINY_H
+#define KR_TEST_TINY_H
+
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "models.h"
+#include "tiny_model.h"
+
+/* Writes the bytes to a temporary file and opens it; the file is gone afterwards. */
+static inline kr_status_t open_bytes(const gguf_bytes_t *bytes, const kr_model_params_t *params,
+                                     kr_model_t *model, kr_error_t *error) {
+    char path[] = "/tmp/kr-test-XXXXXX";
+    const int fd = mkstemp(path);
+    assert_true(fd >= 0);
+    close(fd);
+    assert_int_equal(gguf_write(bytes, path), 0);
+    const kr_status_t status = kr_model_open(path, params, model, error);
+    unlink(path);
+    return status;
+}
+
+static inline kr_model_t open_tiny_config(const tiny_config_t *config) {
+    kr_model_params_t params;
+    kr_model_t model = NULL;
+    kr_error_t error;
+    gguf_bytes_t file = tiny_model(config);
+    kr_model_params_init(&params);
+    kr_error_init(&error);
+    params.cache_dir = "";
+    params.n_threads = 1;
+    if (open_bytes(&file, &params, &model, &error) != KR_OK) fail_msg("%s", error.message);
+    free(file.data);
+    return model;
+}
+
+static inline kr_model_t open_tiny(const char *preset) {
+    const tiny_config_t config = tiny_config(preset);
+    return open_tiny_config(&config);
+}
+
+static inline kr_session_t tiny_session(kr_model_t model, kr_dtype_t kv, const char *isa,
+                                        uint32_t n_seqs, uint32_t n_threads) {
+    kr_session_params_t params;
+    kr_session_params_init(&params);
+    params.kv_dtype = kv;
+    params.isa = isa;
+    params.n_seqs = n_seqs;
+    params.n_threads = n_threads;
+    return open_session(model, &params);
+}
+
+#endif
