@@ -86,7 +86,7 @@ def run_cmocka(path, totals, env):
 
 
 def run_replays(folder, totals, env):
-    for path in sorted(glob.glob(os.path.join(ROOT, folder, "replay_*"))):
+    for path in sorted(glob.glob(os.path.join(ROOT, folder, "tests", "replay_*"))):
         target = os.path.basename(path)[len("replay_"):]
         begin = time.time()
         corpus = os.path.join("tests", "corpus", target)
@@ -121,7 +121,7 @@ def suite_binaries(folder, totals, keep=lambda name: True, env_extra=None):
     env = dict(os.environ, **(env_extra or {}))
     for path in sorted(glob.glob(os.path.join(ROOT, folder, "tests", "*"))):
         name = os.path.basename(path)
-        if os.access(path, os.X_OK) and os.path.isfile(path) and keep(name):
+        if "_test_" in name and os.access(path, os.X_OK) and keep(name):
             run_cmocka(path, totals, env)
     return env
 

@@ -1,6 +1,6 @@
 /* fuzz_gguf.c: any bytes as a GGUF file: open, and when that works, ask for everything there is.
- * Corrupt, load, then use what loaded: each tensor's first and last byte is read, each key is
- * fetched through every getter, each array item is touched. */
+ * What loads as a model and is used as one: fuzz_model.c. Here each tensor is read at both ends,
+ * each key is fetched through every getter, each array item is touched. */
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -101,7 +101,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes) {
         return 0;
     }
     use_file(gguf, data, n_bytes);
-    /* Load-then-use belongs here: open the model over the same bytes, tokenize, 16 tokens. */
     kri_gguf_close(gguf);
     return 0;
 }

@@ -8,7 +8,7 @@ use std::io;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Value, ValueKind};
-use minijinja::{Environment, ErrorKind, escape_formatter};
+use minijinja::{Environment, ErrorKind, context, escape_formatter};
 
 use crate::added::Segment;
 use crate::error::{Error, Result, Status};
@@ -100,16 +100,16 @@ impl Template {
         };
         let list: Vec<Value> = messages
             .iter()
-            .map(|m| Value::from_iter([("role", mark(m.role)), ("content", mark(m.content))]))
+            .map(|m| context! { role => mark(m.role), content => mark(m.content) })
             .collect();
-        let context = Value::from_iter([
-            ("messages", Value::from(list)),
-            ("add_generation_prompt", Value::from(add_prompt)),
-            ("tools", Value::from(())),
-            ("documents", Value::from(())),
-            ("bos_token", Value::from(self.bos.as_str())),
-            ("eos_token", Value::from(self.eos.as_str())),
-        ]);
+        let context = context! {
+            messages => list,
+            add_generation_prompt => add_prompt,
+            tools => (),
+            documents => (),
+            bos_token => self.bos.as_str(),
+            eos_token => self.eos.as_str(),
+        };
         let n_bytes: usize = messages.iter().map(|m| m.role.len() + m.content.len()).sum();
         let text = self.run(context, FUEL_BASE + n_bytes as u64 / FUEL_BYTES)?;
         Ok((text, marked.then_some(marker)))
@@ -186,13 +186,14 @@ fn tojson(value: &Value, kwargs: Kwargs) -> std::result::Result<Value, minijinja
         let message = "tojson: indent is over 16";
         return Err(minijinja::Error::new(ErrorKind::InvalidOperation, message));
     }
-    let mut out = Vec::new();
+    // Shared parts make a value exponentially larger written than kept: cap the text.
+    let mut out = Capped::default();
     let style = PythonJson { indent: indent.map(|n| " ".repeat(n)), depth: 0, filled: false };
     let mut writer = serde_json::Serializer::with_formatter(&mut out, style);
     serde::Serialize::serialize(value, &mut writer).map_err(|e| {
         minijinja::Error::new(ErrorKind::BadSerialization, format!("tojson: {e}"))
     })?;
-    let text = String::from_utf8(out)
+    let text = String::from_utf8(out.bytes)
         .map_err(|_| minijinja::Error::new(ErrorKind::BadSerialization, "tojson: not UTF-8"))?;
     Ok(Value::from(if ascii == Some(true) { escape_non_ascii(&text) } else { text }))
 }

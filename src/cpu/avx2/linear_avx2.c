@@ -219,32 +219,58 @@ INLINE __m256i pinned(__m256i sum) {
     return sum;
 }
 
-/* int16 pair sums over vectors [from, to), widened to int32. */
-INLINE dots_t narrow_dots(const meeting_t *m, unsigned from, unsigned to) {
-    const __m256i ones = _mm256_set1_epi16(1);
-    dots_t dots;
-    UNROLL for (unsigned u = from; u < to; u++) {
-        const __m256i w0 = block_weights(m, u, 0), w1 = block_weights(m, u, 1);
-        UNROLL for (unsigned t = 0; t < m->n; t++) {
-            const __m256i a = quad_broadcast(token_block(m, t)->q + 4u * u);
-            const __m256i p0 = _mm256_maddubs_epi16(w0, a), p1 = _mm256_maddubs_epi16(w1, a);
-            dots.sum[0][t] = u == from ? p0 : pinned(_mm256_add_epi16(dots.sum[0][t], p0));
-            dots.sum[1][t] = u == from ? p1 : pinned(_mm256_add_epi16(dots.sum[1][t], p1));
-        }
-    }
+/* Adds vector u to int16 pair sums; the first vector of a run starts them. The runs below name
+ * their vectors one by one because clang does not unroll a loop over them. */
+INLINE void pairs_add(const meeting_t *m, unsigned u, bool first, dots_t *dots) {
+    const __m256i w0 = block_weights(m, u, 0), w1 = block_weights(m, u, 1);
     UNROLL for (unsigned t = 0; t < m->n; t++) {
-        dots.sum[0][t] = _mm256_madd_epi16(dots.sum[0][t], ones);
-        dots.sum[1][t] = _mm256_madd_epi16(dots.sum[1][t], ones);
+        const __m256i a = quad_broadcast(token_block(m, t)->q + 4u * u);
+        const __m256i p0 = _mm256_maddubs_epi16(w0, a), p1 = _mm256_maddubs_epi16(w1, a);
+        dots->sum[0][t] = first ? p0 : pinned(_mm256_add_epi16(dots->sum[0][t], p0));
+        dots->sum[1][t] = first ? p1 : pinned(_mm256_add_epi16(dots->sum[1][t], p1));
     }
-    return dots;
 }
 
-INLINE dots_t dots_add(const meeting_t *m, dots_t a, dots_t b) {
+INLINE void widen(const meeting_t *m, dots_t *dots) {
+    const __m256i ones = _mm256_set1_epi16(1);
     UNROLL for (unsigned t = 0; t < m->n; t++) {
-        a.sum[0][t] = _mm256_add_epi32(a.sum[0][t], b.sum[0][t]);
-        a.sum[1][t] = _mm256_add_epi32(a.sum[1][t], b.sum[1][t]);
+        dots->sum[0][t] = _mm256_madd_epi16(dots->sum[0][t], ones);
+        dots->sum[1][t] = _mm256_madd_epi16(dots->sum[1][t], ones);
     }
-    return a;
+}
+
+/* Dot products over two, four and all eight vectors from u on: as far as int16 carries. */
+INLINE void dots_2(const meeting_t *m, unsigned u, dots_t *dots) {
+    pairs_add(m, u, true, dots);
+    pairs_add(m, u + 1, false, dots);
+    widen(m, dots);
+}
+
+INLINE void dots_4(const meeting_t *m, unsigned u, dots_t *dots) {
+    pairs_add(m, u, true, dots);
+    pairs_add(m, u + 1, false, dots);
+    pairs_add(m, u + 2, false, dots);
+    pairs_add(m, u + 3, false, dots);
+    widen(m, dots);
+}
+
+INLINE void dots_8(const meeting_t *m, dots_t *dots) {
+    pairs_add(m, 0, true, dots);
+    pairs_add(m, 1, false, dots);
+    pairs_add(m, 2, false, dots);
+    pairs_add(m, 3, false, dots);
+    pairs_add(m, 4, false, dots);
+    pairs_add(m, 5, false, dots);
+    pairs_add(m, 6, false, dots);
+    pairs_add(m, 7, false, dots);
+    widen(m, dots);
+}
+
+INLINE void dots_add(const meeting_t *m, dots_t *dots, const dots_t *other) {
+    UNROLL for (unsigned t = 0; t < m->n; t++) {
+        dots->sum[0][t] = _mm256_add_epi32(dots->sum[0][t], other->sum[0][t]);
+        dots->sum[1][t] = _mm256_add_epi32(dots->sum[1][t], other->sum[1][t]);
+    }
 }
 
 INLINE __m256i wide_products(__m256i w, __m256i magnitude, __m256i a) {
@@ -252,20 +278,27 @@ INLINE __m256i wide_products(__m256i w, __m256i magnitude, __m256i a) {
     return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 }
 
-/* 8-bit weights. */
-INLINE dots_t wide_dots(const meeting_t *m) {
-    dots_t dots;
-    UNROLL for (unsigned u = 0; u < 8; u++) {
-        const __m256i w0 = block_weights(m, u, 0), w1 = block_weights(m, u, 1);
-        const __m256i m0 = _mm256_abs_epi8(w0), m1 = _mm256_abs_epi8(w1);
-        UNROLL for (unsigned t = 0; t < m->n; t++) {
-            const __m256i a = quad_broadcast(token_block(m, t)->q + 4u * u);
-            const __m256i p0 = wide_products(w0, m0, a), p1 = wide_products(w1, m1, a);
-            dots.sum[0][t] = u == 0 ? p0 : pinned(_mm256_add_epi32(dots.sum[0][t], p0));
-            dots.sum[1][t] = u == 0 ? p1 : pinned(_mm256_add_epi32(dots.sum[1][t], p1));
-        }
+INLINE void wide_add(const meeting_t *m, unsigned u, bool first, dots_t *dots) {
+    const __m256i w0 = block_weights(m, u, 0), w1 = block_weights(m, u, 1);
+    const __m256i m0 = _mm256_abs_epi8(w0), m1 = _mm256_abs_epi8(w1);
+    UNROLL for (unsigned t = 0; t < m->n; t++) {
+        const __m256i a = quad_broadcast(token_block(m, t)->q + 4u * u);
+        const __m256i p0 = wide_products(w0, m0, a), p1 = wide_products(w1, m1, a);
+        dots->sum[0][t] = first ? p0 : pinned(_mm256_add_epi32(dots->sum[0][t], p0));
+        dots->sum[1][t] = first ? p1 : pinned(_mm256_add_epi32(dots->sum[1][t], p1));
     }
-    return dots;
+}
+
+/* 8-bit weights. */
+INLINE void wide_dots(const meeting_t *m, dots_t *dots) {
+    wide_add(m, 0, true, dots);
+    wide_add(m, 1, false, dots);
+    wide_add(m, 2, false, dots);
+    wide_add(m, 3, false, dots);
+    wide_add(m, 4, false, dots);
+    wide_add(m, 5, false, dots);
+    wide_add(m, 6, false, dots);
+    wide_add(m, 7, false, dots);
 }
 
 /* acc += (scale * da) * (dot - zero * sum) for both halves. */
@@ -298,26 +331,40 @@ INLINE void minimum_add(const meeting_t *m, __m256 m0, __m256 m1, bool subtract,
     }
 }
 
-INLINE dots_t block_dots(const meeting_t *m) {
+INLINE void block_dots(const meeting_t *m, dots_t *dots) {
+    dots_t other;
     switch (m->type) {
-    case KR_DTYPE_Q8_0: return wide_dots(m);
+    case KR_DTYPE_Q8_0: wide_dots(m, dots); break;
     case KR_DTYPE_Q5_0:
     case KR_DTYPE_Q5_1:
-    case KR_DTYPE_Q5_K: return dots_add(m, narrow_dots(m, 0, 4), narrow_dots(m, 4, 8));
-    default: return narrow_dots(m, 0, 8);
+    case KR_DTYPE_Q5_K:
+        dots_4(m, 0, dots);
+        dots_4(m, 4, &other);
+        dots_add(m, dots, &other);
+        break;
+    default: dots_8(m, dots); break;
     }
+}
+
+/* Vectors u..u+3: one half of k of a q6_k block. */
+INLINE void block_dots_6_bit(const meeting_t *m, unsigned u, dots_t *dots) {
+    dots_t other;
+    dots_2(m, u, dots);
+    dots_2(m, u + 2, &other);
+    dots_add(m, dots, &other);
 }
 
 /* The step of kernels.h. */
 INLINE void block_step(const meeting_t *m, __m256 acc[2][TILE_TOKENS]) {
+    dots_t dots;
     if (m->type == KR_DTYPE_Q6_K) {
-        dots_t dots = dots_add(m, narrow_dots(m, 0, 2), narrow_dots(m, 2, 4));
+        block_dots_6_bit(m, 0, &dots);
         scaled_add(m, &dots, block_scales(m, 0).d, block_scales(m, 1).d, 32, true, false, acc);
-        dots = dots_add(m, narrow_dots(m, 4, 6), narrow_dots(m, 6, 8));
+        block_dots_6_bit(m, 4, &dots);
         scaled_add(m, &dots, block_scales(m, 0).m, block_scales(m, 1).m, 32, false, true, acc);
         return;
     }
-    const dots_t dots = block_dots(m);
+    block_dots(m, &dots);
     const scales_t s0 = block_scales(m, 0), s1 = block_scales(m, 1);
     const int zero = m->type == KR_DTYPE_Q4_0 ? 8 : m->type == KR_DTYPE_Q5_0 ? 16 : 0;
     scaled_add(m, &dots, s0.d, s1.d, zero, true, true, acc);

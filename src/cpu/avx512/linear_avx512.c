@@ -198,7 +198,7 @@ INLINE __m512 block_step(kr_dtype_t type, const block_t *block, const kri_q8_blo
  * group ahead, so that every line is asked for once whatever the group's size. */
 INLINE void next_prefetch(kr_dtype_t type, const uint8_t *next, size_t b) {
     UNROLL for (unsigned i = 0; i < (block_bytes(type) + 63u) / 64u; i++) {
-        _mm_prefetch((const void *)(next + b * block_bytes(type) + 64u * i), _MM_HINT_T0);
+        _mm_prefetch((const void *)(next + b * block_bytes(type) + 64u * i), _MM_HINT_T1);
     }
 }
 

@@ -44,7 +44,8 @@ INLINE void tile_store(const tile_out_t *o, unsigned n, __m512 *acc) {
 /* Rows of group g that exist. */
 INLINE __mmask16 rows_mask(size_t n_rows, size_t g) {
     const size_t left = n_rows - g * KRI_GROUP_ROWS;
-    return left >= KRI_GROUP_ROWS ? (__mmask16)0xffff : (__mmask16)((1u << left) - 1u);
+    if (left >= KRI_GROUP_ROWS) return 0xffff;
+    return (__mmask16)((1u << left) - 1u);
 }
 
 /* Tile sizes in tokens, ascending, and the largest one that fits n tokens (n >= 1). */
