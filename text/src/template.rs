@@ -8,11 +8,13 @@ use std::io;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Value, ValueKind};
-use minijinja::{Environment, ErrorKind, context, escape_formatter};
+use minijinja::{Environment, ErrorKind, context, escape_formatter, machinery};
 
 use crate::added::Segment;
 use crate::error::{Error, Result, Status};
+use crate::jinja::Program;
 use crate::marks::{Marks, free_marker, unmark};
+use crate::tame;
 use crate::time;
 use crate::tokenizer::{Cursor, Tokenizer};
 
@@ -24,6 +26,7 @@ const FUEL_BYTES: u64 = 4;
 
 pub struct Template {
     env: Environment<'static>,
+    program: Program,
     marks: Marks,
     bos: String,
     eos: String,
@@ -41,9 +44,6 @@ impl Template {
             return Err(Error::new(Status::Limit, message));
         }
         let mut env = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        env.set_syntax(syntax.map_err(template_error)?);
-        env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         env.set_formatter(|out, state, value| match value.kind() {
             // As Python prints them.
@@ -55,9 +55,11 @@ impl Template {
         env.add_filter("tojson", tojson);
         env.add_function("raise_exception", raise_exception);
         env.add_function("strftime_now", |format: &str| time::strftime(format, time::now()));
-        env.add_template_owned("chat", source.to_owned()).map_err(template_error)?;
+        tame::install(&mut env);
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        let program = syntax.and_then(|syntax| Program::new(source, &syntax)).map_err(template_error)?;
         let marks = Marks::new(&tokenizer.control_texts);
-        Ok(Template { env, marks, bos: bos.to_owned(), eos: eos.to_owned() })
+        Ok(Template { env, program, marks, bos: bos.to_owned(), eos: eos.to_owned() })
     }
 
     /// The prompt text of a conversation.
@@ -116,20 +118,21 @@ impl Template {
     }
 
     fn run(&self, context: Value, fuel: u64) -> Result<String> {
-        // Cloning copies references to the compiled template, not the template.
+        // Cloning copies references. What is written is paid for with fuel as well.
         let mut env = self.env.clone();
         env.set_fuel(Some(fuel));
-        let mut output = Capped::default();
-        let template = env.get_template("chat").map_err(template_error)?;
-        match template.render_captured_to(context, &mut output) {
-            Ok(_) => String::from_utf8(output.bytes)
-                .map_err(|_| Error::new(Status::Internal, "rendered text is not UTF-8")),
-            Err(_) if output.full => {
-                let message = format!("chat template writes over {OUTPUT_MAX} bytes");
-                Err(Error::new(Status::Limit, message))
-            }
-            Err(error) => Err(template_error(error)),
+        let mut text = String::new();
+        let Program { instructions, blocks, .. } = &self.program;
+        let mut output = machinery::make_string_output(&mut text);
+        let plain = minijinja::AutoEscape::None;
+        let outcome = machinery::eval(&env, instructions, context, blocks, &mut output, plain).map(drop);
+        drop(output);
+        if text.len() > OUTPUT_MAX {
+            let message = format!("chat template writes over {OUTPUT_MAX} bytes");
+            return Err(Error::new(Status::Limit, message));
         }
+        outcome.map_err(template_error)?;
+        Ok(text)
     }
 }
 

@@ -198,7 +198,7 @@ INLINE __m512 block_step(kr_dtype_t type, const block_t *block, const kri_q8_blo
  * group ahead, so that every line is asked for once whatever the group's size. */
 INLINE void next_prefetch(kr_dtype_t type, const uint8_t *next, size_t b) {
     UNROLL for (unsigned i = 0; i < (block_bytes(type) + 63u) / 64u; i++) {
-        _mm_prefetch((const void *)(next + b * block_bytes(type) + 64u * i), _MM_HINT_T1);
+        _mm_prefetch((const void *)(next + b * block_bytes(type) + 64u * i), _MM_HINT_T0);
     }
 }
 
@@ -211,7 +211,6 @@ INLINE void tile(kr_dtype_t type, unsigned n, const group_t *g, const kri_pack_l
         const uint8_t *a = act + b * sizeof(kri_q8_block_t);
         const uint8_t *quants = g->quants + b * layout->quant_bytes;
         block_t block;
-        if (g->next != NULL) next_prefetch(type, g->next, b);
         block_unpack(type, quants, &block);
         block_scales(type, g, b, &block);
         UNROLL for (unsigned t = 0; t < n; t++) {
@@ -220,6 +219,7 @@ INLINE void tile(kr_dtype_t type, unsigned n, const group_t *g, const kri_pack_l
             acc[t] = block_step(type, &block, (const void *)(base + (t % 4u) * act_stride),
                                 acc[t]);
         }
+        if (g->next != NULL) next_prefetch(type, g->next, b);
     }
     tile_store(out, n, acc);
 }
