@@ -14,11 +14,11 @@ use minijinja::{Error, ErrorKind};
 
 /// Tokens of one tag, and elif branches of one template: both become depth of the syntax tree.
 const TAG_TOKENS_MAX: usize = 1500;
-const ELIFS_MAX: usize = 500;
+const ELIFS_MAX: usize = 300;
 
 /// Filters that tame.rs provides; a template cannot spell these names.
-pub const CHECK_VALUE: &str = "check value";
-pub const CHECK_ATTRIBUTE: &str = "check attribute";
+pub const CHECK_VALUE: &str = "!value";
+pub const CHECK_ATTRIBUTE: &str = "!attribute";
 
 pub struct Program {
     pub instructions: Instructions<'static>,

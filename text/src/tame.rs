@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use minijinja::value::{ObjectRepr, Value, ValueOrKwargs};
+use minijinja::value::{DynObject, ObjectRepr, Value, ValueOrKwargs};
 use minijinja::{Environment, Error, ErrorKind, State};
 
 use crate::jinja::{CHECK_ATTRIBUTE, CHECK_VALUE};
@@ -25,6 +25,25 @@ pub fn install(env: &mut Environment) {
     // An attribute lies inside a namespace: one level down already.
     env.add_filter(CHECK_ATTRIBUTE, |state: &State, value: Value| checked(state, value, 1));
     env.add_function("namespace", namespace);
+    env.set_unknown_method_callback(|state, value, method, args| {
+        // str.format pads before anyone can count the cost.
+        if method == "format" && value.as_str().is_some_and(has_long_number) {
+            let message = "format: width or precision is over 9999";
+            return Err(Error::new(ErrorKind::InvalidOperation, message));
+        }
+        minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
+    });
+}
+
+/// Over four digits in a row.
+fn has_long_number(text: &str) -> bool {
+    text.as_bytes().windows(5).any(|five| five.iter().all(u8::is_ascii_digit))
+}
+
+/// Macros look like maps. One kept in a namespace that it uses itself would never be freed.
+fn is_macro(object: &DynObject) -> bool {
+    let has = |key: &str| object.get_value(&Value::from(key)).is_some();
+    object.enumerator_len() == Some(3) && has("name") && has("arguments") && has("caller")
 }
 
 fn namespace(defaults: Option<ValueOrKwargs>) -> Result<Value, Error> {
@@ -79,6 +98,9 @@ fn visit(value: &Value, count: &mut Count, depth: usize) -> Result<(), &'static 
         ObjectRepr::Map => {
             if depth > 0 && object.get_value(&Value::from(NAMESPACE)).is_some() {
                 return Err("a namespace cannot be put into a value");
+            }
+            if depth > 0 && is_macro(object) {
+                return Err("a function cannot be put into a value");
             }
             for (key, item) in object.try_iter_pairs().into_iter().flatten() {
                 visit(&key, count, depth + 1)?;

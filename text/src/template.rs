@@ -44,7 +44,6 @@ impl Template {
             return Err(Error::new(Status::Limit, message));
         }
         let mut env = Environment::new();
-        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         env.set_formatter(|out, state, value| match value.kind() {
             // As Python prints them.
             ValueKind::None => out.write_str("None").map_err(minijinja::Error::from),

@@ -39,7 +39,7 @@ typedef struct panel_s {
 /* Where a tile's weights come from. */
 typedef struct source_s {
     const uint8_t *super, *scales, *quants; /* sections of the group */
-    const uint8_t *next;                    /* group to prefetch meanwhile, or NULL */
+    const uint8_t *ahead; /* bytes to prefetch meanwhile, as many as the group has, or NULL */
     const panel_t *panel;
     size_t quant_bytes;
     size_t n_blocks;
@@ -377,9 +377,11 @@ INLINE void block_step(const meeting_t *m, __m256 acc[2][TILE_TOKENS]) {
 
 /* ---- one group, n tokens ------------------------------------------------------------------- */
 
-INLINE void next_prefetch(kr_dtype_t type, const uint8_t *next, size_t b) {
+/* The share of block b in the prefetch: one linear walk over all sections, so that every line is
+ * asked for once. */
+INLINE void ahead_prefetch(kr_dtype_t type, const uint8_t *ahead, size_t b) {
     UNROLL for (unsigned i = 0; i < (block_bytes(type) + 63u) / 64u; i++) {
-        _mm_prefetch((const void *)(next + b * block_bytes(type) + 64u * i), _MM_HINT_T0);
+        _mm_prefetch((const void *)(ahead + b * block_bytes(type) + 64u * i), _MM_HINT_T0);
     }
 }
 
@@ -394,8 +396,8 @@ INLINE void tile(kr_dtype_t type, bool from_panel, unsigned n, const source_t *s
     for (size_t b = 0; b < s->n_blocks; b++) {
         const meeting_t m = {type,       from_panel, n, s, b, act + b * sizeof(kri_q8_block_t),
                              act_stride};
-        if (!from_panel && s->next != NULL) next_prefetch(type, s->next, b);
         block_step(&m, acc);
+        if (!from_panel && s->ahead != NULL) ahead_prefetch(type, s->ahead, b);
     }
     UNROLL for (unsigned t = 0; t < n; t++) {
         _mm256_storeu_ps(sums[t], acc[0][t]);
@@ -406,14 +408,14 @@ INLINE void tile(kr_dtype_t type, bool from_panel, unsigned n, const source_t *s
 typedef void tile_fn(const source_t *s, const uint8_t *act, size_t act_stride,
                      float (*sums)[KRI_GROUP_ROWS]);
 
-/* All tokens of one part over one source. The next group is prefetched by the first tile. */
+/* All tokens of one part over one source. The first tile does the prefetch. */
 INLINE void tiles_run(tile_fn *const tiles[TILE_SIZES], source_t *s, const uint8_t *act,
                       size_t act_stride, size_t n_tokens, sums_t *sums) {
     size_t t = 0;
     while (t < n_tokens) {
         const unsigned size = tile_size_find(n_tokens - t);
         tiles[size](s, act + t * act_stride, act_stride, sums->rows + t);
-        s->next = NULL;
+        s->ahead = NULL;
         t += tile_sizes[size];
     }
 }
@@ -447,12 +449,15 @@ static void groups_run(const kernel_t *kernel, const uint8_t *w, size_t n_in, si
                        const float *bias, uint32_t accumulate, float *out, size_t out_stride) {
     kri_pack_layout_t layout;
     if (!kri_pack_layout(kernel->type, n_in, &layout)) return;
+    const size_t distance = prefetch_distance(&layout);
     for (size_t g = 0; g < n_groups; g++) {
         const uint8_t *base = w + g * layout.group_bytes;
         source_t s = {.super = base + layout.super,
                       .scales = base + layout.scales,
                       .quants = base + layout.quants,
-                      .next = g + 1 < n_groups ? base + layout.group_bytes : NULL,
+                      .ahead = g + 1 < n_groups || distance < layout.group_bytes
+                                   ? base + distance
+                                   : NULL,
                       .quant_bytes = layout.quant_bytes,
                       .n_blocks = n_in / KRI_Q8_ITEMS};
         const size_t row = g * KRI_GROUP_ROWS;

@@ -25,7 +25,7 @@ typedef struct block_s {
 
 typedef struct group_s {
     const uint8_t *super, *scales, *quants;
-    const uint8_t *next; /* group to prefetch meanwhile, or NULL */
+    const uint8_t *ahead; /* bytes to prefetch meanwhile, as many as the group has, or NULL */
 } group_t;
 
 /* Bytes of one 32-block of a group, all sections together. */
@@ -194,11 +194,11 @@ INLINE __m512 block_step(kr_dtype_t type, const block_t *block, const kri_q8_blo
 
 /* ---- one group, n tokens ------------------------------------------------------------------- */
 
-/* The share of block b in fetching the next group: one linear walk over all of its sections, one
- * group ahead, so that every line is asked for once whatever the group's size. */
-INLINE void next_prefetch(kr_dtype_t type, const uint8_t *next, size_t b) {
+/* The share of block b in the prefetch: one linear walk over all sections, so that every line is
+ * asked for once. */
+INLINE void ahead_prefetch(kr_dtype_t type, const uint8_t *ahead, size_t b) {
     UNROLL for (unsigned i = 0; i < (block_bytes(type) + 63u) / 64u; i++) {
-        _mm_prefetch((const void *)(next + b * block_bytes(type) + 64u * i), _MM_HINT_T0);
+        _mm_prefetch((const void *)(ahead + b * block_bytes(type) + 64u * i), _MM_HINT_T0);
     }
 }
 
@@ -219,7 +219,7 @@ INLINE void tile(kr_dtype_t type, unsigned n, const group_t *g, const kri_pack_l
             acc[t] = block_step(type, &block, (const void *)(base + (t % 4u) * act_stride),
                                 acc[t]);
         }
-        if (g->next != NULL) next_prefetch(type, g->next, b);
+        if (g->ahead != NULL) ahead_prefetch(type, g->ahead, b);
     }
     tile_store(out, n, acc);
 }
@@ -235,10 +235,12 @@ INLINE void groups_run(kr_dtype_t type, tile_fn *const tiles[TILE_SIZES], const 
                        uint32_t accumulate, float *out, size_t out_stride) {
     kri_pack_layout_t layout;
     if (!kri_pack_layout(type, n_in, &layout)) return;
+    const size_t distance = prefetch_distance(&layout);
     for (size_t g = 0; g < n_groups; g++) {
         const uint8_t *base = w + g * layout.group_bytes;
         group_t group = {base + layout.super, base + layout.scales, base + layout.quants,
-                         g + 1 < n_groups ? base + layout.group_bytes : NULL};
+                         g + 1 < n_groups || distance < layout.group_bytes ? base + distance
+                                                                           : NULL};
         const size_t row = g * KRI_GROUP_ROWS;
         tile_out_t to = {NULL, out_stride, bias != NULL ? bias + row : NULL,
                          rows_mask(n_rows, g), accumulate};
@@ -248,7 +250,7 @@ INLINE void groups_run(kr_dtype_t type, tile_fn *const tiles[TILE_SIZES], const 
             to.out = out + t * out_stride + row;
             tiles[size](&group, &layout, n_in / KRI_Q8_ITEMS, act + t * act_stride, act_stride,
                         &to);
-            group.next = NULL;
+            group.ahead = NULL; /* the first tile has fetched it */
             t += tile_sizes[size];
         }
     }

@@ -186,11 +186,11 @@ static uint32_t next_random(uint64_t *state) {
 TEST(detok_text_does_not_depend_on_the_cut) {
     static const char alphabet[] = "ab\xE2\x82\xAC\xF0\x9F\x98\x80\xFF\n";
     const char *const stops[] = {"aba", "\xE2\x82\xAC" "a", "b\xEF\xBF\xBD"};
-    uint64_t state = 42;
+    uint64_t seed = 42;
     for (int round = 0; round < 400; round++) {
         char bytes[24];
         for (size_t i = 0; i < sizeof bytes; i++) {
-            bytes[i] = alphabet[next_random(&state) % (sizeof alphabet - 1)];
+            bytes[i] = alphabet[next_random(&seed) % (sizeof alphabet - 1)];
         }
         builder_t *b = malloc(sizeof *b);
         builder_init(b, KRI_VOCAB_SPM);
@@ -198,14 +198,14 @@ TEST(detok_text_does_not_depend_on_the_cut) {
         kr_token_t ids[sizeof bytes];
         size_t n_ids = 0;
         for (size_t at = 0; at < sizeof bytes;) {
-            size_t n = 1 + next_random(&state) % 6;
+            size_t n = 1 + next_random(&seed) % 6;
             if (n > sizeof bytes - at) n = sizeof bytes - at;
             ids[n_ids++] = builder_add_bytes(b, bytes + at, n, KRI_TOKEN_NORMAL, 0);
             at += n;
         }
         fixture_t f = {b, NULL};
         assert_status(kri_tokenizer_create(&b->desc, &f.tokenizer, NULL), KR_OK);
-        const size_t n_stops = next_random(&state) % 4;
+        const size_t n_stops = next_random(&seed) % 4;
         const result_t wanted = run_bytes(&f, bytes, sizeof bytes, stops, n_stops);
         result_t r = {.n_bytes = 0};
         kri_detok_t *d = NULL;

@@ -21,10 +21,10 @@ static kri_tokenizer_t *tokenizer_create(int has_control) {
     const uint8_t type = has_control ? KRI_TOKEN_CONTROL : KRI_TOKEN_NORMAL;
     const char *const texts[] = {"<|im_start|>", "<|im_end|>", "<|start|>", "<|sep|>", "<s>", "</s>"};
     for (size_t i = 0; i < 6; i++) {
-        /* The plain variant differs by one byte, so that the spelling is no token's. */
+        /* Without: no spelling to keep out of messages, so that their length stays visible. */
         char text[16];
         snprintf(text, sizeof text, "%s%s", has_control ? "" : "x", texts[i]);
-        builder_add(b, i < 4 ? text : texts[i], type);
+        builder_add(b, text, type);
     }
     b->desc.bos = BOS;
     b->desc.eos = EOS;
@@ -246,13 +246,27 @@ TEST(template_hostile_sources_end_in_errors) {
         "{{ 'x' * 99999999 }}",
         "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
         "{{ '%99999999d' | format(1) }}",
+        "{{ '{:>99999999999}'.format('x') }}",
         "{{ 'a' | indent(99999999) }}",
         "{{ range(99999999) | list }}",
-        "{% set x = [] %}{% for i in range(99999) %}{{ x | tojson(indent=99) }}{% endfor %}",
+        "{{ [1] | tojson(indent=99) }}",
         "{{ messages[0].content.replace('', 'yyyyyyyyyyyyyyyyyyyyyyyy' * 9999999) }}",
-        "{{ 'abc'.rjust(99999999999) }}",
-        "{% set ns = namespace(s=[1]) %}{% for i in range(99) %}{% set ns.s = [ns.s, ns.s] %}"
-        "{% endfor %}{{ ns.s | tojson }}",
+        /* One part many times over, small to keep and exponentially large to print. */
+        "{% set ns = namespace(s=[1]) %}{% for i in range(60) %}{% set ns.s = [ns.s, ns.s] %}"
+        "{% endfor %}{{ ns.s ~ '' }}",
+        "{% set ns = namespace(s={}) %}{% for i in range(60) %}{% set ns.s = dict(a=ns.s, b=ns.s) %}"
+        "{% endfor %}{{ ns.s | string }}",
+        "{% set ns = namespace(s=[1]) %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}"
+        "{% endfor %}{{ ns.s | join }}",
+        "{% macro m(a) %}{{ m([a, a]) }}{% endmacro %}{{ m([1]) }}",
+        "{% set a = ['a' * 100000] * 1000 %}{{ a ~ '' }}",
+        /* Deep values and values that contain themselves. */
+        "{% set ns = namespace(s=[1]) %}{% for i in range(20000) %}{% set ns.s = [ns.s] %}"
+        "{% endfor %}{{ ns.s }}",
+        "{% set ns = namespace() %}{% set ns.me = ns %}{{ ns }}",
+        "{% set ns = namespace() %}{% set ns.me = [ns] %}{{ ns | tojson }}",
+        "{% set ns = namespace() %}{% set o = namespace(a=ns) %}{% set ns.o = o %}{{ ns }}",
+        "{% set ns = namespace() %}{% macro m() %}{{ ns }}{% endmacro %}{% set ns.m = m %}",
     };
     for (size_t i = 0; i < sizeof sources / sizeof sources[0]; i++) {
         kr_error_t error;
@@ -262,22 +276,35 @@ TEST(template_hostile_sources_end_in_errors) {
     }
 }
 
-TEST(template_deep_nesting_ends_in_an_error) {
-    enum { DEPTH = 5000 };
-    char *source = malloc(DEPTH * 32);
-    const char *const opening[] = {"{% if true %}", "{{ ((((((((", "{{ [[[[[[[[", "{{ not not not not "};
-    for (size_t i = 0; i < 4; i++) {
-        char *at = source;
-        for (size_t k = 0; k < DEPTH; k++) {
-            const char *part = k && i ? opening[i] + 3 : opening[i];
-            memcpy(at, part, strlen(part));
-            at += strlen(part);
+TEST(template_long_expressions_and_deep_nesting_end_in_errors) {
+    static const struct { const char *first, *repeated, *last; } cases[] = {
+        {"{{ 1", "+1", " }}"},       {"{{ x", ".a", " }}"},           {"{{ 1", "|abs", " }}"},
+        {"{{ 1", "~1", " }}"},       {"{{ 1", " and 1", " }}"},       {"{{ f", "()", " }}"},
+        {"{{ x", "[0]", " }}"},      {"{{ 1", " if 1 else 1", " }}"}, {"{{ ", "not ", "1 }}"},
+        {"{{ ", "-", "1 }}"},        {"{{ ", "(", ""},                {"{{ ", "[", ""},
+        {"{% if 0 %}", "{% elif 0 %}", "{% endif %}"},                {"", "{% if 1 %}", ""},
+        {"", "{% for x in y %}", ""}, {"", "{% set x %}", ""},        {"", "{% filter upper %}", ""},
+    };
+    enum { ROOM = 250000 };
+    char *source = malloc(ROOM + 64);
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        size_t n = (size_t)snprintf(source, ROOM, "%s", cases[i].first);
+        while (n + strlen(cases[i].repeated) < ROOM) {
+            memcpy(source + n, cases[i].repeated, strlen(cases[i].repeated));
+            n += strlen(cases[i].repeated);
         }
-        *at = '\0';
+        memcpy(source + n, cases[i].last, strlen(cases[i].last) + 1);
         kr_error_t error;
         assert_status(render(source, "", &error), KR_E_BAD_TEMPLATE);
     }
     free(source);
+}
+
+TEST(template_statements_that_load_others_are_refused) {
+    kr_error_t error;
+    assert_status(render("{% include 'other' %}", "", &error), KR_E_BAD_TEMPLATE);
+    assert_status(render("{% extends 'other' %}", "", &error), KR_E_BAD_TEMPLATE);
+    assert_status(render("{% import 'other' as o %}", "", &error), KR_E_BAD_TEMPLATE);
 }
 
 TEST(template_source_of_256_kib_is_the_most) {
