@@ -203,7 +203,6 @@ typedef int32_t (*kr_progress_fn)(const char *stage, uint64_t done, uint64_t tot
 typedef struct kr_model_params_s {
     uint32_t struct_bytes;
     uint32_t n_threads;      /* for loading; 0 = kr_threads_default() */
-    const char *cache_dir;   /* C string; NULL = $XDG_CACHE_HOME/kr or ~/.cache/kr; "" = no cache */
     uint32_t vocab_only;     /* 1: tokenizer and metadata only; no weights are checked or packed */
     uint32_t reserved;
     kr_progress_fn progress; /* may be NULL */

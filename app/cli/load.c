@@ -37,7 +37,6 @@ int cli_engine_open_model(const cli_options_t *options, const char *name, bool v
     kr_model_params_t params;
     kr_model_params_init(&params);
     params.n_threads = cli_u32(options, CLI_OPT_threads);
-    params.cache_dir = cli_given(options, CLI_OPT_no_cache) ? "" : NULL;
     params.vocab_only = vocab_only;
     params.progress = on_progress;
     kr_error_t error;

@@ -62,10 +62,12 @@ static const status_row_t *find_row(kr_status_t status) {
 
 static void print_json(const status_row_t *row, const char *param, const char *message) {
     json_t *body = json_object();
+    bool has_param = param != NULL && param[0] != '\0';
+    char clean[128]; /* an unknown option may be any bytes, JSON wants UTF-8 */
+    if (has_param) cli_clean_text(param, strlen(param), clean, sizeof clean);
     json_object_set_new(body, "message", json_string(message));
     json_object_set_new(body, "type", json_string(row->type));
-    json_object_set_new(body, "param",
-                        param != NULL && param[0] != '\0' ? json_string(param) : json_null());
+    json_object_set_new(body, "param", has_param ? json_string(clean) : json_null());
     json_object_set_new(body, "code", json_string(row->code));
     json_t *object = json_object();
     json_object_set_new(object, "error", body);

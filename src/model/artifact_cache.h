@@ -33,7 +33,7 @@ typedef struct kri_artifact_s {
 typedef kr_status_t (*kri_artifact_build_fn)(void *ctx, void **data, size_t *n_bytes,
                                              kr_error_t *error);
 
-/* dir as in kr_model_params_t.cache_dir (NULL = default place, "" = off). A folder that cannot
+/* dir: C string; NULL = $XDG_CACHE_HOME/kr or ~/.cache/kr; "" = off. A folder that cannot
  * be created switches the cache off with a log line: a cache never makes an open fail.
  * max_bytes 0 = KRI_ARTIFACT_CACHE_BYTES_DEFAULT. Errors: KR_E_NOMEM. */
 kr_status_t kri_artifact_cache_init(kri_artifact_cache_t *cache, const char *dir,

@@ -16,7 +16,7 @@ static kr_status_t load(struct kr_model_s *m, const kr_model_params_t *params,
     m->name = kri_strndup(name.data, name.n_bytes, "model");
     if (!m->name) return KRI_FAIL(error, KR_E_NOMEM, NULL, "no memory for the model");
     if (!m->vocab_only) KR_TRY(kri_model_read_hparams(m, error));
-    KR_TRY(kri_model_load_text(m, params, error));
+    KR_TRY(kri_model_load_text(m, error));
     if (m->vocab_only) {
         m->hp.n_vocab = kri_tokenizer_n_tokens(m->tokenizer);
         return KR_OK;
@@ -59,7 +59,7 @@ kr_status_t kri_model_open(const char *path, const kr_model_params_t *params,
 kr_status_t kri_model_open_memory(const void *data, size_t n_bytes, struct kr_model_s **model,
                                   kr_error_t *error) {
     kri_gguf_t *gguf = NULL;
-    kr_model_params_t params = {.struct_bytes = sizeof(params), .n_threads = 1, .cache_dir = ""};
+    kr_model_params_t params = {.struct_bytes = sizeof(params), .n_threads = 1};
     KR_TRY(kri_gguf_open_memory(data, n_bytes, &gguf, error));
     return open_with(gguf, &params, model, error);
 }

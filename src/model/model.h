@@ -140,7 +140,7 @@ struct kr_model_s {
 /* As kr_model_open; the kernels of packing are portable C, no back-end is chosen here. */
 kr_status_t kri_model_open(const char *path, const kr_model_params_t *params,
                            struct kr_model_s **model, kr_error_t *error);
-/* The same over bytes in memory (fuzzing); borrowed until close, no cache. */
+/* The same over bytes in memory (fuzzing); borrowed until close. */
 kr_status_t kri_model_open_memory(const void *data, size_t n_bytes, struct kr_model_s **model,
                                   kr_error_t *error);
 void kri_model_retain(struct kr_model_s *model);
@@ -150,8 +150,7 @@ void kri_model_close(struct kr_model_s *model);
 kr_status_t kri_model_read_hparams(struct kr_model_s *model, kr_error_t *error);
 kr_status_t kri_model_bind(struct kr_model_s *model, const kr_model_params_t *params,
                            kr_error_t *error);
-kr_status_t kri_model_load_text(struct kr_model_s *model, const kr_model_params_t *params,
-                                kr_error_t *error);
+kr_status_t kri_model_load_text(struct kr_model_s *model, kr_error_t *error);
 
 /* Floats of each buffer for n_rows rows; false on overflow. */
 typedef struct kri_state_plan_s {

@@ -1,18 +1,11 @@
 /* vocab.c: from the file's tokenizer keys to the text library. GGUF keeps strings scattered, each
- * behind its length; here they become the contiguous arrays that kri_vocab_desc_t asks for. The
- * merge pairs of a SentencePiece vocabulary are derived once and kept in the artifact cache. */
-#include <stdio.h>
+ * behind its length; here they become the contiguous arrays that kri_vocab_desc_t asks for. */
 #include <string.h>
-
-#include <xxhash.h>
 
 #include "base/alloc.h"
 #include "base/checked.h"
 #include "base/error.h"
-#include "model/artifact_cache.h"
 #include "model/model.h"
-
-#define CACHE_BYTES_MAX ((uint64_t)8 << 30)
 
 typedef struct vocab_s {
     kri_vocab_desc_t desc;
@@ -23,11 +16,9 @@ typedef struct vocab_s {
     char *merges;
     uint64_t *merge_offsets;
     char pre[64];
-    kri_artifact_t spm_merges;
 } vocab_t;
 
 static void vocab_deinit(vocab_t *v) {
-    kri_artifact_close(&v->spm_merges);
     kri_free(v->merge_offsets);
     kri_free(v->merges);
     kri_free(v->scores);
@@ -177,38 +168,6 @@ static kr_status_t read_merges(const kri_gguf_t *g, vocab_t *v, kr_error_t *erro
     return join_strings(&array, &v->merges, &v->merge_offsets, error);
 }
 
-static kr_status_t build_spm_merges(void *ctx, void **data, size_t *n_bytes, kr_error_t *error) {
-    const kri_vocab_desc_t *desc = ctx;
-    uint32_t *pairs = NULL;
-    uint64_t n_pairs = 0;
-    KR_TRY(kri_spm_merges_build(desc, &pairs, &n_pairs, error));
-    *data = pairs;
-    *n_bytes = (size_t)n_pairs * 2 * sizeof(uint32_t);
-    return KR_OK;
-}
-
-static kr_status_t find_spm_merges(vocab_t *v, const char *cache_dir, kr_error_t *error) {
-    const kri_vocab_desc_t *d = &v->desc;
-    const uint64_t h_text = XXH3_64bits(v->text, (size_t)v->offsets[d->n_tokens]);
-    const uint64_t h_offsets = XXH3_64bits_withSeed(
-        v->offsets, ((size_t)d->n_tokens + 1) * sizeof(uint64_t), h_text);
-    const uint64_t h_types = XXH3_64bits_withSeed(v->types, d->n_tokens, h_offsets);
-    const uint64_t h = XXH3_64bits_withSeed(v->scores, d->n_tokens * sizeof(float), h_types);
-    char key[96];
-    snprintf(key, sizeof(key), "spm-merges 1 tokens %u xxh3 %016llx", d->n_tokens,
-             (unsigned long long)h);
-    kri_artifact_cache_t cache = {0};
-    bool built = false;
-    KR_TRY(kri_artifact_cache_init(&cache, cache_dir, CACHE_BYTES_MAX));
-    kr_status_t status = kri_artifact_get(&cache, key, build_spm_merges, &v->desc,
-                                          &v->spm_merges, &built, error);
-    kri_artifact_cache_deinit(&cache);
-    KR_TRY(status);
-    v->desc.spm_merges = (const uint32_t *)(const void *)v->spm_merges.data;
-    v->desc.n_spm_merges = v->spm_merges.n_bytes / (2 * sizeof(uint32_t));
-    return KR_OK;
-}
-
 static kr_status_t read_specials(const kri_gguf_t *g, vocab_t *v, kr_error_t *error) {
     kri_vocab_desc_t *d = &v->desc;
     const int32_t is_spm = d->kind == KRI_VOCAB_SPM;
@@ -239,8 +198,7 @@ static kr_status_t load_template(struct kr_model_s *model, kr_error_t *error) {
     return KR_OK;
 }
 
-kr_status_t kri_model_load_text(struct kr_model_s *model, const kr_model_params_t *params,
-                                kr_error_t *error) {
+kr_status_t kri_model_load_text(struct kr_model_s *model, kr_error_t *error) {
     const kri_gguf_t *g = model->gguf;
     vocab_t v = {0};
     kr_status_t status = KR_OK;
@@ -257,7 +215,6 @@ kr_status_t kri_model_load_text(struct kr_model_s *model, const kr_model_params_
     } else {
         KR_TRY_DONE(read_scores(g, &v, error));
         v.desc.scores = v.scores;
-        KR_TRY_DONE(find_spm_merges(&v, params->cache_dir, error));
     }
     KR_TRY_DONE(kri_tokenizer_create(&v.desc, &model->tokenizer, error));
     model->token_bos = v.desc.bos;

@@ -29,9 +29,6 @@ typedef struct kri_vocab_desc_s {
     const uint64_t *merge_offsets; /* [n_merges + 1] */
     kr_token_t bos, eos, eot, unk; /* -1 = none; all below n_tokens (checked by the caller) */
     int32_t add_bos, add_eos, add_space_prefix; /* 0 or 1 */
-    /* SPM only: merge pairs derived earlier (kri_spm_merges_build), or NULL to derive them now. */
-    const uint32_t *spm_merges; /* [n_spm_merges, 2] token ids, in order of rank */
-    uint64_t n_spm_merges;
 } kri_vocab_desc_t;
 
 typedef struct kri_tokenizer_s kri_tokenizer_t;
@@ -41,10 +38,6 @@ typedef struct kri_tokenizer_s kri_tokenizer_t;
 kr_status_t kri_tokenizer_create(const kri_vocab_desc_t *desc, kri_tokenizer_t **tokenizer,
                                  kr_error_t *error);
 void kri_tokenizer_destroy(kri_tokenizer_t *tokenizer);
-/* SPM: derives the merge pairs from vocabulary and scores (slow for 260k tokens; the caller keeps
- * the result in the artifact cache). *pairs is kri_alloc'd, [n_pairs, 2] u32. */
-kr_status_t kri_spm_merges_build(const kri_vocab_desc_t *desc, uint32_t **pairs,
-                                 uint64_t *n_pairs, kr_error_t *error);
 
 /* As kr_model_tokenize / kr_model_detokenize / kr_model_token_is_end. */
 kr_status_t kri_tokenizer_encode(const kri_tokenizer_t *tokenizer, const char *text,

@@ -134,15 +134,3 @@ const char *kri_tokenizer_token(const kri_tokenizer_t *tokenizer, kr_token_t tok
     *is_special = (vocab->flags[token] & KRI_TOKEN_IS_SPECIAL) != 0;
     return vocab->bytes + vocab->offsets[token];
 }
-
-/* SentencePiece pairs are found by looking their joined text up in the vocabulary, so there is
- * nothing to derive and nothing to keep in the artifact cache. */
-kr_status_t kri_spm_merges_build(const kri_vocab_desc_t *desc, uint32_t **pairs,
-                                 uint64_t *n_pairs, kr_error_t *error) {
-    if (!desc || !pairs || !n_pairs || desc->kind != KRI_VOCAB_SPM) {
-        return KRI_FAIL(error, KR_E_INVALID_ARG, "tokenizer", "not a SentencePiece vocabulary");
-    }
-    *pairs = NULL;
-    *n_pairs = 0;
-    return KR_OK;
-}

@@ -46,7 +46,7 @@ TEST(abi_layouts_are_fixed) {
         SIZE(kr_memory_usage_t, 32), FIELD(kr_memory_usage_t, n_allocs, 24),
         SIZE(kr_telemetry_report_t, 72), FIELD(kr_telemetry_report_t, p50_ms, 40),
         FIELD(kr_telemetry_report_t, throughput_per_s, 64),
-        SIZE(kr_model_params_t, 40), FIELD(kr_model_params_t, cache_dir, 8),
+        SIZE(kr_model_params_t, 32), FIELD(kr_model_params_t, vocab_only, 8),
         FIELD(kr_model_params_t, progress_user, 32),
         SIZE(kr_model_info_t, 120), FIELD(kr_model_info_t, token_bos, 40),
         FIELD(kr_model_info_t, model_bytes, 56), FIELD(kr_model_info_t, chat_template, 112),

@@ -242,7 +242,6 @@ TEST(model_open_survives_every_failing_allocation) {
     kr_model_params_init(&params);
     kr_memory_usage_init(&before);
     kr_memory_usage_init(&after);
-    params.cache_dir = "";
     params.n_threads = 1;
     assert_status(kr_memory_usage(&before), KR_OK);
     for (uint64_t k = 1;; k++) {
@@ -270,7 +269,6 @@ static void check_planted(const char *preset, const char *tensor_mark, float val
     kr_model_params_t params;
     kr_model_t model = NULL;
     kr_model_params_init(&params);
-    params.cache_dir = "";
     assert_status(open_bytes(&file, &params, &model, NULL), KR_OK);
     kr_tensor_info_t info;
     kr_tensor_info_init(&info);

@@ -28,7 +28,6 @@ static inline kr_model_t open_tiny_config(const tiny_config_t *config) {
     gguf_bytes_t file = tiny_model(config);
     kr_model_params_init(&params);
     kr_error_init(&error);
-    params.cache_dir = "";
     params.n_threads = 1;
     if (open_bytes(&file, &params, &model, &error) != KR_OK) fail_msg("%s", error.message);
     free(file.data);
