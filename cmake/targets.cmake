@@ -29,7 +29,8 @@ add_executable(kr_cli ${sources} ${CMAKE_BINARY_DIR}/libkri_app_base.a)
 set_target_properties(kr_cli PROPERTIES OUTPUT_NAME kr INSTALL_RPATH "$ORIGIN:$ORIGIN/../lib"
   BUILD_WITH_INSTALL_RPATH ON)
 target_include_directories(kr_cli PRIVATE src app)
-target_link_libraries(kr_cli PRIVATE ${CMAKE_BINARY_DIR}/libkri_app_base.a kr PkgConfig::JANSSON
+target_link_libraries(kr_cli PRIVATE ${CMAKE_BINARY_DIR}/libkri_app_base.a kr
+  PkgConfig::JANSSON PkgConfig::CRYPTO
   Threads::Threads m)
 kri_warnings(kr_cli)
 if(KR_TESTS)

@@ -366,7 +366,8 @@ typedef struct kr_batch_s {
 } kr_batch_t;
 KR_API void kr_batch_init(kr_batch_t *batch);
 /* kr_session_decode: appends the batch's tokens to their sequences and computes logits.
- * logits  [n_out_rows, n_vocab] f32, unnormalised; written only on KR_OK.
+ * logits  [n_out_rows, n_vocab] f32, unnormalised; written only on KR_OK, except that
+ *         KR_E_NUMERIC leaves them unspecified.
  * Memory  none is allocated. On any error the sequences keep their former length.
  * Errors  KR_E_INVALID_ARG (param names the field), KR_E_LIMIT (rows), KR_E_CONTEXT_LENGTH,
  *         KR_E_UNSUPPORTED (a field that is not built), KR_E_NUMERIC, KR_E_CANCELLED.

@@ -107,11 +107,12 @@ class Progress:
 
 def folder_bytes(folder: Path) -> int:
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size
-        except OSError:
-            pass  # renamed by pip between the two calls
+    for parent, _, names in os.walk(folder):  # passes over folders that pip removes meanwhile
+        for name in names:
+            try:
+                total += os.stat(os.path.join(parent, name)).st_size
+            except OSError:
+                pass  # renamed by pip between the two calls
     return total
 
 

@@ -8,6 +8,7 @@ rust_min_minor=89
 packages="gcc:gcc g++:g++ cmake:cmake ninja:ninja-build pkg-config:pkg-config"
 packages="$packages python3:python3 git:git"
 libraries="libxxhash:libxxhash-dev jansson:libjansson-dev cmocka:libcmocka-dev"
+libraries="$libraries libcrypto:libssl-dev"
 [ "$what" = test ] && packages="$packages clang:clang"
 
 say() { printf 'setup: %s\n' "$*" >&2; }

@@ -3,12 +3,12 @@
 #include "models.h"
 
 #include <jansson.h>
+#include <openssl/evp.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "base/os.h"
 #include "report.h"
-#include "sha256.h"
 #include "terminal.h"
 
 const cli_model_row_t cli_model_rows[] = {
@@ -95,24 +95,38 @@ typedef struct checked_s {
     char path[CLI_PATH_BYTES_MAX];
 } checked_t;
 
+/* Lower-case hexadecimal digits and NUL. */
+static void write_hex(const unsigned char digest[32], char hex[65]) {
+    for (int i = 0; i < 32; i++) snprintf(hex + 2 * i, 3, "%02x", digest[i]);
+}
+
 static int hash_file(const char *path, const char *alias, char hex[65]) {
     kr_error_t error;
     kr_error_init(&error);
     kri_map_t map;
     kr_status_t status = kri_map_open(path, &map, &error);
     if (status != KR_OK) return cli_report(CLI_PHASE_MODEL, status, &error);
-    cli_sha256_t hash;
-    cli_sha256_init(&hash);
+    EVP_MD_CTX *hash = EVP_MD_CTX_new();
+    unsigned char digest[EVP_MAX_MD_SIZE];
     int failed = 0;
+    if (!hash || EVP_DigestInit_ex(hash, EVP_sha256(), NULL) != 1) {
+        failed = cli_report(CLI_PHASE_MODEL, KR_E_NOMEM, NULL);
+    }
     for (size_t offset = 0; offset < map.size && failed == 0; offset += HASH_STEP_BYTES) {
         size_t n = map.size - offset < HASH_STEP_BYTES ? map.size - offset : HASH_STEP_BYTES;
-        cli_sha256_update(&hash, map.data + offset, n);
+        if (EVP_DigestUpdate(hash, map.data + offset, n) != 1) {
+            failed = cli_report(CLI_PHASE_MODEL, KR_E_INTERNAL, NULL);
+        }
         cli_progress(alias, offset + n, map.size);
         if (cli_interrupted()) failed = cli_report(CLI_PHASE_MODEL, KR_E_CANCELLED, NULL);
     }
     cli_progress_clear();
     kri_map_close(&map);
-    cli_sha256_finish(&hash, hex);
+    if (failed == 0) {
+        if (EVP_DigestFinal_ex(hash, digest, NULL) == 1) write_hex(digest, hex);
+        else failed = cli_report(CLI_PHASE_MODEL, KR_E_INTERNAL, NULL);
+    }
+    EVP_MD_CTX_free(hash);
     return failed;
 }
 

@@ -63,23 +63,25 @@ static kr_status_t read_row(struct kr_model_s *model, const kri_key_row_t *row,
     return KR_OK;
 }
 
-/* rope.scaling.*: none and linear are built; anything else would silently change positions. */
+/* rope.scaling.*: none and linear are built; anything else would silently change positions. A
+ * factor without a type is linear, as the format's other readers have it. */
 static kr_status_t read_rope_scaling(struct kr_model_s *model, kr_error_t *error) {
     char key[KEY_BYTES_MAX];
     model->hp.rope_scale = 1.0f;
     snprintf(key, sizeof(key), "%s.rope.scaling.type", model->arch->name);
     kri_str_t type;
     kr_status_t status = kri_gguf_get_str(model->gguf, key, &type, error);
-    if (status == KR_E_NOT_FOUND) return KR_OK;
-    KR_TRY(status);
-    if (type.n_bytes == 4 && memcmp(type.data, "none", 4) == 0) return KR_OK;
-    if (type.n_bytes != 6 || memcmp(type.data, "linear", 6) != 0) {
+    const bool has_type = status != KR_E_NOT_FOUND;
+    if (has_type) KR_TRY(status);
+    if (has_type && type.n_bytes == 4 && memcmp(type.data, "none", 4) == 0) return KR_OK;
+    if (has_type && (type.n_bytes != 6 || memcmp(type.data, "linear", 6) != 0)) {
         return KRI_FAIL(error, KR_E_UNSUPPORTED, key, "rope scaling '%.*s' is not supported",
                         (int)(type.n_bytes < 32 ? type.n_bytes : 32), type.data);
     }
     float factor = 1.0f;
     snprintf(key, sizeof(key), "%s.rope.scaling.factor", model->arch->name);
     status = kri_gguf_get_f32(model->gguf, key, &factor, error);
+    if (status == KR_E_NOT_FOUND && !has_type) return KR_OK;
     if (status == KR_E_NOT_FOUND) {
         return KRI_FAIL(error, KR_E_BAD_FORMAT, key, "key %s is missing", key);
     }

@@ -114,7 +114,8 @@ class Options(ProgramTest):
 
     def test_errors_are_also_json_when_asked(self):
         for words, code, kind in (((*RUN, "--temp", "9"), 2, "invalid_request_error"),
-                                  (("run", "-m", "nope"), 3, "invalid_request_error")):
+                                  (("run", "-m", "nope"), 3, "invalid_request_error"),
+                                  ((*RUN, b"--\xff\xfe"), 2, "invalid_request_error")):
             result = kr(*words, "--json")
             self.assertEqual(result.code, code)
             error = result.json()["error"]
