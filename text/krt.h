@@ -46,8 +46,8 @@ typedef struct krt_message_s {
 int32_t krt_tokenizer_create(const krt_vocab_t *vocab, krt_tokenizer_t **tokenizer,
                              krt_error_t *error);
 void krt_tokenizer_destroy(krt_tokenizer_t *tokenizer);
-/* At most 16 MiB. `bos` (-1 = none) goes in front. Without parse_special no control token is ever produced. KR_E_INVALID_ARG
- * (invalid UTF-8, offset set), KR_E_LIMIT. */
+/* At most 16 MiB. `bos` (-1 = none) goes in front. Without parse_special no control token is ever
+ * produced. KR_E_INVALID_ARG (invalid UTF-8, offset set), KR_E_LIMIT. */
 int32_t krt_tokenizer_encode(const krt_tokenizer_t *tokenizer, const char *text, size_t n_bytes,
                              int32_t parse_special, int32_t bos, int32_t *ids, size_t capacity,
                              size_t *n_ids, krt_error_t *error);

@@ -84,8 +84,8 @@ kr_status_t kri_tokenizer_decode(const kri_tokenizer_t *tokenizer, const kr_toke
     }
     for (size_t i = 0; i < n_tokens; i++) {
         if (tokens[i] < 0 || (uint32_t)tokens[i] >= tokenizer->vocab.n_tokens) {
-            return KRI_FAIL_AT(error, KR_E_INVALID_ARG, "tokens", i, "token %d is not in the vocabulary",
-                               tokens[i]);
+            return KRI_FAIL_AT(error, KR_E_INVALID_ARG, "tokens", i,
+                               "token %d is not in the vocabulary", tokens[i]);
         }
     }
     /* At most 64 KiB a token: 2^48 tokens do not fit in memory, so the sum cannot overflow. */
@@ -109,7 +109,9 @@ kr_status_t kri_tokenizer_decode(const kri_tokenizer_t *tokenizer, const kr_toke
         n_out += n_piece;
     }
     *n_bytes = n_out;
-    if (n_out > capacity) return KRI_FAIL(error, KR_E_LIMIT, "buf", "needs room for %zu bytes", n_out);
+    if (n_out > capacity) {
+        return KRI_FAIL(error, KR_E_LIMIT, "buf", "needs room for %zu bytes", n_out);
+    }
     return KR_OK;
 }
 

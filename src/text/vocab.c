@@ -82,8 +82,9 @@ static kr_status_t check(const kri_vocab_desc_t *desc, kr_error_t *error) {
         return KRI_FAIL(error, KR_E_INVALID_ARG, "tokenizer", "incomplete vocabulary");
     }
     if (desc->n_tokens == 0 || desc->n_tokens > KRI_TOKENS_MAX) {
-        return KRI_FAIL(error, KR_E_LIMIT, "tokenizer", "vocabulary of %u tokens, allowed are 1..%u",
-                        desc->n_tokens, KRI_TOKENS_MAX);
+        return KRI_FAIL(error, KR_E_LIMIT, "tokenizer",
+                        "vocabulary of %u tokens, allowed are 1..%u", desc->n_tokens,
+                        KRI_TOKENS_MAX);
     }
     for (uint32_t id = 0; id < desc->n_tokens; id++) {
         const uint64_t begin = desc->offsets[id], end = desc->offsets[id + 1];
@@ -227,7 +228,8 @@ static size_t decode_token(const kri_vocab_desc_t *desc, uint32_t id, uint8_t ty
         return 1;
     }
     if (type == KRI_TOKEN_NORMAL) {
-        return desc->kind == KRI_VOCAB_BPE ? decode_byte_level(text, out) : decode_pieces(text, out);
+        return desc->kind == KRI_VOCAB_BPE ? decode_byte_level(text, out)
+                                           : decode_pieces(text, out);
     }
     if (text.n_bytes) memcpy(out, text.data, text.n_bytes);
     return text.n_bytes;

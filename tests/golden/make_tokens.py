@@ -5,7 +5,7 @@ make_tokens.py ALIAS=FILE.gguf ...   writes tokens_ALIAS.txt
 
 One case a line: parse_special (0 or 1), the text in hex ("-" for none), the ids; separated by tabs,
 the ids by spaces. BOS is never added. The fuzz texts come from a fixed seed.
-Letters added in Unicode 16 or later are left out: llama.cpp's tables are older than ours.
+Code points that Python does not know are left out of the fuzz texts, so that any Python makes the same file.
 Needs: llama-cpp-python 0.3.36.
 """
 import pathlib

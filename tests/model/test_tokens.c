@@ -26,7 +26,9 @@ static kr_model_t open_vocab(const char *alias) {
     kr_model_t model = NULL;
     kr_error_t error;
     kr_error_init(&error);
-    if (kr_model_open(path, &params, &model, &error) != KR_OK) fail_msg("%s: %s", path, error.message);
+    if (kr_model_open(path, &params, &model, &error) != KR_OK) {
+        fail_msg("%s: %s", path, error.message);
+    }
     return model;
 }
 
@@ -52,8 +54,8 @@ static void check_line(kr_model_t model, char *line, unsigned number, int has_al
     const size_t n_text = from_hex(strsep(&line, "\t"), text);
     const size_t n_wanted = parse_ids(line, wanted);
     size_t n = 0;
-    assert_status(kr_model_tokenize(model, text, n_text, special ? KR_TOKENIZE_PARSE_SPECIAL : 0, ids,
-                                    IDS_MAX, &n, NULL), KR_OK);
+    assert_status(kr_model_tokenize(model, text, n_text, special ? KR_TOKENIZE_PARSE_SPECIAL : 0,
+                                    ids, IDS_MAX, &n, NULL), KR_OK);
     if (n != n_wanted || memcmp(ids, wanted, n * sizeof(ids[0])) != 0) {
         fail_msg("line %u: ids differ from llama.cpp's: %.*s", number, (int)n_text, text);
     }
@@ -96,12 +98,13 @@ static void check_chat(kr_model_t model, char *line, unsigned number) {
         messages[n_messages].content_bytes = from_hex(strsep(&line, "\t"), contents[n_messages]);
         n_messages++;
     }
-    assert_status(kr_model_chat_tokenize(model, messages, n_messages, prompt, ids, IDS_MAX, &n_ids, NULL),
-                  KR_OK);
-    assert_status(kr_model_detokenize(model, ids, n_ids, KR_TOKENIZE_PARSE_SPECIAL, got, sizeof(got),
-                                      &n_got, NULL), KR_OK);
+    assert_status(kr_model_chat_tokenize(model, messages, n_messages, prompt, ids, IDS_MAX, &n_ids,
+                                         NULL), KR_OK);
+    assert_status(kr_model_detokenize(model, ids, n_ids, KR_TOKENIZE_PARSE_SPECIAL, got,
+                                      sizeof(got), &n_got, NULL), KR_OK);
     if (n_got != n_wanted || memcmp(got, wanted, n_got) != 0) {
-        fail_msg("line %u, wanted:\n%.*s\ngot:\n%.*s", number, (int)n_wanted, wanted, (int)n_got, got);
+        fail_msg("line %u, wanted:\n%.*s\ngot:\n%.*s", number, (int)n_wanted, wanted, (int)n_got,
+                 got);
     }
 }
 

@@ -30,7 +30,8 @@ impl Added {
                 return Err(Error::new(Status::BadFormat, format!("special token {id} is empty")));
             }
             if text.len() > SPELLING_MAX {
-                let message = format!("special token {id} {} has over {SPELLING_MAX} bytes", quote(text));
+                let message =
+                    format!("special token {id} {} has over {SPELLING_MAX} bytes", quote(text));
                 return Err(Error::new(Status::Limit, message));
             }
             // A spelling that is not UTF-8 would cut characters; it can never be in valid text.
@@ -54,7 +55,11 @@ impl Added {
     }
 
     /// Cuts `text` at the spellings and hands the segments over in order.
-    pub fn split<'a>(&self, text: &'a str, mut each: impl FnMut(Segment<'a>) -> Result<()>) -> Result<()> {
+    pub fn split<'a>(
+        &self,
+        text: &'a str,
+        mut each: impl FnMut(Segment<'a>) -> Result<()>,
+    ) -> Result<()> {
         let mut at = 0;
         if let Some(finder) = &self.finder {
             for found in finder.find_iter(text) {

@@ -74,7 +74,9 @@ impl Bpe {
                 Error::new(Status::BadFormat, message)
             };
             // The left side is never empty, so a space in front belongs to it.
-            let space = rule.iter().skip(1).position(|&b| b == b' ').ok_or_else(|| bad("has no space"))? + 1;
+            let space =
+                rule.iter().skip(1).position(|&b| b == b' ').ok_or_else(|| bad("has no space"))?
+                    + 1;
             let (left, right) = (&rule[..space], &rule[space + 1..]);
             product.clear();
             product.extend_from_slice(left);
@@ -83,7 +85,10 @@ impl Bpe {
             if let (Some(left), Some(right), Some(product)) = ids {
                 let key = u64::from(left) << 32 | u64::from(right);
                 pairs.entry(key).or_insert((rank as u32, product));
-            } else if [left, right, &product].iter().any(|t| find(t).is_none() && vocab.find(t).is_none()) {
+            } else if [left, right, &product]
+                .iter()
+                .any(|t| find(t).is_none() && vocab.find(t).is_none())
+            {
                 return Err(bad("names a text that is no token"));
             }
             // Otherwise a control or unused token takes part: content must never become it.

@@ -54,8 +54,9 @@ fn guard(error: *mut KrtError, body: impl FnOnce() -> Result<()>) -> i32 {
     static QUIET: Once = Once::new();
     // The default hook writes to stderr; a library must not.
     QUIET.call_once(|| std::panic::set_hook(Box::new(|_| {})));
-    let outcome = catch_unwind(AssertUnwindSafe(body))
-        .unwrap_or_else(|_| Err(Error::new(Status::Internal, "internal error in the text library")));
+    let outcome = catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|_| {
+        Err(Error::new(Status::Internal, "internal error in the text library"))
+    });
     match outcome {
         Ok(()) => OK,
         Err(failure) => {
@@ -112,7 +113,10 @@ fn check_offsets(offsets: &[u64], part_max: u64, what: &str) -> Result<usize> {
             return Err(Error::new(Status::BadFormat, format!("offset {i} of {what}s runs back")));
         }
         if offset - last > part_max {
-            return Err(Error::new(Status::Limit, format!("{what} {} has over {part_max} bytes", i - 1)));
+            return Err(Error::new(
+                Status::Limit,
+                format!("{what} {} has over {part_max} bytes", i - 1),
+            ));
         }
         last = offset;
     }
@@ -262,7 +266,9 @@ unsafe fn messages<'a>(list: *const KrtMessage, n: usize) -> Result<Vec<Message<
         }
         out.push(Message {
             role: unsafe { text(m.role, m.role_bytes, &format!("role of message {i}")) }?,
-            content: unsafe { text(m.content, m.content_bytes, &format!("content of message {i}")) }?,
+            content: unsafe {
+                text(m.content, m.content_bytes, &format!("content of message {i}"))
+            }?,
         });
     }
     Ok(out)
@@ -284,7 +290,8 @@ pub unsafe extern "C" fn krt_template_render(
 ) -> i32 {
     guard(error, || {
         let list = unsafe { messages(list, n_messages) }?;
-        let rendered = unsafe { &*template }.render(unsafe { &*tokenizer }, &list, add_prompt != 0)?;
+        let rendered =
+            unsafe { &*template }.render(unsafe { &*tokenizer }, &list, add_prompt != 0)?;
         unsafe { give(rendered.as_bytes(), out.cast(), capacity, n_bytes) }
     })
 }
@@ -306,7 +313,8 @@ pub unsafe extern "C" fn krt_template_encode(
 ) -> i32 {
     guard(error, || {
         let list = unsafe { messages(list, n_messages) }?;
-        let mut encoded = unsafe { &*template }.encode(unsafe { &*tokenizer }, &list, add_prompt != 0)?;
+        let mut encoded =
+            unsafe { &*template }.encode(unsafe { &*tokenizer }, &list, add_prompt != 0)?;
         if bos >= 0 && encoded.first() != Some(&bos) {
             encoded.insert(0, bos);
         }

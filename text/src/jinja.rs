@@ -57,7 +57,9 @@ fn count_tokens(source: &str, syntax: &SyntaxConfig) -> Result<(), Error> {
         }
         n_tokens += 1;
         if n_tokens > TAG_TOKENS_MAX {
-            return Err(refuse(&format!("the tag of line {line} has over {TAG_TOKENS_MAX} tokens")));
+            return Err(refuse(&format!(
+                "the tag of line {line} has over {TAG_TOKENS_MAX} tokens"
+            )));
         }
     }
     if n_elifs > ELIFS_MAX {
@@ -84,7 +86,9 @@ fn stmt<'a>(node: &Stmt<'a>) -> Result<Stmt<'a>, Error> {
         Stmt::Template(s) => {
             Stmt::Template(Spanned::new(ast::Template { children: body(&s.children)? }, s.span()))
         }
-        Stmt::EmitExpr(s) => Stmt::EmitExpr(Spanned::new(ast::EmitExpr { expr: expr(&s.expr) }, s.span())),
+        Stmt::EmitExpr(s) => {
+            Stmt::EmitExpr(Spanned::new(ast::EmitExpr { expr: expr(&s.expr) }, s.span()))
+        }
         Stmt::EmitRaw(s) => Stmt::EmitRaw(Spanned::new(ast::EmitRaw { raw: s.raw }, s.span())),
         Stmt::ForLoop(s) => Stmt::ForLoop(Spanned::new(
             ast::ForLoop {
@@ -107,7 +111,10 @@ fn stmt<'a>(node: &Stmt<'a>) -> Result<Stmt<'a>, Error> {
         )),
         Stmt::WithBlock(s) => {
             let assignments = s.assignments.iter().map(|(k, v)| (plain(k), expr(v))).collect();
-            Stmt::WithBlock(Spanned::new(ast::WithBlock { assignments, body: body(&s.body)? }, s.span()))
+            Stmt::WithBlock(Spanned::new(
+                ast::WithBlock { assignments, body: body(&s.body)? },
+                s.span(),
+            ))
         }
         Stmt::Set(s) => {
             let value = match s.target {
@@ -125,7 +132,11 @@ fn stmt<'a>(node: &Stmt<'a>) -> Result<Stmt<'a>, Error> {
             s.span(),
         )),
         Stmt::FilterBlock(s) => Stmt::FilterBlock(Spanned::new(
-            ast::FilterBlock { filter: plain(&s.filter), filter_span: s.filter_span, body: body(&s.body)? },
+            ast::FilterBlock {
+                filter: plain(&s.filter),
+                filter_span: s.filter_span,
+                body: body(&s.body)?,
+            },
             s.span(),
         )),
         Stmt::Macro(s) => Stmt::Macro(Spanned::new(macro_decl(s)?, s.span())),
@@ -139,10 +150,15 @@ fn stmt<'a>(node: &Stmt<'a>) -> Result<Stmt<'a>, Error> {
         )),
         Stmt::Continue(s) => Stmt::Continue(Spanned::new(ast::Continue, s.span())),
         Stmt::Break(s) => Stmt::Break(Spanned::new(ast::Break, s.span())),
-        Stmt::Do(s) => {
-            Stmt::Do(Spanned::new(ast::Do { call: Spanned::new(call(&s.call), s.call.span()) }, s.span()))
+        Stmt::Do(s) => Stmt::Do(Spanned::new(
+            ast::Do { call: Spanned::new(call(&s.call), s.call.span()) },
+            s.span(),
+        )),
+        _ => {
+            return Err(refuse(
+                "statement is not for chat templates (include, import, extends, block, autoescape)",
+            ));
         }
-        _ => return Err(refuse("statement is not for chat templates (include, import, extends, block, autoescape)")),
     })
 }
 
@@ -177,7 +193,9 @@ fn expr<'a>(node: &Expr<'a>) -> Expr<'a> {
         Expr::List(_) | Expr::Tuple(_) | Expr::Map(_) | Expr::Filter(_) | Expr::Call(_) => {
             check(rebuilt, CHECK_VALUE)
         }
-        Expr::BinOp(op) if matches!(op.op, BinOpKind::Add | BinOpKind::Mul) => check(rebuilt, CHECK_VALUE),
+        Expr::BinOp(op) if matches!(op.op, BinOpKind::Add | BinOpKind::Mul) => {
+            check(rebuilt, CHECK_VALUE)
+        }
         _ => rebuilt,
     }
 }
@@ -213,7 +231,8 @@ fn plain<'a>(node: &Expr<'a>) -> Expr<'a> {
             Expr::BinOp(Spanned::new(node, span))
         }
         Expr::Compare(e) => {
-            let ops = e.ops.iter().map(|o| ast::CompareOp { op: o.op, expr: expr(&o.expr) }).collect();
+            let ops =
+                e.ops.iter().map(|o| ast::CompareOp { op: o.op, expr: expr(&o.expr) }).collect();
             Expr::Compare(Spanned::new(ast::Compare { expr: expr(&e.expr), ops }, span))
         }
         Expr::IfExpr(e) => Expr::IfExpr(Spanned::new(
@@ -226,7 +245,10 @@ fn plain<'a>(node: &Expr<'a>) -> Expr<'a> {
         )),
         Expr::Filter(e) => {
             let operand = e.expr.as_ref().map(if has_operand(e) { expr } else { plain });
-            Expr::Filter(Spanned::new(ast::Filter { name: e.name, expr: operand, args: args(&e.args) }, span))
+            Expr::Filter(Spanned::new(
+                ast::Filter { name: e.name, expr: operand, args: args(&e.args) },
+                span,
+            ))
         }
         Expr::Test(e) => Expr::Test(Spanned::new(
             ast::Test { name: e.name, expr: expr(&e.expr), args: args(&e.args) },
@@ -242,9 +264,10 @@ fn plain<'a>(node: &Expr<'a>) -> Expr<'a> {
         Expr::Call(e) => Expr::Call(Spanned::new(call(e), span)),
         Expr::List(e) => Expr::List(Spanned::new(ast::List { items: targets(&e.items) }, span)),
         Expr::Tuple(e) => Expr::Tuple(Spanned::new(ast::Tuple { items: targets(&e.items) }, span)),
-        Expr::Map(e) => {
-            Expr::Map(Spanned::new(ast::Map { keys: exprs(&e.keys), values: exprs(&e.values) }, span))
-        }
+        Expr::Map(e) => Expr::Map(Spanned::new(
+            ast::Map { keys: exprs(&e.keys), values: exprs(&e.values) },
+            span,
+        )),
     }
 }
 

@@ -29,7 +29,10 @@ pub fn free_marker<'a>(texts: impl Iterator<Item = &'a str>) -> Result<char> {
         }
     }
     if used == u32::MAX {
-        return Err(Error::new(Status::InvalidArg, "messages use every noncharacter U+FDD0..U+FDEF"));
+        return Err(Error::new(
+            Status::InvalidArg,
+            "messages use every noncharacter U+FDD0..U+FDEF",
+        ));
     }
     let free = used.trailing_ones();
     Ok(char::from_u32(0xFDD0 + free).expect("a scalar value"))

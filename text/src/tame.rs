@@ -50,7 +50,9 @@ fn namespace(defaults: Option<ValueOrKwargs>) -> Result<Value, Error> {
     let mut pairs: BTreeMap<String, Value> = BTreeMap::new();
     if let Some(defaults) = defaults {
         let defaults = defaults.into_value();
-        for (key, value) in defaults.as_object().and_then(|map| map.try_iter_pairs()).into_iter().flatten() {
+        for (key, value) in
+            defaults.as_object().and_then(|map| map.try_iter_pairs()).into_iter().flatten()
+        {
             visit(&value, &mut Count { nodes: 0, text: 0 }, 1)
                 .map_err(|why| Error::new(ErrorKind::InvalidOperation, why))?;
             pairs.insert(key.to_string(), value);

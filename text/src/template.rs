@@ -47,7 +47,9 @@ impl Template {
         env.set_formatter(|out, state, value| match value.kind() {
             // As Python prints them.
             ValueKind::None => out.write_str("None").map_err(minijinja::Error::from),
-            ValueKind::Bool if value.is_true() => out.write_str("True").map_err(minijinja::Error::from),
+            ValueKind::Bool if value.is_true() => {
+                out.write_str("True").map_err(minijinja::Error::from)
+            }
             ValueKind::Bool => out.write_str("False").map_err(minijinja::Error::from),
             _ => escape_formatter(out, state, value),
         });
@@ -56,19 +58,30 @@ impl Template {
         env.add_function("strftime_now", |format: &str| time::strftime(format, time::now()));
         tame::install(&mut env);
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        let program = syntax.and_then(|syntax| Program::new(source, &syntax)).map_err(template_error)?;
+        let program =
+            syntax.and_then(|syntax| Program::new(source, &syntax)).map_err(template_error)?;
         let marks = Marks::new(&tokenizer.control_texts);
         Ok(Template { env, program, marks, bos: bos.to_owned(), eos: eos.to_owned() })
     }
 
     /// The prompt text of a conversation.
-    pub fn render(&self, tokenizer: &Tokenizer, messages: &[Message], add_prompt: bool) -> Result<String> {
+    pub fn render(
+        &self,
+        tokenizer: &Tokenizer,
+        messages: &[Message],
+        add_prompt: bool,
+    ) -> Result<String> {
         let (text, marker) = self.render_marked(tokenizer, messages, add_prompt)?;
         Ok(unmark(&text, marker).into_owned())
     }
 
     /// The prompt as token ids: control tokens come from the template's literals only.
-    pub fn encode(&self, tokenizer: &Tokenizer, messages: &[Message], add_prompt: bool) -> Result<Vec<i32>> {
+    pub fn encode(
+        &self,
+        tokenizer: &Tokenizer,
+        messages: &[Message],
+        add_prompt: bool,
+    ) -> Result<Vec<i32>> {
         let (text, marker) = self.render_marked(tokenizer, messages, add_prompt)?;
         let mut out = Vec::with_capacity(text.len() / 3 + 8);
         let mut cursor = Cursor::new(&mut out);
@@ -124,7 +137,8 @@ impl Template {
         let Program { instructions, blocks, .. } = &self.program;
         let mut output = machinery::make_string_output(&mut text);
         let plain = minijinja::AutoEscape::None;
-        let outcome = machinery::eval(&env, instructions, context, blocks, &mut output, plain).map(drop);
+        let outcome =
+            machinery::eval(&env, instructions, context, blocks, &mut output, plain).map(drop);
         drop(output);
         if text.len() > OUTPUT_MAX {
             let message = format!("chat template writes over {OUTPUT_MAX} bytes");
@@ -168,7 +182,9 @@ fn template_error(error: minijinja::Error) -> Error {
     }
     let text = match (status, error.detail()) {
         (Status::Limit, _) => "needs too many steps".to_owned(),
-        (_, Some(detail)) if error.kind() == ErrorKind::SyntaxError => format!("syntax error: {detail}"),
+        (_, Some(detail)) if error.kind() == ErrorKind::SyntaxError => {
+            format!("syntax error: {detail}")
+        }
         (_, Some(detail)) => detail.to_owned(),
         (_, None) => error.kind().to_string(),
     };
@@ -192,9 +208,8 @@ fn tojson(value: &Value, kwargs: Kwargs) -> std::result::Result<Value, minijinja
     let mut out = Capped::default();
     let style = PythonJson { indent: indent.map(|n| " ".repeat(n)), depth: 0, filled: false };
     let mut writer = serde_json::Serializer::with_formatter(&mut out, style);
-    serde::Serialize::serialize(value, &mut writer).map_err(|e| {
-        minijinja::Error::new(ErrorKind::BadSerialization, format!("tojson: {e}"))
-    })?;
+    serde::Serialize::serialize(value, &mut writer)
+        .map_err(|e| minijinja::Error::new(ErrorKind::BadSerialization, format!("tojson: {e}")))?;
     let text = String::from_utf8(out.bytes)
         .map_err(|_| minijinja::Error::new(ErrorKind::BadSerialization, "tojson: not UTF-8"))?;
     Ok(Value::from(if ascii == Some(true) { escape_non_ascii(&text) } else { text }))
@@ -263,7 +278,11 @@ impl serde_json::ser::Formatter for PythonJson {
     fn end_array<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
         self.close(writer, b"]")
     }
-    fn begin_array_value<W: ?Sized + io::Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
+    fn begin_array_value<W: ?Sized + io::Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> io::Result<()> {
         self.item(writer, first)
     }
     fn end_array_value<W: ?Sized + io::Write>(&mut self, _: &mut W) -> io::Result<()> {
@@ -276,7 +295,11 @@ impl serde_json::ser::Formatter for PythonJson {
     fn end_object<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
         self.close(writer, b"}")
     }
-    fn begin_object_key<W: ?Sized + io::Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
+    fn begin_object_key<W: ?Sized + io::Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> io::Result<()> {
         self.item(writer, first)
     }
     fn begin_object_value<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {

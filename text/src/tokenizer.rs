@@ -6,8 +6,8 @@ use crate::added::{Added, Segment};
 use crate::bpe::Bpe;
 use crate::error::Result;
 use crate::merge::Merger;
-use crate::spm::Spm;
 use crate::split::Splitter;
+use crate::spm::Spm;
 use crate::vocab::{Vocab, kind};
 
 pub const INPUT_MAX: usize = 16 << 20;

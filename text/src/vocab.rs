@@ -43,7 +43,8 @@ impl Vocab {
     /// Of equal texts the last wins, but never a special token over an ordinary one.
     fn insert(&mut self, id: u32) {
         let Vocab { text, offsets, types, index, hasher } = self;
-        let slice = |id: u32| &text[offsets[id as usize] as usize..offsets[id as usize + 1] as usize];
+        let slice =
+            |id: u32| &text[offsets[id as usize] as usize..offsets[id as usize + 1] as usize];
         let key = slice(id);
         if key.is_empty() {
             return;

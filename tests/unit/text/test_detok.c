@@ -78,7 +78,8 @@ TEST(detok_holds_back_incomplete_characters) {
     size_t n;
     int32_t stopped;
     for (size_t i = 0; i < 3; i++) {
-        assert_status(kri_detok_push(d, (uint8_t)"\xF0\x9F\x98\x80"[i], &text, &n, &stopped), KR_OK);
+        const kr_token_t byte = (uint8_t)"\xF0\x9F\x98"[i];
+        assert_status(kri_detok_push(d, byte, &text, &n, &stopped), KR_OK);
         assert_int_equal(n, 0);
     }
     assert_status(kri_detok_push(d, 0x80, &text, &n, &stopped), KR_OK);
@@ -185,7 +186,7 @@ static uint32_t next_random(uint64_t *state) {
 /* Random bytes, cut into random tokens: the same text as byte by byte. */
 TEST(detok_text_does_not_depend_on_the_cut) {
     static const char alphabet[] = "ab\xE2\x82\xAC\xF0\x9F\x98\x80\xFF\n";
-    const char *const stops[] = {"aba", "\xE2\x82\xAC" "a", "b\xEF\xBF\xBD"};
+    const char *const stops[] = {"aba", "\xE2\x82\xAC\x61", "b\xEF\xBF\xBD"};
     uint64_t seed = 42;
     for (int round = 0; round < 400; round++) {
         char bytes[24];

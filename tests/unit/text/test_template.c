@@ -19,7 +19,8 @@ static kri_tokenizer_t *tokenizer_create(int has_control) {
     builder_init(b, KRI_VOCAB_BPE);
     builder_add_alphabet(b);
     const uint8_t type = has_control ? KRI_TOKEN_CONTROL : KRI_TOKEN_NORMAL;
-    const char *const texts[] = {"<|im_start|>", "<|im_end|>", "<|start|>", "<|sep|>", "<s>", "</s>"};
+    const char *const texts[] = {"<|im_start|>", "<|im_end|>", "<|start|>",
+                                 "<|sep|>",      "<s>",        "</s>"};
     for (size_t i = 0; i < 6; i++) {
         /* Without: no spelling to keep out of messages, so that their length stays visible. */
         char text[16];
@@ -82,8 +83,8 @@ static void check_case(char *line, size_t number) {
     kri_tokenizer_t *t = tokenizer_create(strcmp(name, "features") != 0);
     kri_template_t *tmpl = compile(t, source);
     size_t n = 0;
-    const kr_status_t status = kri_template_render(tmpl, messages, n_messages, prompt[0] == '1', buf,
-                                                   sizeof buf, &n, NULL);
+    const kr_status_t status = kri_template_render(tmpl, messages, n_messages, prompt[0] == '1',
+                                                   buf, sizeof buf, &n, NULL);
     if (hex[0] == '!') {
         assert_status(status, KR_E_BAD_TEMPLATE);
     } else {
@@ -138,7 +139,8 @@ TEST(template_literals_become_control_tokens) {
 TEST(template_content_never_becomes_a_control_token) {
     static const char *const contents[] = {
         "<|im_end|>", "a<|im_end|>b", "<|im_end|", "<", "<|im_end|><|im_start|>", "|im_start|>",
-        "<<|im_end|>", "<|im_<|im_end|>end|>", "</s>", "<s></s>", "\xEF\xB7\x90<|im_end|>\xEF\xB7\x91",
+        "<<|im_end|>", "<|im_<|im_end|>end|>", "</s>", "<s></s>",
+        "\xEF\xB7\x90<|im_end|>\xEF\xB7\x91",
         "<\xEF\xB7\x90|im_end|>", "im_end|>", ">",
     };
     kri_tokenizer_t *t = tokenizer_create(1);
@@ -150,7 +152,8 @@ TEST(template_content_never_becomes_a_control_token) {
         size_t n = 0, n_rendered = 0, n_decoded = 0;
         assert_status(kri_template_tokenize(tmpl, list, 2, 0, ids, 256, &n, NULL), KR_OK);
         assert_int_equal(count_control(ids, n), 4);
-        assert_status(kri_template_render(tmpl, list, 2, 0, rendered, 512, &n_rendered, NULL), KR_OK);
+        assert_status(kri_template_render(tmpl, list, 2, 0, rendered, 512, &n_rendered, NULL),
+                      KR_OK);
         assert_status(kri_tokenizer_decode(t, ids, n, KR_TOKENIZE_PARSE_SPECIAL, decoded, 512,
                                            &n_decoded, NULL), KR_OK);
         assert_int_equal(n_decoded, n_rendered);
@@ -254,8 +257,8 @@ TEST(template_hostile_sources_end_in_errors) {
         /* One part many times over, small to keep and exponentially large to print. */
         "{% set ns = namespace(s=[1]) %}{% for i in range(60) %}{% set ns.s = [ns.s, ns.s] %}"
         "{% endfor %}{{ ns.s ~ '' }}",
-        "{% set ns = namespace(s={}) %}{% for i in range(60) %}{% set ns.s = dict(a=ns.s, b=ns.s) %}"
-        "{% endfor %}{{ ns.s | string }}",
+        "{% set ns = namespace(s={}) %}{% for i in range(60) %}"
+        "{% set ns.s = dict(a=ns.s, b=ns.s) %}{% endfor %}{{ ns.s | string }}",
         "{% set ns = namespace(s=[1]) %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}"
         "{% endfor %}{{ ns.s | join }}",
         "{% macro m(a) %}{{ m([a, a]) }}{% endmacro %}{{ m([1]) }}",
@@ -283,7 +286,8 @@ TEST(template_long_expressions_and_deep_nesting_end_in_errors) {
         {"{{ x", "[0]", " }}"},      {"{{ 1", " if 1 else 1", " }}"}, {"{{ ", "not ", "1 }}"},
         {"{{ ", "-", "1 }}"},        {"{{ ", "(", ""},                {"{{ ", "[", ""},
         {"{% if 0 %}", "{% elif 0 %}", "{% endif %}"},                {"", "{% if 1 %}", ""},
-        {"", "{% for x in y %}", ""}, {"", "{% set x %}", ""},        {"", "{% filter upper %}", ""},
+        {"", "{% for x in y %}", ""}, {"", "{% set x %}", ""},
+        {"", "{% filter upper %}", ""},
     };
     enum { ROOM = 250000 };
     char *source = malloc(ROOM + 64);

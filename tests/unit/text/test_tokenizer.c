@@ -226,10 +226,12 @@ TEST(tokenizer_refuses_invalid_utf8_with_offset) {
     kr_error_init(&error);
     kr_token_t out[8];
     size_t n = 77;
-    assert_status(kri_tokenizer_encode(t, "ab\xFF" "c", 4, 0, out, 8, &n, &error), KR_E_INVALID_ARG);
+    assert_status(kri_tokenizer_encode(t, "ab\xFF" "c", 4, 0, out, 8, &n, &error),
+                  KR_E_INVALID_ARG);
     assert_int_equal(error.offset, 2);
     assert_int_equal(n, 77);
-    assert_status(kri_tokenizer_encode(t, "ab\xE2\x82", 4, 0, out, 8, &n, &error), KR_E_INVALID_ARG);
+    assert_status(kri_tokenizer_encode(t, "ab\xE2\x82", 4, 0, out, 8, &n, &error),
+                  KR_E_INVALID_ARG);
     assert_int_equal(error.offset, 2);
     kri_tokenizer_destroy(t);
     free(b);
