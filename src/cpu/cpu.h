@@ -1,5 +1,5 @@
 /* cpu.h: what this machine runs, and the kernel table for it.
- * Levels, ascending: ref; avx2 (AVX2, FMA, F16C, BMI2); avx512 (F, VL, BW, DQ, VNNI on top).
+ * Levels, ascending: ref; avx2 (AVX2, FMA, F16C, BMI2); avx512 (F, VL, BW, DQ, VNNI on top). */
 #ifndef KRI_CPU_CPU_H
 #define KRI_CPU_CPU_H
 

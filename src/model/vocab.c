@@ -181,16 +181,17 @@ static int32_t pre_adds_bos(const char *pre) {
 static kr_status_t read_specials(const kri_gguf_t *g, vocab_t *v, kr_error_t *error) {
     kri_vocab_desc_t *d = &v->desc;
     const int32_t is_spm = d->kind == KRI_VOCAB_SPM;
+    int32_t add_eos = 0;
     KR_TRY(read_id(g, "tokenizer.ggml.bos_token_id", d->n_tokens, &d->bos, error));
     KR_TRY(read_id(g, "tokenizer.ggml.eos_token_id", d->n_tokens, &d->eos, error));
     KR_TRY(read_id(g, "tokenizer.ggml.eot_token_id", d->n_tokens, &d->eot, error));
     KR_TRY(read_id(g, "tokenizer.ggml.unknown_token_id", d->n_tokens, &d->unk, error));
     const int32_t bos_default = is_spm || pre_adds_bos(v->pre);
     KR_TRY(read_flag(g, "tokenizer.ggml.add_bos_token", bos_default, &d->add_bos, error));
-    KR_TRY(read_flag(g, "tokenizer.ggml.add_eos_token", 0, &d->add_eos, error));
+    KR_TRY(read_flag(g, "tokenizer.ggml.add_eos_token", 0, &add_eos, error));
     KR_TRY(read_flag(g, "tokenizer.ggml.add_space_prefix", is_spm, &d->add_space_prefix, error));
     if (d->bos < 0) d->add_bos = 0;
-    if (d->add_eos) {
+    if (add_eos) {
         return KRI_FAIL(error, KR_E_UNSUPPORTED, "tokenizer.ggml.add_eos_token",
                         "a tokenizer that ends every text with EOS is not supported");
     }

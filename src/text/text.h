@@ -28,7 +28,7 @@ typedef struct kri_vocab_desc_s {
     const char *merges;         /* merge rules "left right", one after another */
     const uint64_t *merge_offsets; /* [n_merges + 1] */
     kr_token_t bos, eos, eot, unk; /* -1 = none; all below n_tokens (checked by the caller) */
-    int32_t add_bos, add_eos, add_space_prefix; /* 0 or 1 */
+    int32_t add_bos, add_space_prefix; /* 0 or 1 */
 } kri_vocab_desc_t;
 
 typedef struct kri_tokenizer_s kri_tokenizer_t;
