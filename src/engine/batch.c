@@ -88,6 +88,11 @@ kr_status_t kri_batch_check(const kr_batch_t *b, const float *logits, const kri_
                         "%s is NULL with n_out_rows %u", b->out_rows ? "logits" : "out_rows",
                         b->n_out_rows);
     }
+    /* Ascending rows cannot be more than the rows: refused before the array is walked. */
+    if (b->n_out_rows > b->n_rows) {
+        return KRI_FAIL(error, KR_E_INVALID_ARG, "n_out_rows", "n_out_rows is %u of %u rows",
+                        b->n_out_rows, b->n_rows);
+    }
     for (uint32_t i = 0; i < b->n_out_rows; i++) {
         if (b->out_rows[i] >= b->n_rows || (i > 0 && b->out_rows[i] <= b->out_rows[i - 1])) {
             return KRI_FAIL(error, KR_E_INVALID_ARG, "out_rows",
