@@ -8,23 +8,12 @@
 #include "model/model.h"
 
 static const kri_key_row_t keys[] = {
-    KRI_KEY("block_count", U32, n_layers, 1, 1, 1024),
-    KRI_KEY("embedding_length", U32, n_embd, 1, 1, 1 << 20),
-    KRI_KEY("feed_forward_length", U32, n_ff, 1, 1, 1 << 22),
-    KRI_KEY("context_length", U32, n_ctx_train, 1, 1, 1 << 30),
-    KRI_KEY("attention.head_count", U32, n_heads, 1, 1, 1024),
-    KRI_KEY("attention.head_count_kv", U32, n_kv_heads, 0, 1, 1024),
-    KRI_KEY("attention.key_length", U32, head_dim, 0, 2, KRI_HEAD_DIM_MAX),
-    KRI_KEY("attention.value_length", U32, value_dim, 0, 2, KRI_HEAD_DIM_MAX),
-    KRI_KEY("attention.layer_norm_rms_epsilon", F32, norm_eps, 1, 1e-12, 0.5),
+    KRI_KEYS_TRANSFORMER,
     KRI_KEY("attention.sliding_window", U32, window, 0, 0, 1 << 30),
     KRI_KEY("attention.sliding_window_pattern", U32, window_period, 0, 1, 1024),
     KRI_KEY("attn_logit_softcapping", F32, attn_softcap, 0, 0, 1e6),
     KRI_KEY("final_logit_softcapping", F32, final_softcap, 0, 0, 1e6),
-    KRI_KEY("rope.dimension_count", U32, n_rot, 0, 2, KRI_HEAD_DIM_MAX),
-    KRI_KEY("rope.freq_base", F32, rope_base, 0, 1e-3, 1e12),
     KRI_KEY("rope.freq_base_swa", F32, rope_base_local, 0, 1e-3, 1e12),
-    KRI_KEY("vocab_size", U32, n_vocab, 0, 1, 4 << 20),
 };
 
 static const kri_tensor_row_t tensors[] = {

@@ -97,6 +97,11 @@ TEST(session_refuses_a_bad_batch_by_field) {
     f.batch.out_rows = NULL;
     refuse(&f, KR_E_INVALID_ARG, "out_rows");
     f.batch.out_rows = &f.out_row;
+    f.batch.n_out_rows = 5; /* more than rows: refused without reading out_rows[1] */
+    refuse(&f, KR_E_INVALID_ARG, "n_out_rows");
+    f.batch.n_out_rows = UINT32_MAX;
+    refuse(&f, KR_E_INVALID_ARG, "n_out_rows");
+    f.batch.n_out_rows = 1;
     f.batch.positions = some;
     refuse(&f, KR_E_UNSUPPORTED, "positions");
     f.batch.positions = NULL;
