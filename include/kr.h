@@ -115,7 +115,8 @@ typedef void (*kr_log_fn)(kr_log_level_t level, const char *text, void *user);
 KR_API void kr_log_set(kr_log_fn fn, kr_log_level_t level_max, void *user);
 
 /* Host allocator. All three see the size and a purpose tag (a static C string such as "arena").
- * `alloc` returns NULL on failure or memory aligned to at least 64 bytes. */
+ * `alloc` returns NULL on failure or memory aligned to at least 64 bytes. Called from every thread
+ * that uses the library, also from several at once. */
 typedef struct kr_allocator_s {
     uint32_t struct_bytes;
     uint32_t reserved;
