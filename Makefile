@@ -1,6 +1,6 @@
 # kr: the two commands of the README are `make run` and `make test`; both install what is missing.
 # Everything that builds is CMake (CMakePresets.json); this file only names the common steps.
-export PATH := $(PATH):$(HOME)/.cargo/bin
+export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
 PROMPT ?= Explain in three sentences why the sky is blue.
 SECONDS_EACH ?= 60
 FUZZERS = $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))

@@ -1,15 +1,15 @@
 #!/bin/sh
 # Installs what building and testing kr needs on Debian 12 or Ubuntu 24.04; does nothing when all
-# is there. usage: tools/setup.sh [run|test]   ("test" adds the second compiler)
+# is there. usage: tools/setup.sh [run|test]   ("test" adds the second compiler and C++)
 set -eu
 what=${1:-run}
 rust_min_minor=89
 
-packages="gcc:gcc g++:g++ cmake:cmake ninja:ninja-build pkg-config:pkg-config"
+packages="gcc:gcc cmake:cmake ninja:ninja-build pkg-config:pkg-config"
 packages="$packages python3:python3 git:git"
 libraries="libxxhash:libxxhash-dev jansson:libjansson-dev cmocka:libcmocka-dev"
 libraries="$libraries libcrypto:libssl-dev"
-[ "$what" = test ] && packages="$packages clang:clang"
+[ "$what" = test ] && packages="$packages g++:g++ clang:clang"
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 missing=""
@@ -22,26 +22,45 @@ for row in $libraries; do
 done
 python3 -c 'import pip' >/dev/null 2>&1 || missing="$missing python3-pip"
 [ -f /usr/include/features.h ] || missing="$missing libc6-dev"
-[ -n "$(ls /etc/ssl/certs 2>/dev/null)" ] || missing="$missing ca-certificates"
+[ -s /etc/ssl/certs/ca-certificates.crt ] || [ -s /etc/pki/tls/certs/ca-bundle.crt ] ||
+    missing="$missing ca-certificates"
 
 as_root=""
 if [ "$(id -u)" != 0 ]; then as_root=sudo; fi
 
-install() {
-    if ! command -v apt-get >/dev/null 2>&1; then
-        say "this system has no apt-get; please install:$*"
+refreshed=no
+refresh() {
+    if [ -n "$as_root" ] && ! command -v sudo >/dev/null 2>&1; then
+        say "there is no sudo here; please run tools/setup.sh $what as root"
         exit 1
     fi
-    say "installing:$*"
-    $as_root apt-get update -qq
-    # shellcheck disable=SC2086
-    DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -qq --no-install-recommends $* >&2
+    $as_root apt-get update -qq >&2
+    refreshed=yes
+}
+
+install() {
+    if ! command -v apt-get >/dev/null 2>&1; then
+        say "this system has no apt-get; please install: $*"
+        exit 1
+    fi
+    [ "$refreshed" = yes ] || refresh
+    say "installing: $*"
+    log=$(mktemp)
+    if ! $as_root env DEBIAN_FRONTEND=noninteractive \
+        apt-get install -y -qq --no-install-recommends "$@" >"$log" 2>&1; then
+        cat "$log" >&2
+        rm -f "$log"
+        say "installing failed: $*"
+        exit 1
+    fi
+    rm -f "$log"
 }
 # shellcheck disable=SC2086
 [ -z "$missing" ] || install $missing
 
 # Rust for the text library: at least 1.89 (edition 2024 and what the tokenizer crates need).
-PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
+# A toolchain of the user's own goes before the system's, as the Makefile has it.
+PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
 rust_ok() {
     version=$(cargo --version 2>/dev/null && rustc --version 2>/dev/null) || return 1
     minor=$(printf '%s\n' "$version" | sed -n 's/^rustc 1\.\([0-9]*\).*/\1/p')
@@ -51,21 +70,20 @@ rust_ok && exit 0
 found=$(rustc --version 2>/dev/null || echo none)
 say "rustc 1.$rust_min_minor or newer is needed, found: $found"
 if command -v apt-get >/dev/null 2>&1; then
-    $as_root apt-get update -qq
+    [ "$refreshed" = yes ] || refresh
     # Debian 12 has a newer compiler as rustc-web, Ubuntu numbers its packages.
-    for pair in "rustc-web cargo-web" "rustc-1.91 cargo-1.91" "rustc-1.89 cargo-1.89" \
-        "rustc cargo"; do
-        # shellcheck disable=SC2086
-        set -- $pair
-        candidate=$(apt-cache policy "$1" 2>/dev/null | sed -n 's/^ *Candidate: \(.*\)/\1/p')
-        minor=$(printf '%s\n' "$candidate" | sed -n 's/^1\.\([0-9]*\).*/\1/p')
+    numbered=$(apt-cache pkgnames rustc-1 | sed -n 's/^rustc-\(1\.[0-9]*\)$/\1/p' | sort -t. -rnk2)
+    for suffix in "" -web $(printf -- '-%s ' $numbered); do
+        minor=$(apt-cache policy "rustc$suffix" "cargo$suffix" 2>/dev/null |
+            sed -n 's/^ *Candidate: 1\.\([0-9]*\).*/\1/p' | sort -n | head -1)
         [ -n "$minor" ] && [ "$minor" -ge "$rust_min_minor" ] || continue
-        install "$1" "$2"
+        install "rustc$suffix" "cargo$suffix"
+        rust_ok && exit 0
         for tool in rustc cargo; do # numbered packages install numbered programs
-            number=${1#rustc-}
-            if [ -x "/usr/bin/$tool-$number" ] && [ ! -e "/usr/local/bin/$tool" ]; then
-                $as_root ln -s "/usr/bin/$tool-$number" "/usr/local/bin/$tool"
-            fi
+            for path in "/usr/lib/rust$suffix/bin/$tool" "/usr/bin/$tool$suffix"; do
+                [ ! -x "$path" ] || [ -e "/usr/local/bin/$tool" ] ||
+                    $as_root ln -s "$path" "/usr/local/bin/$tool"
+            done
         done
         hash -r
         rust_ok && exit 0

@@ -101,6 +101,11 @@ kr_status_t kr_model_chat_tokenize(kr_model_t model, const kr_message_t *message
                                    kr_token_t *tokens, size_t capacity, size_t *n_tokens,
                                    kr_error_t *error) {
     if (!model) return KRI_FAIL(error, KR_E_INVALID_ARG, "model", "model is NULL");
+    if (add_generation_prompt > 1) {
+        return KRI_FAIL(error, KR_E_INVALID_ARG, "add_generation_prompt",
+                        "add_generation_prompt is %u, allowed are 0 and 1",
+                        add_generation_prompt);
+    }
     if (!model->chat_template_source) {
         return KRI_FAIL(error, KR_E_NOT_FOUND, "chat_template",
                         "the model has no chat template (a base model?)");

@@ -184,8 +184,10 @@ static size_t decode_byte_level(text_t text, char *out) {
     size_t n_out = 0;
     for (size_t at = 0; at < text.n_bytes;) {
         uint32_t code_point = 0;
-        size_t n_char = kri_utf8_valid_prefix(text.data + at, text.n_bytes - at) == 0
-                            ? 0 : kri_utf8_decode(text.data + at, text.n_bytes - at, &code_point);
+        /* Four bytes hold any character: looking further would be quadratic in long tokens. */
+        const size_t n_look = text.n_bytes - at < 4 ? text.n_bytes - at : 4;
+        size_t n_char = kri_utf8_valid_prefix(text.data + at, n_look) == 0
+                            ? 0 : kri_utf8_decode(text.data + at, n_look, &code_point);
         const int byte = n_char == 0 ? -1 : alphabet_byte(code_point);
         if (n_char == 0) n_char = 1;
         if (byte >= 0) {

@@ -47,7 +47,7 @@ TEST(abi_layouts_are_fixed) {
         SIZE(kr_telemetry_report_t, 72), FIELD(kr_telemetry_report_t, p50_ms, 40),
         FIELD(kr_telemetry_report_t, throughput_per_s, 64),
         SIZE(kr_model_params_t, 32), FIELD(kr_model_params_t, vocab_only, 8),
-        FIELD(kr_model_params_t, progress_user, 32),
+        FIELD(kr_model_params_t, progress_user, 24),
         SIZE(kr_model_info_t, 120), FIELD(kr_model_info_t, token_bos, 40),
         FIELD(kr_model_info_t, model_bytes, 56), FIELD(kr_model_info_t, chat_template, 112),
         SIZE(kr_tensor_info_t, 64), FIELD(kr_tensor_info_t, shape, 16),
