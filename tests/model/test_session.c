@@ -1,6 +1,8 @@
 /* test_session.c: what a session refuses, and that refusing changes nothing; decoding allocates
  * nothing; bad numbers in the weights never become an answer. */
 #include <math.h>
+#include <pthread.h>
+#include <stdatomic.h>
 
 #include "base/alloc.h"
 #include "tiny.h"
@@ -189,6 +191,35 @@ TEST(session_refuses_bad_params_by_field) {
         assert_null(session);
     }
     kr_model_close(model);
+}
+
+static atomic_int cancel_stop;
+
+static void *cancel_all_the_time(void *session) {
+    while (!atomic_load(&cancel_stop)) kr_session_cancel((kr_session_t)session);
+    return NULL;
+}
+
+/* A cancelled step leaves the sequence as it was, and the next step works. */
+TEST(session_cancel_from_another_thread_ends_the_step) {
+    fixture_t f;
+    pthread_t thread;
+    uint32_t length = 9;
+    setup(&f);
+    atomic_store(&cancel_stop, 0);
+    assert_int_equal(pthread_create(&thread, NULL, cancel_all_the_time, f.session), 0);
+    kr_status_t status = KR_OK;
+    for (int i = 0; i < 100000 && status == KR_OK; i++) {
+        assert_status(kr_session_truncate(f.session, 0, 0), KR_OK);
+        status = kr_session_decode(f.session, &f.batch, f.logits, &f.error);
+    }
+    atomic_store(&cancel_stop, 1);
+    pthread_join(thread, NULL);
+    assert_status(status, KR_E_CANCELLED);
+    assert_status(kr_session_length(f.session, 0, &length), KR_OK);
+    assert_int_equal(length, 0);
+    assert_status(kr_session_decode(f.session, &f.batch, f.logits, &f.error), KR_OK);
+    teardown(&f);
 }
 
 TEST(session_keeps_its_model_alive) {

@@ -86,7 +86,7 @@ class Includes(TidyTest):
         "sample": ["ops", "tensor", "text", "base", "telemetry"],
         "engine": ["ops", "tensor", "text", "base", "telemetry", "cpu", "cuda", "model", "cache",
                    "sample"],
-        "api": ["engine", "base", "telemetry"],
+        "api": ["engine", "model", "sample", "cpu", "base", "telemetry"],
         "app": ["base", "telemetry"],
     }
 
