@@ -12,7 +12,7 @@ help:            ## this list
 
 run: build       ## install what is missing, build, fetch the starter model, answer PROMPT
 	@python3 tools/fetch_model.py smollm2
-	@build/kr run -m smollm2 -p "$(PROMPT)"
+	@build/kr run -m smollm2 --temp 0 -p "$(PROMPT)"
 
 setup:
 	@tools/setup.sh run

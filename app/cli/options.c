@@ -184,7 +184,7 @@ static int apply_environment(cli_options_t *options) {
         if (text == NULL) continue;
         int failed = parse_value(id, row->environment, text, value);
         if (failed != 0) return failed;
-        value->is_given = true;
+        value->is_given = value->is_from_environment = true;
     }
     return 0;
 }

@@ -50,6 +50,7 @@ typedef struct cli_command_s {
 
 typedef struct cli_value_s {
     bool is_given; /* by flag or environment */
+    bool is_from_environment;
     int64_t integer;
     double number;
     const char *text;

@@ -18,6 +18,11 @@ RUN = ("run", "--temp", "0", "-n", "8")
 
 
 class Options(ProgramTest):
+    def test_inspect_takes_one_model(self):
+        self.assert_fails(2, "takes one model", "inspect", "-m", self.model, self.model)
+        named = self.assert_done("inspect", self.model, env=environment(KR_MODEL="nosuch"))
+        self.assertIn(b"llama", named.out)
+
     def test_no_command_shows_help_on_stderr(self):
         result = kr()
         self.assertEqual((result.code, result.out), (2, b""))
