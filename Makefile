@@ -10,6 +10,7 @@ FUZZERS = $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
 help:            ## this list
 	@sed -n 's/^\([a-z]*\):[^#]*##/\1\t/p' $(MAKEFILE_LIST) | expand -t12
 
+# Greedy: a model this small wanders off easily when its tokens are drawn at random.
 run: build       ## install what is missing, build, fetch the starter model, answer PROMPT
 	@python3 tools/fetch_model.py smollm2
 	@build/kr run -m smollm2 --temp 0 -p "$(PROMPT)"
