@@ -292,6 +292,12 @@ kr_status_t kri_model_bind(struct kr_model_s *model, const kr_model_params_t *pa
         goto done;
     }
     KR_TRY_DONE(bind_all(&b));
+    if (model->hp.n_vocab != kri_tokenizer_n_tokens(model->tokenizer)) {
+        status = KRI_FAIL(error, KR_E_BAD_FORMAT, "token_embd.weight",
+                          "%u embedding rows for %u tokens", model->hp.n_vocab,
+                          kri_tokenizer_n_tokens(model->tokenizer));
+        goto done;
+    }
     group_layers(model);
     model->bytes_per_token = b.packed_bytes + b.vector_bytes +
                              model->embed.n_bytes / model->embed.shape[0];

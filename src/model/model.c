@@ -21,13 +21,7 @@ static kr_status_t load(struct kr_model_s *m, const kr_model_params_t *params,
         m->hp.n_vocab = kri_tokenizer_n_tokens(m->tokenizer);
         return KR_OK;
     }
-    KR_TRY(kri_model_bind(m, params, error));
-    if (m->hp.n_vocab != kri_tokenizer_n_tokens(m->tokenizer)) {
-        return KRI_FAIL(error, KR_E_BAD_FORMAT, "token_embd.weight",
-                        "%u embedding rows for %u tokens", m->hp.n_vocab,
-                        kri_tokenizer_n_tokens(m->tokenizer));
-    }
-    return KR_OK;
+    return kri_model_bind(m, params, error);
 }
 
 static kr_status_t open_with(kri_gguf_t *gguf, const kr_model_params_t *params,
