@@ -41,10 +41,11 @@ bench: build     ## kernels and whole models on this machine
 	@build/kr bench model -m smollm2 -p 256 -n 128 -r 3
 
 fuzz:            ## every fuzz target for SECONDS_EACH (60)
-	@tools/setup.sh test
-	@cmake --preset fuzz >/dev/null && cmake --build build-fuzz
+	@tools/setup.sh fuzz
+	@cmake --preset fuzz >/dev/null
+	@cmake --build build-fuzz --target $(addprefix fuzz_,$(FUZZERS))
 	@for f in $(FUZZERS); do echo "fuzz $$f"; mkdir -p build-fuzz/corpus/$$f; \
-	  build-fuzz/fuzz_$$f -max_total_time=$(SECONDS_EACH) -timeout=5 -rss_limit_mb=2048 \
+	  build-fuzz/tests/fuzz_$$f -max_total_time=$(SECONDS_EACH) -timeout=5 -rss_limit_mb=2048 \
 	    -print_final_stats=0 build-fuzz/corpus/$$f tests/corpus/$$f || exit 1; done
 
 models:          ## fetch all models of the tests

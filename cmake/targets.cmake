@@ -10,12 +10,14 @@ foreach(folder base telemetry tensor text ops cpu cpu_avx2 cpu_avx512 model cach
 endforeach()
 target_include_directories(kr PUBLIC include)
 target_link_libraries(kr PRIVATE krt PkgConfig::XXHASH Threads::Threads m)
-if(KR_SANITIZE)
+if(KR_SANITIZE) # clang leaves the runtime's names open in a shared library
   target_link_options(kr PRIVATE -fsanitize=${KR_SANITIZE})
+else()
+  target_link_options(kr PRIVATE -Wl,--no-undefined)
 endif()
 set_target_properties(kr PROPERTIES VERSION 0.1.0 SOVERSION 0)
 target_link_options(kr PRIVATE -Wl,--version-script=${CMAKE_SOURCE_DIR}/src/api/libkr.map
-  -Wl,--exclude-libs,ALL -Wl,-z,nodelete -Wl,-z,relro,-z,now -Wl,--no-undefined)
+  -Wl,--exclude-libs,ALL -Wl,-z,nodelete -Wl,-z,relro,-z,now)
 
 # The program: target kr_cli, file kr. It finds libkr beside itself, or in ../lib once installed.
 # It has its own copy of the base helpers; in that copy the public names are made local, or the

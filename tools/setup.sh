@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs what building and testing kr needs on Debian 12 or Ubuntu 24.04; does nothing when all
-# is there. usage: tools/setup.sh [run|test]   ("test" adds the second compiler and C++)
+# is there. usage: tools/setup.sh [run|test|fuzz]   ("test" adds the second compiler and C++, "fuzz"
+# that compiler's sanitizers)
 set -eu
 what=${1:-run}
 rust_min_minor=89
@@ -9,7 +10,7 @@ packages="gcc:gcc cmake:cmake ninja:ninja-build pkg-config:pkg-config"
 packages="$packages python3:python3 git:git"
 libraries="libxxhash:libxxhash-dev jansson:libjansson-dev cmocka:libcmocka-dev"
 libraries="$libraries libcrypto:libssl-dev"
-[ "$what" = test ] && packages="$packages g++:g++ clang:clang"
+[ "$what" = run ] || packages="$packages g++:g++ clang:clang"
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 missing=""
@@ -20,6 +21,12 @@ for row in $libraries; do
     command -v pkg-config >/dev/null 2>&1 && pkg-config --exists "${row%%:*}" 2>/dev/null ||
         missing="$missing ${row##*:}"
 done
+if [ "$what" = fuzz ]; then
+    case $(clang -print-file-name="libclang_rt.fuzzer-$(uname -m).a" 2>/dev/null) in
+    /*) ;;
+    *) missing="$missing libclang-rt-dev" ;;
+    esac
+fi
 python3 -c 'import pip' >/dev/null 2>&1 || missing="$missing python3-pip"
 [ -f /usr/include/features.h ] || missing="$missing libc6-dev"
 [ -s /etc/ssl/certs/ca-certificates.crt ] || [ -s /etc/pki/tls/certs/ca-bundle.crt ] ||
