@@ -6,3 +6,5 @@ function(kri_bench name)
 endfunction()
 
 kri_bench(bench_ops kri_cpu)
+kri_bench(bench_stream Threads::Threads)
+target_sources(bench_stream PRIVATE app/cli/stream_bench.c)
