@@ -1,0 +1,120 @@
+/* test_api.c: what the header promises and no other test asks for, through kr.h alone. */
+#include <math.h>
+
+#include "tiny.h"
+
+#define N_VOCAB 320
+
+TEST(api_version_names_release_and_commit) {
+    assert_non_null(strstr(kr_version(), "0.1.0 ("));
+    assert_non_null(strstr(kr_version(), kr_commit()));
+    assert_true(kr_threads_default() >= 1);
+}
+
+TEST(api_plan_is_what_create_takes) {
+    kr_model_t model = open_tiny("gemma3");
+    kr_session_params_t params;
+    kr_session_info_t planned, taken;
+    kr_session_params_init(&params);
+    kr_session_info_init(&planned);
+    kr_session_info_init(&taken);
+    params.n_ctx = 100;
+    params.n_seqs = 3;
+    assert_status(kr_session_plan(model, &params, &planned, NULL), KR_OK);
+    kr_session_t session = open_session(model, &params);
+    assert_status(kr_session_info(session, &taken), KR_OK);
+    assert_memory_equal(&planned, &taken, sizeof(taken));
+    assert_true(taken.kv_bytes > 0 && taken.scratch_bytes > 0);
+    kr_session_destroy(session);
+    kr_model_close(model);
+}
+
+TEST(api_model_lives_until_the_last_reference) {
+    kr_model_t model = open_tiny("llama");
+    char value[64];
+    const char *key = NULL;
+    kr_model_retain(model);
+    kr_model_close(model);
+    assert_status(kr_model_meta(model, 0, &key, value, sizeof(value)), KR_OK);
+    assert_string_equal(key, "general.architecture");
+    assert_string_equal(value, "llama");
+    assert_status(kr_model_meta(model, UINT32_MAX, &key, value, sizeof(value)), KR_E_NOT_FOUND);
+    assert_int_equal(kr_model_token_is_end(model, -1), 0);
+    kr_model_close(model);
+}
+
+/* Tokens pushed one by one give the text of all of them; a stop string ends it before itself. */
+TEST(api_detokenizer_gives_the_text_and_honours_stops) {
+    static const char text[] = "one two three";
+    kr_model_t model = open_tiny("llama");
+    kr_token_t tokens[64];
+    size_t n = 0;
+    assert_status(kr_model_tokenize(model, text, strlen(text), 0, tokens, 64, &n, NULL), KR_OK);
+    for (int with_stop = 0; with_stop < 2; with_stop++) {
+        const char *stop = "three";
+        kr_detokenizer_t detok = NULL;
+        char got[128] = "";
+        int32_t stopped = 0;
+        const char *part = NULL;
+        size_t n_part = 0;
+        assert_status(kr_detokenizer_create(model, &stop, (size_t)with_stop, &detok, NULL), KR_OK);
+        for (size_t i = 0; i < n && !stopped; i++) {
+            assert_status(kr_detokenizer_push(detok, tokens[i], &part, &n_part, &stopped), KR_OK);
+            strncat(got, part, n_part);
+        }
+        assert_status(kr_detokenizer_finish(detok, &part, &n_part), KR_OK);
+        strncat(got, part, n_part);
+        assert_int_equal(stopped, with_stop);
+        assert_string_equal(got, with_stop ? "one two " : text);
+        kr_detokenizer_destroy(detok);
+    }
+    kr_model_close(model);
+}
+
+TEST(api_sampler_reports_log_probabilities) {
+    static const float logits[4] = {0.0f, 2.0f, 1.0f, -1.0f};
+    const double sum = 1.0 + exp(2.0) + exp(1.0) + exp(-1.0);
+    kr_sampler_params_t params;
+    kr_sampler_t sampler = NULL;
+    kr_token_t token = -1;
+    kr_logprob_t chosen, top[2];
+    kr_sampler_params_init(&params);
+    params.temperature = 0.0f;
+    params.n_logprobs = 2;
+    assert_status(kr_sampler_create(&params, 4, &sampler, NULL), KR_OK);
+    assert_status(kr_sampler_logprobs(sampler, &chosen, top), KR_E_NOT_FOUND);
+    assert_status(kr_sampler_sample(sampler, logits, &token), KR_OK);
+    assert_status(kr_sampler_accept(sampler, token), KR_OK);
+    assert_status(kr_sampler_logprobs(sampler, &chosen, top), KR_OK);
+    assert_int_equal(token, 1);
+    assert_int_equal(top[0].token, 1);
+    assert_int_equal(top[1].token, 2);
+    assert_true(fabs((double)chosen.logprob - (2.0 - log(sum))) < 1e-5);
+    assert_true(fabs((double)top[1].logprob - (1.0 - log(sum))) < 1e-5);
+    kr_sampler_destroy(sampler);
+}
+
+TEST(api_session_moves_its_metrics) {
+    static const struct { const char *name; uint64_t count; } expected[] = {
+        {"prefill", 1}, {"decode", 2}, {"tokens_prompt", 5}, {"tokens_generated", 2}};
+    static float logits[2 * N_VOCAB]; /* of two steps */
+    const kr_token_t tokens[5] = {1, 2, 3, 4, 5};
+    kr_telemetry_t telemetry = NULL;
+    kr_session_params_t params;
+    kr_model_t model = open_tiny("llama");
+    assert_status(kr_telemetry_create(&telemetry), KR_OK);
+    kr_session_params_init(&params);
+    params.telemetry = telemetry;
+    kr_session_t session = open_session(model, &params);
+    decode_chunks(session, tokens, 5, 5, 4, N_VOCAB, logits);
+    decode_chunks(session, tokens, 2, 1, 0, N_VOCAB, logits);
+    for (size_t i = 0; i < sizeof(expected) / sizeof(expected[0]); i++) {
+        kr_telemetry_report_t report;
+        kr_telemetry_report_init(&report);
+        assert_status(kr_telemetry_report(telemetry, expected[i].name, &report), KR_OK);
+        assert_int_equal(report.count, expected[i].count);
+    }
+    kr_session_destroy(session);
+    kr_telemetry_destroy(telemetry);
+    kr_model_close(model);
+}
