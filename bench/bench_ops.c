@@ -167,6 +167,8 @@ static void bench_copy(void) {
 #define RUN_gated_act(slot)
 #define RUN_add(slot)
 #define RUN_softcap(slot)
+#define RUN_tile_pack(slot)
+#define RUN_tile_linear(slot)
 #define RUN_kv_store(slot)
 #define RUN_attention(slot)
 

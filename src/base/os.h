@@ -64,6 +64,9 @@ const char *kri_env(const char *name);
 uint32_t kri_cpu_count(void);
 /* The same with every SMT sibling counted: how many threads can run at once. */
 uint32_t kri_cpu_count_smt(void);
+/* Asks the system once for the matrix registers (AMX) of all threads of this process; false when it
+ * refuses or knows none. Later calls repeat the answer. */
+bool kri_cpu_permit_tiles(void);
 uint64_t kri_rss_peak_bytes(void);
 
 /* Futex: sleeps while *word == expected (may wake early) / wakes at most n_threads sleepers. */

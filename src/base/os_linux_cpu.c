@@ -8,8 +8,10 @@
 #include <sched.h>
 #include <stdbool.h>
 #include <stdio.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "base/os.h"
@@ -201,3 +203,22 @@ uint32_t kri_cpu_count_smt(void) {
     for (uint32_t i = 0; i < CPUS_MAX / 64; i++) n_cpus += (uint32_t)__builtin_popcountll(mask[i]);
     return at_most_quota(n_cpus);
 }
+
+/* ---- matrix registers ---------------------------------------------------------------------- */
+
+#if defined(__x86_64__)
+#define REQUEST_XCOMP_PERMISSION 0x1023 /* ARCH_REQ_XCOMP_PERM of arch_prctl(2) */
+#define XFEATURE_TILE_DATA 18
+
+bool kri_cpu_permit_tiles(void) {
+    static _Atomic int answer; /* 0 = not asked, 1 = no, 2 = yes; asking twice does no harm */
+    int known = atomic_load(&answer);
+    if (known == 0) {
+        known = syscall(SYS_arch_prctl, REQUEST_XCOMP_PERMISSION, XFEATURE_TILE_DATA) == 0 ? 2 : 1;
+        atomic_store(&answer, known);
+    }
+    return known == 2;
+}
+#else
+bool kri_cpu_permit_tiles(void) { return false; }
+#endif

@@ -1,11 +1,13 @@
 /* cpu.h: what this machine runs, and the kernel table for it.
- * Levels, ascending: ref; avx2 (AVX2, FMA, F16C, BMI2); avx512 (F, VL, BW, DQ, VNNI on top). */
+ * Levels, ascending: ref; avx2 (AVX2, FMA, F16C, BMI2); avx512 (F, VL, BW, DQ, VNNI on top);
+ * amx (AMX-TILE, -INT8, -BF16 and AVX512_BF16 on top, and the system's permission for the process). */
 #ifndef KRI_CPU_CPU_H
 #define KRI_CPU_CPU_H
 
 #include "ops/kernels.h"
 
-typedef enum kri_isa_e { KRI_ISA_REF, KRI_ISA_AVX2, KRI_ISA_AVX512, KRI_N_ISA } kri_isa_t;
+typedef enum kri_isa_e { KRI_ISA_REF, KRI_ISA_AVX2, KRI_ISA_AVX512, KRI_ISA_AMX,
+                         KRI_N_ISA } kri_isa_t;
 
 /* Highest level of CPU and operating system (CPUID and XGETBV). */
 kri_isa_t kri_isa_detect(void);

@@ -1,11 +1,12 @@
 /* cpuid.c: the highest ISA level that both the CPU and the operating system offer. Baseline code:
  * nothing here may be compiled with a feature it is about to ask for. A feature bit alone is not
  * enough: the system must also save the registers (XGETBV), or the first wide instruction traps. */
+#include "base/os.h"
 #include "cpu/cpu.h"
 
 #include <string.h>
 
-static const char *const isa_names[KRI_N_ISA] = {"ref", "avx2", "avx512"};
+static const char *const isa_names[KRI_N_ISA] = {"ref", "avx2", "avx512", "amx"};
 
 #if defined(__x86_64__)
 
@@ -35,7 +36,7 @@ static int has_all(unsigned reg, unsigned bits) {
 }
 
 kri_isa_t kri_isa_detect(void) {
-    const unsigned ymm_state = 0x06u, zmm_state = 0xe6u;
+    const unsigned ymm_state = 0x06u, zmm_state = 0xe6u, tile_state = 0x60000u;
     const leaf_t l1 = leaf_read(1, 0);
     if (!has_all(l1.ecx, bit_OSXSAVE | bit_AVX)) return KRI_ISA_REF;
     const unsigned xcr0 = xcr0_read();
@@ -49,7 +50,12 @@ kri_isa_t kri_isa_detect(void) {
         !has_all(l7.ebx, bit_AVX512F | bit_AVX512VL | bit_AVX512BW | bit_AVX512DQ)) {
         return KRI_ISA_AVX2;
     }
-    return KRI_ISA_AVX512;
+    /* bit 24 AMX-TILE, 25 AMX-INT8, 22 AMX-BF16 of leaf 7; bit 5 AVX512_BF16 of leaf 7.1 */
+    if (!has_all(xcr0, tile_state) || !has_all(l7.edx, 1u << 22 | 1u << 24 | 1u << 25) ||
+        !has_all(leaf_read(7, 1).eax, 1u << 5) || !kri_cpu_permit_tiles()) {
+        return KRI_ISA_AVX512;
+    }
+    return KRI_ISA_AMX;
 }
 
 #else

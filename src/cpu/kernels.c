@@ -15,6 +15,7 @@ static void table_fill(kri_isa_t isa, kri_kernels_t *kernels) {
 #include "cpu/impl.def"
 #endif
     kernels->isa = kri_isa_name(isa);
+    kernels->has_tiles = isa >= KRI_ISA_AMX;
 }
 
 kr_status_t kri_cpu_kernels(const char *isa_max, kri_kernels_t *kernels, kr_error_t *error) {

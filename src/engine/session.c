@@ -36,7 +36,7 @@ struct kr_session_s {
 
 /* Where each buffer lies in the scratch block. */
 typedef struct layout_s {
-    size_t x, norm, qkv, attn, gate_up, ff, cos_sin[2], q8, attn_scratch, space, total;
+    size_t x, norm, qkv, attn, gate_up, ff, cos_sin[2], q8, tiles, attn_scratch, space, total;
 } layout_t;
 
 static bool place(size_t *at, size_t count, size_t item, size_t *offset) {
@@ -47,17 +47,20 @@ static bool place(size_t *at, size_t count, size_t item, size_t *offset) {
 }
 
 static bool make_layout(const struct kr_model_s *model, const kr_session_info_t *info,
-                        layout_t *l) {
+                        bool has_tiles, layout_t *l) {
     kri_state_plan_t p;
     size_t at = 0;
     if (!kri_state_plan(model, info->n_rows_max, &p)) return false;
     const size_t f = sizeof(float);
     const size_t blocks = kri_ceil_div(p.n_in_max, KRI_Q8_ITEMS);
+    const size_t tile_rows =
+        has_tiles ? kri_ceil_div(info->n_rows_max, KRI_TILE_TOKENS) * KRI_TILE_TOKENS : 0;
     return place(&at, p.x, f, &l->x) && place(&at, p.norm, f, &l->norm) &&
            place(&at, p.qkv, f, &l->qkv) && place(&at, p.attn, f, &l->attn) &&
            place(&at, p.gate_up, f, &l->gate_up) && place(&at, p.ff, f, &l->ff) &&
            place(&at, p.cos_sin, f, &l->cos_sin[0]) && place(&at, p.cos_sin, f, &l->cos_sin[1]) &&
            place(&at, info->n_rows_max, blocks * sizeof(kri_q8_block_t), &l->q8) &&
+           place(&at, tile_rows, p.n_in_max * sizeof(uint16_t), &l->tiles) &&
            place(&at, info->n_threads, KRI_ATTN_SCRATCH_FLOATS * f, &l->attn_scratch) &&
            place(&at, 1, kri_batch_space_bytes(info->n_rows_max, info->n_seqs), &l->space) &&
            (l->total = at, true);
@@ -119,8 +122,11 @@ static kr_status_t plan(const struct kr_model_s *model, const kr_session_params_
     KR_TRY(check_params(model, params, info, error));
     KR_TRY(kri_cpu_kernels(params->isa, kernels, error));
     info->isa = kernels->isa;
+    /* The matrix unit sums bf16 products in an order of its own. */
+    if (params->invariant == KR_INVARIANT_ON) kernels->has_tiles = 0;
     kv_params(model, info, &kv);
-    if (kri_kv_pool_bytes(&kv, &info->kv_bytes) != KR_OK || !make_layout(model, info, layout)) {
+    if (kri_kv_pool_bytes(&kv, &info->kv_bytes) != KR_OK || 
+        !make_layout(model, info, kernels->has_tiles != 0, layout)) {
         return KRI_FAIL(error, KR_E_LIMIT, "n_ctx", "session of %u x %u tokens is too large",
                         info->n_seqs, info->n_ctx);
     }
@@ -147,6 +153,7 @@ static void bind_scratch(struct kr_session_s *s, const layout_t *l) {
     s->exec.n_threads = s->info.n_threads;
     s->exec.attn_scratch = (float *)(void *)(base + l->attn_scratch);
     s->exec.q8 = (kri_q8_block_t *)(void *)(base + l->q8);
+    s->exec.tiles = s->kernels.has_tiles ? (uint16_t *)(void *)(base + l->tiles) : NULL;
     kri_batch_space_init(&s->space, base + l->space, s->info.n_rows_max, s->info.n_seqs);
 }
 

@@ -236,6 +236,10 @@ void kri_op_linear(const kri_exec_t *exec, const kri_weight_t *w, const float *x
                    uint32_t n_rows, bool accumulate, float *out, size_t out_stride) {
     uint64_t n_items = (uint64_t)n_rows * w->n_in;
     linear_job_t job = {exec, w, x, n_rows, accumulate ? 1u : 0u, out, out_stride};
+    if (kri_exec_uses_tiles(exec, w, n_rows)) {
+        kri_exec_linear_tiles(exec, w, x, n_rows, accumulate, out, out_stride);
+        return;
+    }
     for (uint32_t p = 0; p < w->n_parts; p++) {
         if (!is_quantised(w->parts[p].dtype)) continue;
         quant_job_t quant = {exec->kernels->quant_q8, x, n_items, exec->q8};

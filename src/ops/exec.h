@@ -37,6 +37,8 @@ typedef struct kri_exec_s {
     const kri_step_t *step;
     float *attn_scratch;    /* [n_threads][KRI_ATTN_SCRATCH_FLOATS] */
     kri_q8_block_t *q8;     /* [n_rows_max][n_in_max / 32]: activations of the linear under way */
+    uint16_t *tiles;        /* the same as bf16 tiles [n_rows_max up to 16][n_in_max]; NULL when
+                             * the kernels have no tiles */
 } kri_exec_t;
 
 /* out [n_tokens, n_embd] = scale * table[token]; table [n_vocab, n_embd] in file blocks. */

@@ -53,6 +53,35 @@ typedef void kri_linear_fn(const uint8_t *restrict w, size_t n_in, size_t n_grou
                            size_t n_tokens, const float *restrict bias, uint32_t accumulate,
                            float *restrict out, size_t out_stride);
 
+/* ---- tiles ----------------------------------------------------------------------------------
+ * The same product on a matrix unit with bf16 operands and f32 sums, for many tokens at once.
+ * Weights are decoded as w = fmaf(scale, q, offset), rounded to bf16 with their scale inside, so
+ * that nothing has to be rescaled along k; activations are rounded to bf16. Both to nearest even;
+ * subnormal operands count as zero. The order of the sum is the machine's: results differ from
+ * `linear` and are not the same bits for every number of tokens. n_in is a multiple of 32.
+ *
+ * tiles: [ceil(n_tokens / 16)][n_in / 32][16 tokens][32 k] bf16, missing tokens are zero. */
+#define KRI_TILE_TOKENS 16u
+#define KRI_TILE_K 32u
+typedef void kri_tile_pack_fn(const float *restrict x, size_t n_in, size_t n_tokens,
+                              uint16_t *restrict tiles);
+/* Tokens of one kri_tile_linear_fn call, at most, and the scratch it needs: floats, 64-byte
+ * aligned, private to the thread. */
+#define KRI_TILE_TOKENS_MAX 512u
+#define KRI_TILE_SCRATCH_FLOATS (32u * KRI_TILE_TOKENS_MAX + 16384u)
+typedef struct kri_tile_args_s {
+    kr_dtype_t dtype;          /* any but f32 */
+    const uint8_t *w;          /* as in kri_linear_fn */
+    size_t n_in, n_groups, n_rows, n_tokens;
+    const uint16_t *tiles;     /* packed activations */
+    const float *bias;         /* [n_rows] or NULL */
+    uint32_t accumulate;
+    float *out;
+    size_t out_stride;         /* floats */
+    float *scratch;
+} kri_tile_args_t;
+typedef void kri_tile_linear_fn(const kri_tile_args_t *args);
+
 /* ---- row-wise ------------------------------------------------------------------------------ */
 
 /* out[i] = x[i] * w[i] / sqrt(mean(x^2) + eps); w may be NULL (all ones); out may be x.
@@ -112,7 +141,8 @@ typedef void kri_attention_fn(const kri_attn_args_t *args);
 /* ---- the table ----------------------------------------------------------------------------- */
 
 typedef struct kri_kernels_s {
-    const char *isa; /* level of the table, static C string */
+    const char *isa;     /* level of the table, static C string */
+    uint32_t has_tiles;  /* 1: tile_pack and tile_linear are faster than linear for many tokens */
 #define KR_OP(slot, type, family, tolerance) type *slot;
 #include "ops/ops.def"
 } kri_kernels_t;

@@ -283,5 +283,7 @@ static void check_kv_store(verdict_t *v, kri_kv_store_fn *ref, kri_kv_store_fn *
 #define RUN_add(slot, tol) RUN_ROW(slot, check_add, tol)
 #define RUN_softcap(slot, tol) RUN_ROW(slot, check_softcap, tol)
 #define RUN_kv_store(slot, tol) RUN_ROW(slot, check_kv_store, tol)
+#define RUN_tile_pack(slot, tol)
+#define RUN_tile_linear(slot, tol)
 #define KR_OP(slot, type, family, tolerance) RUN_##family(slot, tolerance)
 #include "ops/ops.def"

@@ -230,5 +230,7 @@ static void check_bad_values(const char *slot, kri_linear_fn *fn, const char *is
             check_bad_values(#slot, kernels.slot, kri_isa_name(level));                          \
         }                                                                                        \
     }
+#define RUN_tile_pack(slot)
+#define RUN_tile_linear(slot)
 #define KR_OP(slot, type, family, tolerance) RUN_##family(slot)
 #include "ops/ops.def"
