@@ -59,6 +59,9 @@ typedef void kri_linear_fn(const uint8_t *restrict w, size_t n_in, size_t n_grou
  * Zhang & Sennrich 2019. */
 typedef void kri_rms_norm_fn(const float *x, const float *restrict w, float eps, size_t n,
                              float *out);
+/* quant_q8 of what rms_norm of the same level gives, bit for bit; n % 32 == 0. */
+typedef void kri_rms_norm_q8_fn(const float *x, const float *restrict w, float eps, size_t n,
+                                kri_q8_block_t *restrict blocks);
 /* Rotates n_heads heads of head_dim floats in place by the angles of one position:
  * cos_sin [n_rot / 2][2] (cos, sin). _half pairs (i, i + n_rot/2), _pair pairs (2i, 2i + 1);
  * dims past n_rot stay. Su et al. 2021. */

@@ -16,14 +16,20 @@ static kri_exec_t exec_new(uint32_t n_threads, const kri_step_t *step) {
     static kri_pool_t *pool;
     static float *scratch;
     static kri_q8_block_t *q8;
+    static kri_exec_own_t *own;
+    static float *normed, *ff;
     if (!pool) {
         assert_status(kri_cpu_kernels(NULL, &kernels, NULL), KR_OK);
         assert_status(kri_pool_shared(N_THREADS_MAX, &pool), KR_OK);
         scratch = must_alloc(N_THREADS_MAX * KRI_ATTN_SCRATCH_FLOATS * sizeof *scratch);
         q8 = must_alloc(Q8_BLOCKS * sizeof *q8);
+        own = must_alloc(N_THREADS_MAX * sizeof *own);
+        normed = must_alloc(Q8_BLOCKS * 32 * sizeof *normed);
+        ff = must_alloc(Q8_BLOCKS * 32 * sizeof *ff);
     }
     return (kri_exec_t){.kernels = &kernels, .pool = pool, .n_threads = n_threads, .step = step,
-                        .attn_scratch = scratch, .q8 = q8};
+                        .attn_scratch = scratch, .own = own, .q8 = q8, .normed = normed,
+                        .ff = ff};
 }
 
 static float *random_floats(rng_t *rng, size_t n) {
