@@ -163,6 +163,7 @@ static void bench_copy(void) {
 #define RUN_linear(slot) bench_linear(#slot, kernels.slot, level, filter, seconds);
 #define RUN_quant(slot)
 #define RUN_rms_norm(slot)
+#define RUN_rms_norm_q8(slot)
 #define RUN_rope(slot)
 #define RUN_gated_act(slot)
 #define RUN_add(slot)

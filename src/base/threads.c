@@ -50,18 +50,11 @@ struct kri_pool_s {
     /* Written by finishing workers: a line of its own. */
     _Alignas(LINE_BYTES) _Atomic uint32_t n_pending;
     _Atomic uint32_t caller_asleep;
+    kri_team_t team; /* of the job, when it is a team's */
     worker_t workers[KRI_THREADS_MAX];
 };
 
 static struct kri_pool_s shared_pool = {.mutex = PTHREAD_MUTEX_INITIALIZER};
-
-static inline void cpu_pause(void) {
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ __volatile__("yield");
-#endif
-}
 
 static bool takes_part(const worker_t *worker, uint64_t job, uint64_t seen) {
     return job != seen && worker->index < (job & JOB_THREADS_MASK);
@@ -75,7 +68,7 @@ static uint64_t wait_for_job(struct kri_pool_s *pool, worker_t *worker, uint64_t
         for (uint32_t i = 0; i < PAUSES; i++) {
             const uint64_t job = atomic_load_explicit(&pool->job, memory_order_acquire);
             if (takes_part(worker, job, seen)) return job;
-            cpu_pause();
+            kri_cpu_pause();
         }
         if (kri_clock_ns() - start_ns >= spin_ns) break;
     }
@@ -158,12 +151,14 @@ kr_status_t kri_pool_shared(uint32_t n_threads, kri_pool_t **pool) {
     return status;
 }
 
+static uint32_t spin_of(const struct kri_pool_s *pool, uint32_t n_threads) {
+    return n_threads > pool->n_cpus ? SPIN_CROWDED_NS : SPIN_NS;
+}
+
 static void publish(struct kri_pool_s *pool, uint32_t n_threads, kri_pool_fn fn, void *ctx) {
-    const bool crowded = n_threads > pool->n_cpus;
     pool->fn = fn;
     pool->ctx = ctx;
-    atomic_store_explicit(&pool->spin_ns, crowded ? SPIN_CROWDED_NS : SPIN_NS,
-                          memory_order_relaxed);
+    atomic_store_explicit(&pool->spin_ns, spin_of(pool, n_threads), memory_order_relaxed);
     atomic_store_explicit(&pool->n_pending, n_threads - 1, memory_order_relaxed);
     const uint64_t before = atomic_load_explicit(&pool->job, memory_order_relaxed);
     const uint64_t count = (before >> JOB_THREADS_BITS) + 1;
@@ -181,7 +176,7 @@ static void wait_for_workers(struct kri_pool_s *pool) {
     for (;;) {
         for (uint32_t i = 0; i < PAUSES; i++) {
             if (atomic_load_explicit(&pool->n_pending, memory_order_acquire) == 0) return;
-            cpu_pause();
+            kri_cpu_pause();
         }
         if (kri_clock_ns() - start_ns >= spin_ns) break;
     }
@@ -193,22 +188,53 @@ static void wait_for_workers(struct kri_pool_s *pool) {
     atomic_store(&pool->caller_asleep, 0);
 }
 
+/* With the mutex held. Fewer than asked for only in the child of a fork. */
+static uint32_t n_available(struct kri_pool_s *pool, uint32_t n_threads) {
+    const uint32_t n = atomic_load_explicit(&pool->n_workers, memory_order_relaxed) + 1;
+    return n_threads < n ? n_threads : n;
+}
+
+static void run_locked(struct kri_pool_s *pool, uint32_t n, kri_pool_fn fn, void *ctx) {
+    if (n > 1) publish(pool, n, fn, ctx);
+    fn(ctx, 0, n);
+    if (n > 1) wait_for_workers(pool);
+}
+
 void kri_pool_run(kri_pool_t *pool, uint32_t n_threads, kri_pool_fn fn, void *ctx) {
     if (n_threads <= 1) {
         fn(ctx, 0, 1);
         return;
     }
     pthread_mutex_lock(&pool->mutex);
-    /* Fewer than asked for only in the child of a fork. */
-    const uint32_t n_there = atomic_load_explicit(&pool->n_workers, memory_order_relaxed) + 1;
-    const uint32_t n = n_threads < n_there ? n_threads : n_there;
-    if (n > 1) {
-        publish(pool, n, fn, ctx);
-        fn(ctx, 0, n);
-        wait_for_workers(pool);
-    } else {
-        fn(ctx, 0, 1);
+    run_locked(pool, n_available(pool, n_threads), fn, ctx);
+    pthread_mutex_unlock(&pool->mutex);
+}
+
+typedef struct team_job_s {
+    kri_team_t *team;
+    kri_team_fn fn;
+    void *ctx;
+} team_job_t;
+
+static void team_thread(void *ctx, uint32_t thread_index, uint32_t n_threads) {
+    const team_job_t *job = ctx;
+    (void)n_threads;
+    job->fn(job->ctx, job->team, thread_index);
+}
+
+void kri_team_run(kri_pool_t *pool, uint32_t n_threads, const uint32_t *stop, kri_team_fn fn,
+                  void *ctx) {
+    if (n_threads <= 1) {
+        kri_team_t alone;
+        kri_team_init(&alone, 1, 0, stop);
+        fn(ctx, &alone, 0);
+        return;
     }
+    pthread_mutex_lock(&pool->mutex);
+    const uint32_t n = n_available(pool, n_threads);
+    team_job_t job = {&pool->team, fn, ctx};
+    kri_team_init(&pool->team, n, spin_of(pool, n), stop);
+    run_locked(pool, n, team_thread, &job);
     pthread_mutex_unlock(&pool->mutex);
 }
 

@@ -1,11 +1,12 @@
-/* threads.h: the process's persistent worker pool (fork-join).
- * Workers spin a little after each job, then sleep on a futex, so that back-to-back ops do not
+/* threads.h: the process's persistent worker pool (fork-join), and teams over it.
+ * Workers spin a little after each job, then sleep on a futex, so that back-to-back jobs do not
  * pay for wake-ups and an idle process uses no CPU. */
 #ifndef KRI_BASE_THREADS_H
 #define KRI_BASE_THREADS_H
 
 #include <stdint.h>
 
+#include "base/team.h"
 #include "kr.h"
 
 typedef struct kri_pool_s kri_pool_t;
@@ -21,6 +22,11 @@ kr_status_t kri_pool_shared(uint32_t n_threads, kri_pool_t **pool);
  * callers at the same time are serialised. n_threads 1 runs inline without any synchronisation.
  * Not re-entrant from fn. */
 void kri_pool_run(kri_pool_t *pool, uint32_t n_threads, kri_pool_fn fn, void *ctx);
+typedef void (*kri_team_fn)(void *ctx, kri_team_t *team, uint32_t thread_index);
+/* As kri_pool_run, with a team whose threads may meet at barriers: fn must take all its threads
+ * through the same barriers. stop: word that kri_team_stopped reports, or NULL. */
+void kri_team_run(kri_pool_t *pool, uint32_t n_threads, const uint32_t *stop, kri_team_fn fn,
+                  void *ctx);
 /* Static split of n items in units of `unit`: thread i of n gets [*begin, *end). */
 void kri_split(uint64_t n_items, uint64_t unit, uint32_t thread_index, uint32_t n_threads,
                uint64_t *begin, uint64_t *end);

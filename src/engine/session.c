@@ -36,7 +36,7 @@ struct kr_session_s {
 
 /* Where each buffer lies in the scratch block. */
 typedef struct layout_s {
-    size_t x, norm, qkv, attn, gate_up, ff, cos_sin[2], q8, tiles, attn_scratch, space, total;
+    size_t x, branch, qkv, attn, cos_sin[2], q8, tiles, normed, ff, own, attn_scratch, space, total;
 } layout_t;
 
 static bool place(size_t *at, size_t count, size_t item, size_t *offset) {
@@ -55,12 +55,14 @@ static bool make_layout(const struct kr_model_s *model, const kr_session_info_t 
     const size_t blocks = kri_ceil_div(p.n_in_max, KRI_Q8_ITEMS);
     const size_t tile_rows =
         has_tiles ? kri_ceil_div(info->n_rows_max, KRI_TILE_TOKENS) * KRI_TILE_TOKENS : 0;
-    return place(&at, p.x, f, &l->x) && place(&at, p.norm, f, &l->norm) &&
+    const size_t tile_items = (p.x > p.attn ? p.x : p.attn) / info->n_rows_max;
+    return place(&at, p.x, f, &l->x) && place(&at, p.branch, f, &l->branch) &&
            place(&at, p.qkv, f, &l->qkv) && place(&at, p.attn, f, &l->attn) &&
-           place(&at, p.gate_up, f, &l->gate_up) && place(&at, p.ff, f, &l->ff) &&
+           place(&at, p.normed, f, &l->normed) && place(&at, p.ff, f, &l->ff) &&
            place(&at, p.cos_sin, f, &l->cos_sin[0]) && place(&at, p.cos_sin, f, &l->cos_sin[1]) &&
            place(&at, info->n_rows_max, blocks * sizeof(kri_q8_block_t), &l->q8) &&
-           place(&at, tile_rows, p.n_in_max * sizeof(uint16_t), &l->tiles) &&
+           place(&at, tile_rows, tile_items * sizeof(uint16_t), &l->tiles) &&
+           place(&at, info->n_threads, sizeof(kri_exec_own_t), &l->own) &&
            place(&at, info->n_threads, KRI_ATTN_SCRATCH_FLOATS * f, &l->attn_scratch) &&
            place(&at, 1, kri_batch_space_bytes(info->n_rows_max, info->n_seqs), &l->space) &&
            (l->total = at, true);
@@ -144,14 +146,16 @@ kr_status_t kri_session_plan(const struct kr_model_s *model, const kr_session_pa
 static void bind_scratch(struct kr_session_s *s, const layout_t *l) {
     uint8_t *base = s->scratch;
     s->state = (kri_state_t){
-        .x = (float *)(void *)(base + l->x), .norm = (float *)(void *)(base + l->norm),
+        .x = (float *)(void *)(base + l->x), .branch = (float *)(void *)(base + l->branch),
         .qkv = (float *)(void *)(base + l->qkv), .attn = (float *)(void *)(base + l->attn),
-        .gate_up = (float *)(void *)(base + l->gate_up), .ff = (float *)(void *)(base + l->ff),
         .cos_sin = {(float *)(void *)(base + l->cos_sin[0]),
                     (float *)(void *)(base + l->cos_sin[1])}};
     s->exec.kernels = &s->kernels;
     s->exec.n_threads = s->info.n_threads;
     s->exec.attn_scratch = (float *)(void *)(base + l->attn_scratch);
+    s->exec.own = (kri_exec_own_t *)(void *)(base + l->own);
+    s->exec.normed = (float *)(void *)(base + l->normed);
+    s->exec.ff = base + l->ff;
     s->exec.q8 = (kri_q8_block_t *)(void *)(base + l->q8);
     s->exec.tiles = s->kernels.has_tiles ? (uint16_t *)(void *)(base + l->tiles) : NULL;
     kri_batch_space_init(&s->space, base + l->space, s->info.n_rows_max, s->info.n_seqs);
@@ -225,7 +229,7 @@ static kr_status_t run_step(struct kr_session_s *s, const kri_step_t *step, floa
                             kr_error_t *error) {
     const uint64_t begin_ns = kri_clock_ns();
     s->exec.step = step;
-    kr_status_t status = s->model->arch->forward(s->model, &s->exec, &s->state, logits);
+    kr_status_t status = kri_forward_run(s->model, &s->exec, &s->state, logits);
     if (status != KR_OK) return KRI_FAIL(error, status, NULL, "decoding was cancelled");
     KR_TRY(check_finite(logits, step->n_out_rows, s->model->hp.n_vocab, error));
     const bool is_decode = step->n_rows == step->n_seqs;

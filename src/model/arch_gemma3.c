@@ -45,26 +45,22 @@ static kr_status_t forward(const struct kr_model_s *m, const kri_exec_t *e, cons
     kri_op_rope_table(e, hp->rope_base_local, 1.0f, NULL, hp->n_rot, s->cos_sin[1]);
     for (uint32_t i = 0; i < hp->n_layers; i++) {
         const kri_layer_t *l = &m->layers[i];
+        const kri_ffn_desc_t ffn = kri_ffn_desc(m, l, KRI_ACT_GELU_TANH);
         kri_attn_desc_t attn = kri_attn_desc(m, l, false, hp->attn_softcap);
         /* The 27B model (62 layers) divides by sqrt(n_embd / n_heads), the others by
          * sqrt(head_dim); the file has no key for it. */
         if (hp->n_layers == 62) attn.scale = 1.0f / sqrtf((float)(d / hp->n_heads));
-        KR_TRY(kri_forward_continue(e));
+        KR_TRY(kri_exec_continue(e));
 
-        kri_op_rms_norm(e, s->x, l->attn_norm, hp->norm_eps, n, d, s->norm);
-        kri_op_linear(e, &l->qkv, s->norm, n, false, s->qkv, qkv_width);
+        kri_op_norm_linear(e, &l->qkv, s->x, l->attn_norm, hp->norm_eps, NULL, n, s->qkv,
+                           qkv_width);
         kri_op_rope_append(e, &attn, s->cos_sin[l->is_local], s->qkv);
         kri_op_attention(e, &attn, s->qkv, s->attn);
-        kri_op_linear(e, &l->attn_out, s->attn, n, false, s->norm, d);
-        kri_op_rms_norm(e, s->norm, l->post_attn_norm, hp->norm_eps, n, d, s->norm);
-        kri_op_add(e, s->norm, n, d, s->x);
+        kri_op_linear(e, &l->attn_out, s->attn, n, false, s->branch, d);
+        kri_op_norm_add(e, s->branch, l->post_attn_norm, hp->norm_eps, n, d, s->x);
 
-        kri_op_rms_norm(e, s->x, l->ffn_norm, hp->norm_eps, n, d, s->norm);
-        kri_op_linear(e, &l->gate_up, s->norm, n, false, s->gate_up, 2 * (size_t)hp->n_ff);
-        kri_op_gated_act(e, KRI_ACT_GELU_TANH, s->gate_up, n, hp->n_ff, s->ff);
-        kri_op_linear(e, &l->ffn_down, s->ff, n, false, s->norm, d);
-        kri_op_rms_norm(e, s->norm, l->post_ffn_norm, hp->norm_eps, n, d, s->norm);
-        kri_op_add(e, s->norm, n, d, s->x);
+        kri_op_ffn(e, &ffn, s->x, n, false, s->branch);
+        kri_op_norm_add(e, s->branch, l->post_ffn_norm, hp->norm_eps, n, d, s->x);
     }
     kri_forward_logits(m, e, s, logits);
     return KR_OK;

@@ -35,18 +35,16 @@ static kr_status_t forward(const struct kr_model_s *m, const kri_exec_t *e, cons
     for (uint32_t i = 0; i < hp->n_layers; i++) {
         const kri_layer_t *l = &m->layers[i];
         const kri_attn_desc_t attn = kri_attn_desc(m, l, false, 0.0f);
-        KR_TRY(kri_forward_continue(e));
+        const kri_ffn_desc_t ffn = kri_ffn_desc(m, l, KRI_ACT_SILU);
+        KR_TRY(kri_exec_continue(e));
 
-        kri_op_rms_norm(e, s->x, l->attn_norm, hp->norm_eps, n, d, s->norm);
-        kri_op_linear(e, &l->qkv, s->norm, n, false, s->qkv, qkv_width);
+        kri_op_norm_linear(e, &l->qkv, s->x, l->attn_norm, hp->norm_eps, NULL, n, s->qkv,
+                           qkv_width);
         kri_op_rope_append(e, &attn, s->cos_sin[0], s->qkv);
         kri_op_attention(e, &attn, s->qkv, s->attn);
         kri_op_linear(e, &l->attn_out, s->attn, n, true, s->x, d);
 
-        kri_op_rms_norm(e, s->x, l->ffn_norm, hp->norm_eps, n, d, s->norm);
-        kri_op_linear(e, &l->gate_up, s->norm, n, false, s->gate_up, 2 * (size_t)hp->n_ff);
-        kri_op_gated_act(e, KRI_ACT_SILU, s->gate_up, n, hp->n_ff, s->ff);
-        kri_op_linear(e, &l->ffn_down, s->ff, n, true, s->x, d);
+        kri_op_ffn(e, &ffn, s->x, n, true, s->x);
     }
     kri_forward_logits(m, e, s, logits);
     return KR_OK;

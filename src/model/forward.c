@@ -1,15 +1,25 @@
 /* forward.c: what the forward passes of all architectures share. */
 #include <math.h>
-#include <string.h>
 
 #include "base/checked.h"
 #include "base/error.h"
 #include "model/model.h"
 
-kr_status_t kri_forward_continue(const kri_exec_t *exec) {
-    const uint32_t *cancel = exec->step->cancel;
-    if (cancel && __atomic_load_n(cancel, __ATOMIC_RELAXED)) return KR_E_CANCELLED;
-    return KR_OK;
+typedef struct run_ctx_s {
+    const struct kr_model_s *model;
+    const kri_state_t *state;
+    float *logits;
+} run_ctx_t;
+
+static kr_status_t run_thread(const kri_exec_t *exec, void *ctx) {
+    const run_ctx_t *run = ctx;
+    return run->model->arch->forward(run->model, exec, run->state, run->logits);
+}
+
+kr_status_t kri_forward_run(const struct kr_model_s *model, const kri_exec_t *exec,
+                            const kri_state_t *state, float *logits) {
+    run_ctx_t run = {model, state, logits};
+    return kri_exec_team(exec, run_thread, &run);
 }
 
 kri_attn_desc_t kri_attn_desc(const struct kr_model_s *model, const kri_layer_t *layer,
@@ -24,21 +34,24 @@ kri_attn_desc_t kri_attn_desc(const struct kr_model_s *model, const kri_layer_t 
     };
 }
 
+kri_ffn_desc_t kri_ffn_desc(const struct kr_model_s *model, const kri_layer_t *layer,
+                            kri_act_t act) {
+    return (kri_ffn_desc_t){
+        .gate_up = &layer->gate_up, .down = &layer->ffn_down,
+        .norm = layer->ffn_norm, .norm_eps = model->hp.norm_eps, .act = act,
+    };
+}
+
 void kri_forward_logits(const struct kr_model_s *model, const kri_exec_t *exec,
                         const kri_state_t *state, float *logits) {
     const kri_step_t *step = exec->step;
-    const uint32_t n_embd = model->hp.n_embd, n_out = step->n_out_rows;
+    const uint32_t n_out = step->n_out_rows, n_vocab = model->hp.n_vocab;
     if (n_out == 0) return;
     /* Only the wanted rows meet the head: most of a prompt's rows have no use for logits. */
-    for (uint32_t i = 0; i < n_out; i++) {
-        memcpy(state->norm + (size_t)i * n_embd, state->x + (size_t)step->out_rows[i] * n_embd,
-               n_embd * sizeof(float));
-    }
-    kri_op_rms_norm(exec, state->norm, model->output_norm, model->hp.norm_eps, n_out, n_embd,
-                    state->norm);
-    kri_op_linear(exec, &model->head, state->norm, n_out, false, logits, model->hp.n_vocab);
+    kri_op_norm_linear(exec, &model->head, state->x, model->output_norm, model->hp.norm_eps,
+                       step->out_rows, n_out, logits, n_vocab);
     if (model->hp.final_softcap > 0.0f) {
-        kri_op_softcap(exec, model->hp.final_softcap, n_out, model->hp.n_vocab, logits);
+        kri_op_softcap(exec, model->hp.final_softcap, n_out, n_vocab, logits);
     }
 }
 
@@ -47,13 +60,12 @@ bool kri_state_plan(const struct kr_model_s *model, uint32_t n_rows, kri_state_p
     const size_t q = (size_t)hp->n_heads * hp->head_dim;
     const size_t kv = (size_t)hp->n_kv_heads * hp->head_dim;
     kri_state_plan_t p = {0};
-    size_t qkv = 0, ff2 = 0;
-    if (!kri_add_size(q, 2 * kv, &qkv) || !kri_mul_size(2, hp->n_ff, &ff2)) return false;
+    size_t qkv = 0;
+    if (!kri_add_size(q, 2 * kv, &qkv)) return false;
     if (!kri_mul_size(n_rows, hp->n_embd, &p.x)) return false;
-    p.norm = p.x;
+    p.branch = p.normed = p.x;
     if (!kri_mul_size(n_rows, qkv, &p.qkv) || !kri_mul_size(n_rows, q, &p.attn) ||
-        !kri_mul_size(n_rows, ff2, &p.gate_up) || !kri_mul_size(n_rows, hp->n_ff, &p.ff) ||
-        !kri_mul_size(n_rows, hp->n_rot, &p.cos_sin)) {
+        !kri_mul_size(n_rows, hp->n_ff, &p.ff) || !kri_mul_size(n_rows, hp->n_rot, &p.cos_sin)) {
         return false;
     }
     p.n_in_max = hp->n_embd;

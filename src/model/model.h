@@ -39,16 +39,15 @@ typedef struct kri_kv_desc_s { uint32_t n_layers, n_kv_heads, head_dim, window; 
 
 typedef struct kri_state_s {
     float *x;          /* [n_rows, n_embd] residual stream */
-    float *norm;       /* [n_rows, n_embd] */
+    float *branch;     /* [n_rows, n_embd] output of a block before its norm */
     float *qkv;        /* [n_rows, (n_heads + 2 n_kv_heads) * head_dim] */
     float *attn;       /* [n_rows, n_heads * head_dim] */
-    float *gate_up;    /* [n_rows, 2 n_ff] */
-    float *ff;         /* [n_rows, n_ff] */
     float *cos_sin[2]; /* [n_rows, n_rot / 2, 2]: global, local rotary table */
 } kri_state_t;
 
 struct kr_model_s;
-/* Runs the step and writes logits [n_out_rows, n_vocab]. KR_E_CANCELLED between layers. */
+/* Runs the step and writes logits [n_out_rows, n_vocab]. KR_E_CANCELLED between layers. Called on
+ * every thread of a team (exec.h), so it is straight code over ops with local state only. */
 typedef kr_status_t kri_forward_fn(const struct kr_model_s *model, const kri_exec_t *exec,
                                    const kri_state_t *state, float *logits);
 
@@ -169,18 +168,23 @@ kr_status_t kri_model_load_text(struct kr_model_s *model, kr_error_t *error);
 
 /* Floats of each buffer for n_rows rows; false on overflow. */
 typedef struct kri_state_plan_s {
-    size_t x, norm, qkv, attn, gate_up, ff, cos_sin; /* floats of each buffer */
-    size_t n_in_max;                                 /* widest input of a linear */
+    size_t x, branch, qkv, attn, cos_sin; /* floats of each buffer */
+    size_t normed, ff;                    /* floats of kri_exec_t's buffers of these names */
+    size_t n_in_max;                      /* widest input of a linear */
 } kri_state_plan_t;
 bool kri_state_plan(const struct kr_model_s *model, uint32_t n_rows, kri_state_plan_t *plan);
 
 /* ---- pieces that forward functions share --------------------------------------------------- */
 
-/* KR_E_CANCELLED when the step was asked to stop. */
-kr_status_t kri_forward_continue(const kri_exec_t *exec);
+/* Runs the model's forward function on exec's threads. */
+kr_status_t kri_forward_run(const struct kr_model_s *model, const kri_exec_t *exec,
+                            const kri_state_t *state, float *logits);
 /* Attention of one layer; softcap 0 = none. */
 kri_attn_desc_t kri_attn_desc(const struct kr_model_s *model, const kri_layer_t *layer,
                               bool rope_pair, float softcap);
+/* Feed-forward block of one layer, with its norm before it. */
+kri_ffn_desc_t kri_ffn_desc(const struct kr_model_s *model, const kri_layer_t *layer,
+                            kri_act_t act);
 /* Final norm, head and soft cap of the rows in out_rows. */
 void kri_forward_logits(const struct kr_model_s *model, const kri_exec_t *exec,
                         const kri_state_t *state, float *logits);

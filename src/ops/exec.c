@@ -1,6 +1,7 @@
-/* exec.c: whole-batch ops over the thread pool. Every split is by rows, by groups of weight rows
- * or by fixed column chunks, so a result never depends on the number of threads: the same numbers
- * go through the same kernel calls, only on another core. Attention is in exec_attention.c. */
+/* exec.c: whole-batch ops over threads. Every split is by rows, by groups of weight rows or by
+ * fixed column chunks, so a result never depends on the number of threads: the same numbers go
+ * through the same kernel calls, only on another core. Attention is in exec_attention.c, linear
+ * and the feed-forward block in exec_linear.c. */
 #include "ops/exec.h"
 
 #include <math.h>
@@ -13,13 +14,59 @@
 /* Columns of one work item of an elementwise op. Fixed, so that vector bodies and tails of a
  * kernel meet the same elements whatever the number of threads. */
 #define CHUNK_COLUMNS 1024u
-/* Activations of one token tile of a linear stay in the second-level cache of a core. */
-#define TILE_BYTES (512u * 1024u)
-#define TILE_TOKENS_MIN 16u
+/* ---- teams --------------------------------------------------------------------------------- */
+
+typedef struct team_ctx_s {
+    const kri_exec_t *exec;
+    kri_exec_fn *fn;
+    void *ctx;
+    kr_status_t status; /* thread 0's */
+} team_ctx_t;
+
+static void team_thread(void *ctx, kri_team_t *team, uint32_t thread_index) {
+    team_ctx_t *job = ctx;
+    kri_exec_t exec = *job->exec;
+    exec.team = team;
+    exec.thread_index = thread_index;
+    exec.n_threads = team->n_threads;
+    const kr_status_t status = job->fn(&exec, job->ctx);
+    if (thread_index == 0) job->status = status;
+}
+
+kr_status_t kri_exec_team(const kri_exec_t *exec, kri_exec_fn *fn, void *ctx) {
+    team_ctx_t job = {.exec = exec, .fn = fn, .ctx = ctx};
+    kri_team_run(exec->pool, exec->n_threads, exec->step ? exec->step->cancel : NULL, team_thread,
+                 &job);
+    return job.status;
+}
+
+kr_status_t kri_exec_continue(const kri_exec_t *exec) {
+    return kri_team_stopped(exec->team) ? KR_E_CANCELLED : KR_OK;
+}
 
 void kri_exec_run(const kri_exec_t *exec, uint64_t work, kri_pool_fn fn, void *ctx) {
-    if (work < KRI_EXEC_WORK_MIN || exec->n_threads <= 1) fn(ctx, 0, 1);
-    else kri_pool_run(exec->pool, exec->n_threads, fn, ctx);
+    if (exec->team == NULL) {
+        kri_exec_split(exec, work, fn, ctx);
+        return;
+    }
+    if (work >= KRI_EXEC_TEAM_WORK_MIN) {
+        fn(kri_team_share(exec->team, exec->thread_index, ctx), exec->thread_index,
+           exec->n_threads);
+    } else if (exec->thread_index == 0) {
+        fn(ctx, 0, 1);
+    }
+    kri_team_barrier(exec->team);
+}
+
+void kri_exec_split(const kri_exec_t *exec, uint64_t work, kri_pool_fn fn, void *ctx) {
+    if (exec->team != NULL) {
+        fn(ctx, exec->thread_index, exec->n_threads);
+        kri_team_barrier(exec->team);
+    } else if (work < KRI_EXEC_WORK_MIN || exec->n_threads <= 1) {
+        fn(ctx, 0, 1);
+    } else {
+        kri_pool_run(exec->pool, exec->n_threads, fn, ctx);
+    }
 }
 
 /* ---- rows ---------------------------------------------------------------------------------- */
@@ -58,7 +105,7 @@ void kri_op_embed(const kri_exec_t *exec, const kri_tensor_t *table, float scale
         .out = out,
     };
     for (uint32_t r = 0; r < job.n_rows; r++) KR_ASSERT((uint64_t)job.tokens[r] < table->shape[0]);
-    kri_exec_run(exec, (uint64_t)job.n_rows * job.n_embd, embed_rows, &job);
+    kri_exec_split(exec, (uint64_t)job.n_rows * job.n_embd, embed_rows, &job);
 }
 
 typedef struct norm_job_s {
@@ -83,7 +130,33 @@ void kri_op_rms_norm(const kri_exec_t *exec, const float *x, const float *w, flo
                      uint32_t n_rows, uint32_t n, float *out) {
     norm_job_t job = {exec->kernels->rms_norm, x, w, eps, n_rows, n, out};
     uint64_t work = n_rows > 1 ? (uint64_t)n_rows * n : 0; /* one row cannot be split */
-    kri_exec_run(exec, work, norm_rows, &job);
+    kri_exec_split(exec, work, norm_rows, &job);
+}
+
+typedef struct norm_add_job_s {
+    const kri_kernels_t *kernels;
+    const float *w;
+    float eps;
+    uint32_t n_rows, n;
+    float *branch, *x;
+} norm_add_job_t;
+
+static void norm_add_rows(void *ctx, uint32_t thread_index, uint32_t n_threads) {
+    const norm_add_job_t *job = ctx;
+    uint64_t begin, end;
+    kri_split(job->n_rows, 1, thread_index, n_threads, &begin, &end);
+    for (uint64_t r = begin; r < end; r++) {
+        float *branch = job->branch + r * job->n;
+        job->kernels->rms_norm(branch, job->w, job->eps, job->n, branch);
+        job->kernels->add(job->x + r * job->n, branch, job->n);
+    }
+}
+
+void kri_op_norm_add(const kri_exec_t *exec, float *branch, const float *w, float eps,
+                     uint32_t n_rows, uint32_t n, float *x) {
+    norm_add_job_t job = {exec->kernels, w, eps, n_rows, n, branch, x};
+    uint64_t work = n_rows > 1 ? (uint64_t)n_rows * n : 0;
+    kri_exec_split(exec, work, norm_add_rows, &job);
 }
 
 /* ---- elementwise --------------------------------------------------------------------------- */
@@ -113,7 +186,7 @@ static void run_chunks(void *ctx, uint32_t thread_index, uint32_t n_threads) {
 
 static void op_chunks(const kri_exec_t *exec, chunk_job_t *job) {
     job->kernels = exec->kernels;
-    kri_exec_run(exec, (uint64_t)job->n_rows * job->n_columns, run_chunks, job);
+    kri_exec_split(exec, (uint64_t)job->n_rows * job->n_columns, run_chunks, job);
 }
 
 static void chunk_gated_act(const chunk_job_t *job, size_t row, size_t begin, size_t n) {
@@ -149,106 +222,6 @@ void kri_op_softcap(const kri_exec_t *exec, float cap, uint32_t n_rows, uint32_t
     op_chunks(exec, &job);
 }
 
-/* ---- linear -------------------------------------------------------------------------------- */
-
-typedef struct quant_job_s {
-    kri_quant_fn *kernel;
-    const float *x;
-    uint64_t n_items;
-    kri_q8_block_t *q8;
-} quant_job_t;
-
-static void quant_range(void *ctx, uint32_t thread_index, uint32_t n_threads) {
-    const quant_job_t *job = ctx;
-    uint64_t begin, end;
-    kri_split(job->n_items, KRI_Q8_ITEMS, thread_index, n_threads, &begin, &end);
-    if (begin < end)
-        job->kernel(job->x + begin, (size_t)(end - begin), job->q8 + begin / KRI_Q8_ITEMS);
-}
-
-typedef struct linear_job_s {
-    const kri_exec_t *exec;
-    const kri_weight_t *w;
-    const float *x;
-    uint32_t n_rows, accumulate;
-    float *out;
-    size_t out_stride;
-} linear_job_t;
-
-static bool is_quantised(kr_dtype_t dtype) {
-    return dtype != KR_DTYPE_F32 && dtype != KR_DTYPE_F16 && dtype != KR_DTYPE_BF16;
-}
-
-static size_t part_n_groups(const kri_weight_part_t *part) {
-    return kri_ceil_div(part->n_out, KRI_GROUP_ROWS);
-}
-
-/* Groups [begin, end) of one part for tokens [token, token + n_tokens). */
-static void linear_part(const linear_job_t *job, const kri_weight_part_t *part, size_t begin,
-                        size_t end, size_t token, size_t n_tokens) {
-    size_t row = begin * KRI_GROUP_ROWS, n_groups = end - begin, n_in = job->w->n_in;
-    size_t n_rows = part->n_out - row;
-    size_t act_stride = n_in * sizeof(float);
-    const void *act = job->x + token * n_in;
-    if (n_rows > n_groups * KRI_GROUP_ROWS) n_rows = n_groups * KRI_GROUP_ROWS;
-    if (is_quantised(part->dtype)) {
-        size_t n_blocks = n_in / KRI_Q8_ITEMS;
-        act = job->exec->q8 + token * n_blocks;
-        act_stride = n_blocks * sizeof(kri_q8_block_t);
-    }
-    kri_linear_fn *kernel = kri_kernels_linear(job->exec->kernels, part->dtype);
-    kernel(part->packed + begin * part->group_bytes, n_in, n_groups, n_rows, act, act_stride,
-           n_tokens, part->bias ? part->bias + row : NULL, job->accumulate,
-           job->out + token * job->out_stride + part->out_offset + row, job->out_stride);
-}
-
-/* Tokens of a tile: whole register tiles of the kernels, in the larger form that is read. */
-static size_t tile_n_tokens(const kri_weight_t *w) {
-    size_t token_bytes = w->n_in / KRI_Q8_ITEMS * sizeof(kri_q8_block_t);
-    for (uint32_t p = 0; p < w->n_parts; p++)
-        if (!is_quantised(w->parts[p].dtype)) token_bytes = w->n_in * sizeof(float);
-    size_t n_tokens = TILE_BYTES / token_bytes / TILE_TOKENS_MIN * TILE_TOKENS_MIN;
-    return n_tokens ? n_tokens : TILE_TOKENS_MIN;
-}
-
-static void linear_range(void *ctx, uint32_t thread_index, uint32_t n_threads) {
-    const linear_job_t *job = ctx;
-    const kri_weight_t *w = job->w;
-    size_t n_groups = 0, tile = tile_n_tokens(w);
-    uint64_t begin, end;
-    for (uint32_t p = 0; p < w->n_parts; p++) n_groups += part_n_groups(&w->parts[p]);
-    kri_split(n_groups, 1, thread_index, n_threads, &begin, &end);
-    for (size_t token = 0; token < job->n_rows; token += tile) {
-        size_t n_tokens = job->n_rows - token < tile ? job->n_rows - token : tile;
-        size_t first = 0; /* the part's first group among all */
-        for (uint32_t p = 0; p < w->n_parts; p++) {
-            size_t n = part_n_groups(&w->parts[p]);
-            size_t part_begin = begin > first ? (size_t)begin - first : 0;
-            size_t part_end = end < first + n ? (end > first ? (size_t)end - first : 0) : n;
-            if (part_begin < part_end)
-                linear_part(job, &w->parts[p], part_begin, part_end, token, n_tokens);
-            first += n;
-        }
-    }
-}
-
-void kri_op_linear(const kri_exec_t *exec, const kri_weight_t *w, const float *x,
-                   uint32_t n_rows, bool accumulate, float *out, size_t out_stride) {
-    uint64_t n_items = (uint64_t)n_rows * w->n_in;
-    linear_job_t job = {exec, w, x, n_rows, accumulate ? 1u : 0u, out, out_stride};
-    if (kri_exec_uses_tiles(exec, w, n_rows)) {
-        kri_exec_linear_tiles(exec, w, x, n_rows, accumulate, out, out_stride);
-        return;
-    }
-    for (uint32_t p = 0; p < w->n_parts; p++) {
-        if (!is_quantised(w->parts[p].dtype)) continue;
-        quant_job_t quant = {exec->kernels->quant_q8, x, n_items, exec->q8};
-        kri_exec_run(exec, n_items, quant_range, &quant);
-        break;
-    }
-    kri_exec_run(exec, n_items * w->n_out, linear_range, &job);
-}
-
 /* ---- rotary table -------------------------------------------------------------------------- */
 
 typedef struct rope_table_job_s {
@@ -259,18 +232,17 @@ typedef struct rope_table_job_s {
     float *cos_sin;
 } rope_table_job_t;
 
-static void rope_table_rows(void *ctx, uint32_t thread_index, uint32_t n_threads) {
+/* Split by pairs, so that a power is computed once for all rows. */
+static void rope_table_pairs(void *ctx, uint32_t thread_index, uint32_t n_threads) {
     const rope_table_job_t *job = ctx;
     uint64_t begin, end;
-    kri_split(job->n_rows, 1, thread_index, n_threads, &begin, &end);
-    if (begin == end) return;
-    /* Pairs outside, so that the power is computed once for all rows. */
-    for (uint32_t i = 0; i < job->n_pairs; i++) {
+    kri_split(job->n_pairs, 1, thread_index, n_threads, &begin, &end);
+    for (uint64_t i = begin; i < end; i++) {
         double frequency = job->freq_scale * pow(job->base, -(double)i / (double)job->n_pairs);
         if (job->factors) frequency /= (double)job->factors[i];
-        for (uint64_t r = begin; r < end; r++) {
+        for (size_t r = 0; r < job->n_rows; r++) {
             double angle = (double)job->positions[r * KRI_POS_COMPONENTS] * frequency;
-            float *pair = job->cos_sin + (r * job->n_pairs + i) * 2;
+            float *pair = job->cos_sin + (r * job->n_pairs + (size_t)i) * 2;
             pair[0] = (float)cos(angle);
             pair[1] = (float)sin(angle);
         }
@@ -289,6 +261,5 @@ void kri_op_rope_table(const kri_exec_t *exec, float base, float freq_scale,
         .cos_sin = cos_sin,
     };
     /* A sine costs as much as tens of multiplications. */
-    uint64_t work = job.n_rows > 1 ? (uint64_t)job.n_rows * n_rot * 16 : 0;
-    kri_exec_run(exec, work, rope_table_rows, &job);
+    kri_exec_split(exec, (uint64_t)job.n_rows * n_rot * 16, rope_table_pairs, &job);
 }

@@ -1,6 +1,11 @@
-/* exec.h: ops as a model's forward pass sees them: whole batches, split over the thread pool.
- * Each op states its shapes; row strides are the shape's last dimension unless given. Work on
- * little data runs inline on the calling thread. Nothing here allocates. */
+/* exec.h: ops as a model's forward pass sees them: whole batches, split over threads.
+ * Each op states its shapes; row strides are the shape's last dimension unless given. Nothing here
+ * allocates.
+ *
+ * A forward pass runs as a team (kri_exec_team): every thread executes the same straight code
+ * with its own kri_exec_t, calls every op with the same arguments, and each op returns with a
+ * barrier behind it, so that the next one may read what all threads wrote. Without a team an op
+ * forks and joins the pool by itself. The bits are the same either way. */
 #ifndef KRI_OPS_EXEC_H
 #define KRI_OPS_EXEC_H
 
@@ -30,26 +35,59 @@ typedef struct kri_weight_s {
     kri_weight_part_t parts[KRI_WEIGHT_PARTS_MAX];
 } kri_weight_t;
 
+/* Rows that every thread prepares for itself, because that costs less than a barrier. */
+#define KRI_OWN_ITEMS 8192u
+/* Gate (and up) values of one pass of a thread. */
+#define KRI_OWN_GATED 8192u
+/* Buffers of one thread; 64-byte aligned, and so is the size. */
+typedef struct kri_exec_own_s {
+    kri_q8_block_t q8[KRI_OWN_ITEMS / KRI_Q8_ITEMS];
+    float f32[KRI_OWN_ITEMS];
+    float gate[KRI_OWN_GATED], up[KRI_OWN_GATED];
+} kri_exec_own_t;
+
 typedef struct kri_exec_s {
     const kri_kernels_t *kernels;
     kri_pool_t *pool;
     uint32_t n_threads;
+    uint32_t thread_index;  /* this view's thread of the team; 0 without one */
+    kri_team_t *team;       /* NULL: ops fork and join */
     const kri_step_t *step;
     float *attn_scratch;    /* [n_threads][KRI_ATTN_SCRATCH_FLOATS] */
-    kri_q8_block_t *q8;     /* [n_rows_max][n_in_max / 32]: activations of the linear under way */
-    uint16_t *tiles;        /* the same as bf16 tiles [n_rows_max up to 16][n_in_max]; NULL when
-                             * the kernels have no tiles */
+    kri_exec_own_t *own;    /* [n_threads] */
+    kri_q8_block_t *q8;     /* [n_rows_max][n_in_max / 32]: input of the linear under way */
+    float *normed;          /* [n_rows_max][n_embd]: the same where weights are floats */
+    void *ff;               /* [n_rows_max][n_ff]: gated activations: floats, q8 blocks, tiles */
+    uint16_t *tiles;        /* [n_rows_max up to 16][n_embd or n_heads * head_dim]: input of the
+                             * linear under way for the matrix unit; NULL without one */
 } kri_exec_t;
+
+typedef kr_status_t kri_exec_fn(const kri_exec_t *exec, void *ctx);
+/* Runs fn on every thread of a team over exec->pool; its exec differs from the given one in
+ * team, thread_index and n_threads. All threads must return the same; that is the result. */
+kr_status_t kri_exec_team(const kri_exec_t *exec, kri_exec_fn *fn, void *ctx);
+/* For a team's thread: KR_E_CANCELLED when the step had been asked to stop at the end of the last
+ * op; the same on all threads. */
+kr_status_t kri_exec_continue(const kri_exec_t *exec);
 
 /* out [n_tokens, n_embd] = scale * table[token]; table [n_vocab, n_embd] in file blocks. */
 void kri_op_embed(const kri_exec_t *exec, const kri_tensor_t *table, float scale, float *out);
 /* out [n_rows, n] = rms_norm(x [n_rows, n]) * w [n]. out may be x. */
 void kri_op_rms_norm(const kri_exec_t *exec, const float *x, const float *w, float eps,
                      uint32_t n_rows, uint32_t n, float *out);
+/* x [n_rows, n] += rms_norm(branch [n_rows, n]) * w [n]; overwrites branch. */
+void kri_op_norm_add(const kri_exec_t *exec, float *branch, const float *w, float eps,
+                     uint32_t n_rows, uint32_t n, float *x);
+
 /* out [n_rows, w->n_out] (row stride out_stride floats) = x [n_rows, w->n_in] * w^T, added to what
- * is there when accumulate. x is quantised into exec->q8 where the weight type asks for it. */
+ * is there when accumulate. x is quantised first where the weight type asks for it. */
 void kri_op_linear(const kri_exec_t *exec, const kri_weight_t *w, const float *x,
                    uint32_t n_rows, bool accumulate, float *out, size_t out_stride);
+/* kri_op_linear of rms_norm(x) * norm [w->n_in], which is not kept. rows [n_rows]: which rows of x
+ * are read; NULL = the first n_rows. */
+void kri_op_norm_linear(const kri_exec_t *exec, const kri_weight_t *w, const float *x,
+                        const float *norm, float eps, const uint32_t *rows, uint32_t n_rows,
+                        float *out, size_t out_stride);
 
 /* Rotary table of the step: cos_sin [n_rows, n_rot / 2, 2] from positions (component 0), angles
  * position * freq_scale * base^(-2i / n_rot), divided by factors[i] when given ([n_rot / 2]). */
@@ -73,6 +111,18 @@ void kri_op_attention(const kri_exec_t *exec, const kri_attn_desc_t *desc, const
                       float *out);
 
 typedef enum kri_act_e { KRI_ACT_SILU, KRI_ACT_GELU_TANH } kri_act_t;
+typedef struct kri_ffn_desc_s {
+    const kri_weight_t *gate_up; /* two parts of n_ff rows: gate, up */
+    const kri_weight_t *down;
+    const float *norm;           /* [n_embd] */
+    float norm_eps;
+    kri_act_t act;
+} kri_ffn_desc_t;
+/* out [n_rows, down->n_out] = down * (act(gate * y) * (up * y)) with y = rms_norm(x) * norm, added
+ * to what is there when accumulate. out may be x. The bits are those of kri_op_rms_norm,
+ * kri_op_linear, kri_op_gated_act and kri_op_linear in turn. */
+void kri_op_ffn(const kri_exec_t *exec, const kri_ffn_desc_t *desc, const float *x,
+                uint32_t n_rows, bool accumulate, float *out);
 /* out [n_rows, n_ff] = act(gate) * up; gate_up [n_rows, 2 n_ff] = gate | up. */
 void kri_op_gated_act(const kri_exec_t *exec, kri_act_t act, const float *gate_up,
                       uint32_t n_rows, uint32_t n_ff, float *out);

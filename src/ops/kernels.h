@@ -63,8 +63,10 @@ typedef void kri_linear_fn(const uint8_t *restrict w, size_t n_in, size_t n_grou
  * tiles: [ceil(n_tokens / 16)][n_in / 32][16 tokens][32 k] bf16, missing tokens are zero. */
 #define KRI_TILE_TOKENS 16u
 #define KRI_TILE_K 32u
-typedef void kri_tile_pack_fn(const float *restrict x, size_t n_in, size_t n_tokens,
-                              uint16_t *restrict tiles);
+#define KRI_TILE_ITEMS (KRI_TILE_TOKENS * KRI_TILE_K)
+/* One token: x [n] with n % 32 == 0, or NULL for zeros, to row[k / 32 * KRI_TILE_ITEMS + k % 32];
+ * row is 64-byte aligned. */
+typedef void kri_tile_pack_fn(const float *restrict x, size_t n, uint16_t *restrict row);
 /* Tokens of one kri_tile_linear_fn call, at most, and the scratch it needs: floats, 64-byte
  * aligned, private to the thread. */
 #define KRI_TILE_TOKENS_MAX 512u
@@ -88,6 +90,9 @@ typedef void kri_tile_linear_fn(const kri_tile_args_t *args);
  * Zhang & Sennrich 2019. */
 typedef void kri_rms_norm_fn(const float *x, const float *restrict w, float eps, size_t n,
                              float *out);
+/* quant_q8 of what rms_norm of the same level gives, bit for bit; n % 32 == 0. */
+typedef void kri_rms_norm_q8_fn(const float *x, const float *restrict w, float eps, size_t n,
+                                kri_q8_block_t *restrict blocks);
 /* Rotates n_heads heads of head_dim floats in place by the angles of one position:
  * cos_sin [n_rot / 2][2] (cos, sin). _half pairs (i, i + n_rot/2), _pair pairs (2i, 2i + 1);
  * dims past n_rot stay. Su et al. 2021. */

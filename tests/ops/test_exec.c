@@ -16,14 +16,21 @@ static kri_exec_t exec_new(uint32_t n_threads, const kri_step_t *step) {
     static kri_pool_t *pool;
     static float *scratch;
     static kri_q8_block_t *q8;
+    static kri_exec_own_t *own;
+    static float *normed, *ff;
     if (!pool) {
         assert_status(kri_cpu_kernels(NULL, &kernels, NULL), KR_OK);
+        kernels.has_tiles = 0; /* the matrix unit has bits of its own: test_tile.c */
         assert_status(kri_pool_shared(N_THREADS_MAX, &pool), KR_OK);
         scratch = must_alloc(N_THREADS_MAX * KRI_ATTN_SCRATCH_FLOATS * sizeof *scratch);
         q8 = must_alloc(Q8_BLOCKS * sizeof *q8);
+        own = must_alloc(N_THREADS_MAX * sizeof *own);
+        normed = must_alloc(Q8_BLOCKS * 32 * sizeof *normed);
+        ff = must_alloc(Q8_BLOCKS * 32 * sizeof *ff);
     }
     return (kri_exec_t){.kernels = &kernels, .pool = pool, .n_threads = n_threads, .step = step,
-                        .attn_scratch = scratch, .q8 = q8};
+                        .attn_scratch = scratch, .own = own, .q8 = q8, .normed = normed,
+                        .ff = ff};
 }
 
 static float *random_floats(rng_t *rng, size_t n) {
@@ -89,6 +96,121 @@ TEST(op_linear_gives_single_token_bits_when_parts_differ_in_type) {
     check_linear(&rng, 1, 512, true);
     check_linear(&rng, 37, 512, true);
     check_linear(&rng, 150, 2048, false); /* several token tiles */
+}
+
+/* ---- a team over fused ops ----------------------------------------------------------------- */
+
+#define FFN_EMBD 512u
+
+typedef struct ffn_case_s {
+    kri_weight_t qkv, gate_up, down;
+    kri_ffn_desc_t desc;
+    uint32_t n_rows;
+    const uint32_t *rows;
+    float *x, *projected, *branch;
+} ffn_case_t;
+
+static void add_part(rng_t *rng, kri_weight_t *w, kr_dtype_t dtype, uint32_t n_out, matrix_t *m) {
+    *m = matrix_new(rng, dtype, FILL_NORMAL, n_out, w->n_in);
+    w->parts[w->n_parts++] = (kri_weight_part_t){
+        .dtype = dtype, .n_out = n_out, .out_offset = w->n_out, .packed = m->packed,
+        .group_bytes = m->layout.group_bytes};
+    w->n_out += n_out;
+}
+
+static kr_status_t run_fused(const kri_exec_t *exec, void *ctx) {
+    const ffn_case_t *c = ctx;
+    kri_op_norm_linear(exec, &c->qkv, c->x, c->desc.norm, 1e-5f, c->rows, c->n_rows, c->projected,
+                       c->qkv.n_out);
+    kri_op_ffn(exec, &c->desc, c->x, c->n_rows, true, c->x);
+    kri_op_ffn(exec, &c->desc, c->x, c->n_rows, false, c->branch);
+    kri_op_norm_add(exec, c->branch, c->desc.norm, 1e-6f, c->n_rows, FFN_EMBD, c->x);
+    return exec->n_threads > 0 ? KR_OK : KR_E_NUMERIC;
+}
+
+/* The same by the ops that each do one thing. */
+static void run_unfused(const kri_exec_t *exec, const ffn_case_t *c) {
+    const uint32_t n_ff = c->down.n_in, n = c->n_rows;
+    float *y = must_alloc((size_t)n * FFN_EMBD * 4), *ff = must_alloc((size_t)n * n_ff * 4);
+    float *gate_up = must_alloc((size_t)n * 2 * n_ff * 4);
+    for (uint32_t r = 0; r < n; r++)
+        memcpy(y + r * FFN_EMBD, c->x + (c->rows ? c->rows[r] : r) * FFN_EMBD, FFN_EMBD * 4);
+    kri_op_rms_norm(exec, y, c->desc.norm, 1e-5f, n, FFN_EMBD, y);
+    kri_op_linear(exec, &c->qkv, y, n, false, c->projected, c->qkv.n_out);
+    for (int pass = 0; pass < 2; pass++) {
+        kri_op_rms_norm(exec, c->x, c->desc.norm, 1e-5f, n, FFN_EMBD, y);
+        kri_op_linear(exec, &c->gate_up, y, n, false, gate_up, 2 * n_ff);
+        kri_op_gated_act(exec, c->desc.act, gate_up, n, n_ff, ff);
+        kri_op_linear(exec, &c->down, ff, n, pass == 0, pass == 0 ? c->x : c->branch, FFN_EMBD);
+    }
+    kri_op_rms_norm(exec, c->branch, c->desc.norm, 1e-6f, n, FFN_EMBD, c->branch);
+    kri_op_add(exec, c->branch, n, FFN_EMBD, c->x);
+    free(y);
+    free(ff);
+    free(gate_up);
+}
+
+static void check_ffn(rng_t *rng, const kr_dtype_t *types, uint32_t n_ff, uint32_t n_rows,
+                      kri_act_t act) {
+    matrix_t m[6];
+    ffn_case_t c = {.qkv.n_in = FFN_EMBD, .gate_up.n_in = FFN_EMBD, .down.n_in = n_ff,
+                    .n_rows = n_rows};
+    add_part(rng, &c.qkv, types[0], 40, &m[0]);
+    add_part(rng, &c.qkv, types[1], 23, &m[1]);
+    add_part(rng, &c.gate_up, types[1], n_ff, &m[2]);
+    add_part(rng, &c.gate_up, types[0], n_ff, &m[3]);
+    add_part(rng, &c.down, types[2], FFN_EMBD, &m[4]);
+    float *norm = random_floats(rng, FFN_EMBD), *start = random_floats(rng, n_rows * FFN_EMBD);
+    uint32_t *rows = must_alloc(n_rows * sizeof *rows);
+    for (uint32_t r = 0; r < n_rows; r++) rows[r] = n_rows - 1 - r / 2;
+    c.desc = (kri_ffn_desc_t){.gate_up = &c.gate_up, .down = &c.down, .norm = norm,
+                              .norm_eps = 1e-5f, .act = act};
+    size_t n_x = n_rows * FFN_EMBD, n_projected = n_rows * c.qkv.n_out;
+    float *out[2][3];
+    for (uint32_t t = 0; t <= 2 * N_THREADS_MAX; t++) { /* 0: unfused; then teams, then without */
+        float **o = out[t > 0];
+        if (t < 2) {
+            o[0] = must_alloc(n_x * 4);
+            o[1] = must_alloc(n_projected * 4);
+            o[2] = must_alloc(n_x * 4);
+        }
+        c.x = o[0];
+        c.projected = o[1];
+        c.branch = o[2];
+        c.rows = n_rows % 2 ? rows : NULL;
+        memcpy(c.x, start, n_x * 4);
+        kri_exec_t exec = exec_new(t == 0 ? 1 : (t - 1) % N_THREADS_MAX + 1, NULL);
+        if (t == 0) {
+            run_unfused(&exec, &c);
+            continue;
+        }
+        kri_alloc_guard_begin("team");
+        if (t <= N_THREADS_MAX) assert_status(kri_exec_team(&exec, run_fused, &c), KR_OK);
+        else run_fused(&exec, &c);
+        assert_int_equal(kri_alloc_guard_end(), 0);
+        assert_same_floats(out[1][0], out[0][0], n_x, "residual");
+        assert_same_floats(out[1][1], out[0][1], n_projected, "projection");
+        assert_same_floats(out[1][2], out[0][2], n_x, "branch");
+    }
+    for (size_t i = 0; i < 5; i++) matrix_free(&m[i]);
+    for (size_t i = 0; i < 6; i++) free(out[i / 3][i % 3]);
+    free(norm);
+    free(start);
+    free(rows);
+}
+
+TEST(fused_ops_give_the_bits_of_single_ops_on_any_team) {
+    static const kr_dtype_t types[][3] = {{KR_DTYPE_Q4_0, KR_DTYPE_Q8_0, KR_DTYPE_Q4_1},
+                                          {KR_DTYPE_Q5_0, KR_DTYPE_F16, KR_DTYPE_Q8_0},
+                                          {KR_DTYPE_F32, KR_DTYPE_Q4_0, KR_DTYPE_F16}};
+    static const uint32_t n_rows[] = {1, 2, 5, 33, 131};
+    rng_t rng = {46};
+    for (size_t i = 0; i < 15; i++) {
+        const kr_dtype_t *t = types[i / 5];
+        check_ffn(&rng, t, 480, n_rows[i % 5], i % 2 ? KRI_ACT_SILU : KRI_ACT_GELU_TANH);
+    }
+    check_ffn(&rng, types[1], 9216, 3, KRI_ACT_SILU); /* several passes over one token */
+    check_ffn(&rng, types[2], 123, 7, KRI_ACT_SILU);  /* no whole blocks: floats only */
 }
 
 /* ---- rows and elements --------------------------------------------------------------------- */

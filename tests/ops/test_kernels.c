@@ -261,6 +261,45 @@ static void check_kv_store(verdict_t *v, kri_kv_store_fn *ref, kri_kv_store_fn *
     }
 }
 
+/* ---- rms_norm_q8 --------------------------------------------------------------------------- */
+
+/* Held to its own level's rms_norm and quant_q8: rms_norm differs between levels in the last
+ * bits, and a rounding may tip over. */
+static void check_rms_norm_q8_level(const char *isa, kri_rms_norm_q8_fn *fn) {
+    static const size_t sizes[] = {32, 64, 96, 576, 1536, 4096};
+    kri_kernels_t kernels;
+    rng_t rng = {28};
+    float x[4096], w[4096], y[4096];
+    assert_status(kri_cpu_kernels(isa, &kernels, NULL), KR_OK);
+    for (size_t i = 0; i < 4 * sizeof sizes / sizeof *sizes; i++) {
+        size_t n = sizes[i / 4];
+        bool at_end = i % 2, has_w = i % 4 < 3;
+        rng_fill(&rng, x, n, 2.0f);
+        rng_fill(&rng, w, n, 1.0f);
+        if (i % 4 == 1) memset(x, 0, n * sizeof *x);
+        if (i % 4 == 2) x[n / 2] = NAN;
+        guard_t in = guard_copy(x, n * sizeof *x, at_end);
+        guard_t weights = guard_copy(w, n * sizeof *w, at_end);
+        guard_t out = guard_new(n / 32 * sizeof(kri_q8_block_t), at_end);
+        kri_q8_block_t *expected = must_alloc(n / 32 * sizeof *expected);
+        guard_lock(&in);
+        guard_lock(&weights);
+        kernels.rms_norm(x, has_w ? w : NULL, 1e-5f, n, y);
+        kernels.quant_q8(y, n, expected);
+        fn(in.data, has_w ? weights.data : NULL, 1e-5f, n, out.data);
+        assert_memory_equal(out.data, expected, n / 32 * sizeof *expected);
+        free(expected);
+        guard_free(&in);
+        guard_free(&weights);
+        guard_free(&out);
+    }
+}
+
+static void check_rms_norm_q8(verdict_t *v, kri_rms_norm_q8_fn *ref, kri_rms_norm_q8_fn *fn) {
+    check_rms_norm_q8_level("ref", ref);
+    check_rms_norm_q8_level(v->isa, fn);
+}
+
 /* ---- one test per row ---------------------------------------------------------------------- */
 
 #define RUN_linear(slot, tol)
@@ -278,6 +317,7 @@ static void check_kv_store(verdict_t *v, kri_kv_store_fn *ref, kri_kv_store_fn *
     }
 #define RUN_quant(slot, tol) RUN_ROW(slot, check_quant, tol)
 #define RUN_rms_norm(slot, tol) RUN_ROW(slot, check_rms_norm, tol)
+#define RUN_rms_norm_q8(slot, tol) RUN_ROW(slot, check_rms_norm_q8, tol)
 #define RUN_rope(slot, tol) RUN_ROW(slot, check_rope, tol)
 #define RUN_gated_act(slot, tol) RUN_ROW(slot, check_gated_act, tol)
 #define RUN_add(slot, tol) RUN_ROW(slot, check_add, tol)

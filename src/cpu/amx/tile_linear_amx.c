@@ -128,22 +128,33 @@ INLINE void tile_prefetch(const uint8_t *tile) {
 }
 
 /* Tiles 0..3: sums (token block, group) = (0,0) (0,1) (1,0) (1,1); 4, 5: activations; 6, 7:
- * weights. a0, a1: the two token blocks; n tiles of k. */
+ * weights. a0, a1: the two token blocks; n tiles of k. Tile registers are not renamed: each operand
+ * is loaded for the next step as soon as its last product has begun, behind other products. */
 INLINE void multiply_2x2(panel_t *p, const uint8_t *a0, const uint8_t *a1, size_t n) {
     const uint8_t *b0 = p->weights[0], *b1 = b0 + STEPS_INNER * TILE_BYTES;
-    for (size_t i = 0; i < n; i++) {
-        tile_load(6, b0 + i * TILE_BYTES, 64);
-        tile_load(4, a0 + i * TILE_BYTES, 64);
-        if (STEPS_AHEAD) tile_prefetch(a0 + (i + STEPS_AHEAD) * TILE_BYTES);
+    tile_load(4, a0, 64);
+    tile_load(6, b0, 64);
+    tile_load(7, b1, 64);
+    tile_load(5, a1, 64);
+    for (size_t i = 1; i < n; i++) {
+        const size_t at = i * TILE_BYTES;
         tile_dot_bf16(0, 4, 6);
-        tile_load(7, b1 + i * TILE_BYTES, 64);
         tile_dot_bf16(1, 4, 7);
-        tile_load(5, a1 + i * TILE_BYTES, 64);
-        if (STEPS_AHEAD) tile_prefetch(a1 + (i + STEPS_AHEAD) * TILE_BYTES);
-        tile_dot_bf16(2, 5, 6);
+        tile_load(4, a0 + at, 64);
+        if (STEPS_AHEAD) tile_prefetch(a0 + at + STEPS_AHEAD * TILE_BYTES);
         tile_dot_bf16(3, 5, 7);
+        tile_load(7, b1 + at, 64);
+        tile_dot_bf16(2, 5, 6);
+        tile_load(6, b0 + at, 64);
+        tile_load(5, a1 + at, 64);
+        if (STEPS_AHEAD) tile_prefetch(a1 + at + STEPS_AHEAD * TILE_BYTES);
         next_tick(p);
     }
+    tile_dot_bf16(0, 4, 6);
+    tile_dot_bf16(1, 4, 7);
+    tile_dot_bf16(3, 5, 7);
+    tile_dot_bf16(2, 5, 6);
+    next_tick(p);
 }
 
 INLINE void multiply_1x2(panel_t *p, const uint8_t *a0, size_t n) {
@@ -261,20 +272,12 @@ void KRI_AMX_NAME(tile_linear)(const kri_tile_args_t *args) {
     tile_end();
 }
 
-void KRI_AMX_NAME(tile_pack)(const float *restrict x, size_t n_in, size_t n_tokens,
-                             uint16_t *restrict out) {
-    const size_t n_up = (n_tokens + KRI_TILE_TOKENS - 1) / KRI_TILE_TOKENS * KRI_TILE_TOKENS;
-    for (size_t t = 0; t < n_up; t++) {
-        uint16_t *dst =
-            out + t / KRI_TILE_TOKENS * KRI_TILE_TOKENS * n_in + t % KRI_TILE_TOKENS * KRI_TILE_K;
-        for (size_t k = 0; k < n_in; k += KRI_TILE_K, dst += KRI_TILE_TOKENS * KRI_TILE_K) {
-            __m512i pair = _mm512_setzero_si512();
-            if (t < n_tokens) {
-                const float *src = x + t * n_in + k;
-                pair = (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(src + 16),
-                                                    _mm512_loadu_ps(src));
-            }
-            _mm512_store_si512(dst, pair);
-        }
+void KRI_AMX_NAME(tile_pack)(const float *restrict x, size_t n, uint16_t *restrict row) {
+    for (size_t k = 0; k < n; k += KRI_TILE_K, row += KRI_TILE_ITEMS) {
+        __m512i pair = _mm512_setzero_si512();
+        if (x)
+            pair = (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + k + 16),
+                                                _mm512_loadu_ps(x + k));
+        _mm512_store_si512(row, pair);
     }
 }

@@ -1,9 +1,9 @@
 /* quant_avx2.c: rounding of activations to int8 blocks of 32 (AVX2). Four registers hold a block;
  * the block sums come from one byte sum per eight values instead of a widening tree. */
-#include "cpu/impl.h"
-
-#include <immintrin.h>
 #include <math.h>
+
+#include "cpu/avx2/norm_avx2.h"
+#include "cpu/impl.h"
 
 /* Smallest amax that is not treated as zero (kernels.h), and the bit pattern of infinity. */
 #define AMAX_MIN 1e-30f
@@ -48,20 +48,38 @@ static void block_write(kri_q8_block_t *block, const __m256 x[4], float amax) {
     block->sum_half[1] = sum_hi;
 }
 
+KRI_INLINE void quant_block(const __m256 v[4], kri_q8_block_t *block) {
+    const uint32_t amax_bits = magnitude_max(v);
+    float amax;
+    __builtin_memcpy(&amax, &amax_bits, sizeof amax);
+    if (amax_bits >= BITS_INF) {
+        block_fill(block, NAN);
+    } else if (amax < AMAX_MIN) {
+        block_fill(block, 0.0f);
+    } else {
+        block_write(block, v, amax);
+    }
+}
+
 void kri_quant_q8_avx2(const float *restrict x, size_t n, kri_q8_block_t *restrict blocks) {
     for (size_t b = 0; b < n / KRI_Q8_ITEMS; b++) {
         const float *p = x + KRI_Q8_ITEMS * b;
         const __m256 v[4] = {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8), _mm256_loadu_ps(p + 16),
                              _mm256_loadu_ps(p + 24)};
-        const uint32_t amax_bits = magnitude_max(v);
-        float amax;
-        __builtin_memcpy(&amax, &amax_bits, sizeof amax);
-        if (amax_bits >= BITS_INF) {
-            block_fill(&blocks[b], NAN);
-        } else if (amax < AMAX_MIN) {
-            block_fill(&blocks[b], 0.0f);
-        } else {
-            block_write(&blocks[b], v, amax);
+        quant_block(v, &blocks[b]);
+    }
+}
+
+void kri_rms_norm_q8_avx2(const float *x, const float *restrict w, float eps, size_t n,
+                          kri_q8_block_t *restrict blocks) {
+    const __m256 factor = _mm256_set1_ps(norm_factor(x, eps, n));
+    for (size_t i = 0; i < n; i += KRI_Q8_ITEMS) {
+        __m256 v[4];
+        KRI_UNROLL
+        for (size_t k = 0; k < 4; k++) {
+            v[k] = _mm256_mul_ps(_mm256_loadu_ps(x + i + 8 * k), factor);
+            if (w != NULL) v[k] = _mm256_mul_ps(v[k], _mm256_loadu_ps(w + i + 8 * k));
         }
+        quant_block(v, &blocks[i / KRI_Q8_ITEMS]);
     }
 }

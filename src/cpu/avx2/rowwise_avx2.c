@@ -1,15 +1,12 @@
 /* rowwise_avx2.c: the element-wise and row-wise kernels with AVX2. Tails are masked vectors and
  * not scalar loops, so every element goes through the same instructions wherever it stands; the
  * mask costs a little per vector, so full vectors take the plain load. */
-#include <math.h>
 #include <string.h>
 
-#include "cpu/avx2/vmath_avx2.h"
+#include "cpu/avx2/norm_avx2.h"
 #include "cpu/impl.h"
 
 #define LANES 8u
-#define HALF_LANES 4u /* doubles of a vector */
-#define SUMS 4u
 
 /* The first min(n, 8) floats, zeros after them. */
 KRI_INLINE __m256 load_up_to(const float *x, size_t n) {
@@ -24,36 +21,8 @@ KRI_INLINE void store_up_to(float *x, size_t n, __m256 v) {
     }
 }
 
-/* Sum of x * x in double, which no finite float overflows: lane sums in four vectors, then a
- * fixed tree; depends on n only. */
-static double sum_of_squares(const float *x, size_t n) {
-    __m256d sums[SUMS];
-    KRI_UNROLL
-    for (size_t j = 0; j < SUMS; j++) {
-        sums[j] = _mm256_setzero_pd();
-    }
-    size_t i = 0;
-    for (; i + SUMS * HALF_LANES <= n; i += SUMS * HALF_LANES) {
-        KRI_UNROLL
-        for (size_t j = 0; j < SUMS; j++) {
-            const __m256d v = _mm256_cvtps_pd(_mm_loadu_ps(x + i + j * HALF_LANES));
-            sums[j] = _mm256_fmadd_pd(v, v, sums[j]);
-        }
-    }
-    for (; i < n; i += HALF_LANES) {
-        const __m128i lanes = _mm256_castsi256_si128(lanes_below(n - i));
-        const __m256d v = _mm256_cvtps_pd(_mm_maskload_ps(x + i, lanes));
-        sums[0] = _mm256_fmadd_pd(v, v, sums[0]);
-    }
-    const __m256d sum = _mm256_add_pd(_mm256_add_pd(sums[0], sums[1]),
-                                      _mm256_add_pd(sums[2], sums[3]));
-    const __m128d pair = _mm_add_pd(_mm256_castpd256_pd128(sum), _mm256_extractf128_pd(sum, 1));
-    return _mm_cvtsd_f64(_mm_add_sd(pair, _mm_unpackhi_pd(pair, pair)));
-}
-
 void kri_rms_norm_avx2(const float *x, const float *restrict w, float eps, size_t n, float *out) {
-    const double mean = sum_of_squares(x, n) / (double)n + (double)eps;
-    const __m256 factor = _mm256_set1_ps((float)(1.0 / sqrt(mean)));
+    const __m256 factor = _mm256_set1_ps(norm_factor(x, eps, n));
     for (size_t i = 0; i < n; i += LANES) {
         __m256 y = _mm256_mul_ps(load_up_to(x + i, n - i), factor);
         if (w != NULL) {

@@ -1,9 +1,9 @@
 /* quant_avx512.c: rounding of activations to int8 blocks of 32 (AVX-512). Two registers hold a
  * block; the block sums come from one byte sum per eight values instead of a widening tree. */
-#include "cpu/impl.h"
-
-#include <immintrin.h>
 #include <math.h>
+
+#include "cpu/avx512/norm_avx512.h"
+#include "cpu/impl.h"
 
 /* Smallest amax that is not treated as zero (kernels.h), and the bit pattern of infinity. */
 #define AMAX_MIN 1e-30f
@@ -32,22 +32,39 @@ static void block_write(kri_q8_block_t *block, __m512 x_lo, __m512 x_hi, float a
     block->sum_half[1] = sum_hi;
 }
 
-void kri_quant_q8_avx512(const float *restrict x, size_t n, kri_q8_block_t *restrict blocks) {
+KRI_INLINE void quant_block(__m512 lo, __m512 hi, kri_q8_block_t *block) {
     const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+    const __m512i bits = _mm512_max_epu32(_mm512_and_si512(_mm512_castps_si512(lo), magnitude),
+                                          _mm512_and_si512(_mm512_castps_si512(hi), magnitude));
+    const uint32_t amax_bits = _mm512_reduce_max_epu32(bits);
+    float amax;
+    __builtin_memcpy(&amax, &amax_bits, sizeof amax);
+    if (amax_bits >= BITS_INF) {
+        block_fill(block, NAN);
+    } else if (amax < AMAX_MIN) {
+        block_fill(block, 0.0f);
+    } else {
+        block_write(block, lo, hi, amax);
+    }
+}
+
+void kri_quant_q8_avx512(const float *restrict x, size_t n, kri_q8_block_t *restrict blocks) {
     for (size_t b = 0; b < n / KRI_Q8_ITEMS; b++) {
-        const __m512 lo = _mm512_loadu_ps(x + KRI_Q8_ITEMS * b);
-        const __m512 hi = _mm512_loadu_ps(x + KRI_Q8_ITEMS * b + 16);
-        const __m512i bits = _mm512_max_epu32(_mm512_and_si512(_mm512_castps_si512(lo), magnitude),
-                                              _mm512_and_si512(_mm512_castps_si512(hi), magnitude));
-        const uint32_t amax_bits = _mm512_reduce_max_epu32(bits);
-        float amax;
-        __builtin_memcpy(&amax, &amax_bits, sizeof amax);
-        if (amax_bits >= BITS_INF) {
-            block_fill(&blocks[b], NAN);
-        } else if (amax < AMAX_MIN) {
-            block_fill(&blocks[b], 0.0f);
-        } else {
-            block_write(&blocks[b], lo, hi, amax);
+        const float *at = x + KRI_Q8_ITEMS * b;
+        quant_block(_mm512_loadu_ps(at), _mm512_loadu_ps(at + 16), &blocks[b]);
+    }
+}
+
+void kri_rms_norm_q8_avx512(const float *x, const float *restrict w, float eps, size_t n,
+                            kri_q8_block_t *restrict blocks) {
+    const __m512 factor = _mm512_set1_ps(norm_factor(x, eps, n));
+    for (size_t i = 0; i < n; i += KRI_Q8_ITEMS) {
+        __m512 lo = _mm512_mul_ps(_mm512_loadu_ps(x + i), factor);
+        __m512 hi = _mm512_mul_ps(_mm512_loadu_ps(x + i + 16), factor);
+        if (w != NULL) {
+            lo = _mm512_mul_ps(lo, _mm512_loadu_ps(w + i));
+            hi = _mm512_mul_ps(hi, _mm512_loadu_ps(w + i + 16));
         }
+        quant_block(lo, hi, &blocks[i / KRI_Q8_ITEMS]);
     }
 }

@@ -1,43 +1,14 @@
 /* rowwise_avx512.c: the element-wise and row-wise kernels with AVX-512. Tails are masked vectors
  * and not scalar loops, so every element goes through the same instructions wherever it stands. */
-#include <math.h>
 
-#include "cpu/avx512/vmath_avx512.h"
+#include "cpu/avx512/norm_avx512.h"
 #include "cpu/impl.h"
 
 #define LANES 16u
-#define HALF_LANES 8u /* doubles of a vector */
-#define SUMS 4u
-
-/* Sum of x * x in double, which no finite float overflows: lane sums in four vectors, then a
- * fixed tree; depends on n only. */
-static double sum_of_squares(const float *x, size_t n) {
-    __m512d sums[SUMS];
-    KRI_UNROLL
-    for (size_t j = 0; j < SUMS; j++) {
-        sums[j] = _mm512_setzero_pd();
-    }
-    size_t i = 0;
-    for (; i + SUMS * HALF_LANES <= n; i += SUMS * HALF_LANES) {
-        KRI_UNROLL
-        for (size_t j = 0; j < SUMS; j++) {
-            const __m512d v = _mm512_cvtps_pd(_mm256_loadu_ps(x + i + j * HALF_LANES));
-            sums[j] = _mm512_fmadd_pd(v, v, sums[j]);
-        }
-    }
-    for (; i < n; i += HALF_LANES) {
-        const __mmask8 lanes = (__mmask8)lanes_below(n - i);
-        const __m512d v = _mm512_cvtps_pd(_mm256_maskz_loadu_ps(lanes, x + i));
-        sums[0] = _mm512_fmadd_pd(v, v, sums[0]);
-    }
-    return _mm512_reduce_add_pd(_mm512_add_pd(_mm512_add_pd(sums[0], sums[1]),
-                                              _mm512_add_pd(sums[2], sums[3])));
-}
 
 void kri_rms_norm_avx512(const float *x, const float *restrict w, float eps, size_t n,
                          float *out) {
-    const double mean = sum_of_squares(x, n) / (double)n + (double)eps;
-    const __m512 factor = _mm512_set1_ps((float)(1.0 / sqrt(mean)));
+    const __m512 factor = _mm512_set1_ps(norm_factor(x, eps, n));
     for (size_t i = 0; i < n; i += LANES) {
         const __mmask16 lanes = lanes_below(n - i);
         __m512 y = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, x + i), factor);

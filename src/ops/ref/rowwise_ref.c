@@ -6,10 +6,14 @@
 #include "ops/kernels.h"
 #include "ops/pack.h"
 
-void kri_rms_norm_ref(const float *x, const float *restrict w, float eps, size_t n, float *out) {
+static double norm_scale(const float *x, float eps, size_t n) {
     double sum = 0;
     for (size_t i = 0; i < n; i++) sum += (double)x[i] * (double)x[i];
-    double scale = 1.0 / sqrt(sum / (double)n + (double)eps);
+    return 1.0 / sqrt(sum / (double)n + (double)eps);
+}
+
+void kri_rms_norm_ref(const float *x, const float *restrict w, float eps, size_t n, float *out) {
+    double scale = norm_scale(x, eps, n);
     for (size_t i = 0; i < n; i++)
         out[i] = (float)((double)x[i] * scale * (w ? (double)w[i] : 1.0));
 }
@@ -19,6 +23,19 @@ static void rotate(float *x0, float *x1, const float *cos_sin) {
     double c = (double)cos_sin[0], s = (double)cos_sin[1];
     *x0 = (float)(a * c - b * s);
     *x1 = (float)(a * s + b * c);
+}
+
+void kri_rms_norm_q8_ref(const float *x, const float *restrict w, float eps, size_t n,
+                         kri_q8_block_t *restrict blocks) {
+    float y[KRI_Q8_ITEMS];
+    double scale = norm_scale(x, eps, n);
+    for (size_t b = 0; b < n / KRI_Q8_ITEMS; b++) {
+        for (size_t k = 0; k < KRI_Q8_ITEMS; k++) {
+            size_t i = b * KRI_Q8_ITEMS + k;
+            y[k] = (float)((double)x[i] * scale * (w ? (double)w[i] : 1.0));
+        }
+        kri_quant_q8_ref(y, KRI_Q8_ITEMS, blocks + b);
+    }
 }
 
 void kri_rope_half_ref(float *restrict x, size_t n_heads, size_t head_dim, size_t n_rot,

@@ -16,17 +16,9 @@ static uint16_t bf16_round(float f) {
 
 static float bf16_value(float f) { return kri_bf16_to_f32(bf16_round(f)); }
 
-void kri_tile_pack_ref(const float *restrict x, size_t n_in, size_t n_tokens,
-                       uint16_t *restrict tiles) {
-    const size_t n_up = (n_tokens + KRI_TILE_TOKENS - 1) / KRI_TILE_TOKENS * KRI_TILE_TOKENS;
-    for (size_t t = 0; t < n_up; t++) {
-        uint16_t *block = tiles + t / KRI_TILE_TOKENS * KRI_TILE_TOKENS * n_in;
-        for (size_t k = 0; k < n_in; k++) {
-            const size_t at = k / KRI_TILE_K * KRI_TILE_TOKENS * KRI_TILE_K +
-                              t % KRI_TILE_TOKENS * KRI_TILE_K + k % KRI_TILE_K;
-            block[at] = t < n_tokens ? bf16_round(x[t * n_in + k]) : 0;
-        }
-    }
+void kri_tile_pack_ref(const float *restrict x, size_t n, uint16_t *restrict row) {
+    for (size_t k = 0; k < n; k++)
+        row[k / KRI_TILE_K * KRI_TILE_ITEMS + k % KRI_TILE_K] = x ? bf16_round(x[k]) : 0;
 }
 
 /* Scale and offset of item i of a block: value = scale * q + offset. */
@@ -79,7 +71,7 @@ static void weights_decode(const kri_tile_args_t *args, const kri_pack_layout_t 
 void kri_tile_linear_ref(const kri_tile_args_t *args) {
     kri_pack_layout_t layout;
     if (!kri_pack_layout(args->dtype, args->n_in, &layout)) return;
-    const size_t n_steps = args->n_in / KRI_TILE_K, step = KRI_TILE_TOKENS * KRI_TILE_K;
+    const size_t n_steps = args->n_in / KRI_TILE_K;
     float *acc = args->scratch; /* [n_tokens] */
     for (size_t row = 0; row < args->n_rows; row++) {
         for (size_t t = 0; t < args->n_tokens; t++) acc[t] = 0.0f;
@@ -87,7 +79,7 @@ void kri_tile_linear_ref(const kri_tile_args_t *args) {
             float w[KRI_TILE_K];
             weights_decode(args, &layout, row, s, w);
             for (size_t t = 0; t < args->n_tokens; t++) {
-                const uint16_t *x = args->tiles + (t / KRI_TILE_TOKENS * n_steps + s) * step +
+                const uint16_t *x = args->tiles + (t / KRI_TILE_TOKENS * n_steps + s) * KRI_TILE_ITEMS +
                                     t % KRI_TILE_TOKENS * KRI_TILE_K;
                 for (size_t i = 0; i < KRI_TILE_K; i++)
                     acc[t] = fmaf(kri_bf16_to_f32(x[i]), w[i], acc[t]);
