@@ -7,4 +7,5 @@ endfunction()
 
 kri_bench(bench_ops kri_cpu)
 kri_bench(bench_stream Threads::Threads)
+kri_bench(bench_threads kri_base)
 target_sources(bench_stream PRIVATE app/cli/stream_bench.c)

@@ -225,15 +225,15 @@ static void team_thread(void *ctx, uint32_t thread_index, uint32_t n_threads) {
 void kri_team_run(kri_pool_t *pool, uint32_t n_threads, const uint32_t *stop, kri_team_fn fn,
                   void *ctx) {
     if (n_threads <= 1) {
-        kri_team_t alone;
-        kri_team_init(&alone, 1, 0, stop);
+        kri_team_t alone; /* 16 KiB of stack; another caller may be using the pool's */
+        kri_team_init(&alone, 1, 0, false, stop);
         fn(ctx, &alone, 0);
         return;
     }
     pthread_mutex_lock(&pool->mutex);
     const uint32_t n = n_available(pool, n_threads);
     team_job_t job = {&pool->team, fn, ctx};
-    kri_team_init(&pool->team, n, spin_of(pool, n), stop);
+    kri_team_init(&pool->team, n, spin_of(pool, n), n > pool->n_cpus, stop);
     run_locked(pool, n, team_thread, &job);
     pthread_mutex_unlock(&pool->mutex);
 }

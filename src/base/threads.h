@@ -13,8 +13,6 @@ typedef struct kri_pool_s kri_pool_t;
 /* Runs on every participating thread: index 0 is the caller, 1.. are workers. */
 typedef void (*kri_pool_fn)(void *ctx, uint32_t thread_index, uint32_t n_threads);
 
-#define KRI_THREADS_MAX 256u
-
 /* The shared pool, able to run n_threads (grown when needed; never shrunk). KR_E_NOMEM,
  * KR_E_LIMIT over KRI_THREADS_MAX. Any thread. */
 kr_status_t kri_pool_shared(uint32_t n_threads, kri_pool_t **pool);

@@ -41,7 +41,7 @@ kr_status_t kri_exec_team(const kri_exec_t *exec, kri_exec_fn *fn, void *ctx) {
 }
 
 kr_status_t kri_exec_continue(const kri_exec_t *exec) {
-    return kri_team_stopped(exec->team) ? KR_E_CANCELLED : KR_OK;
+    return kri_team_stopped(exec->team, exec->thread_index) ? KR_E_CANCELLED : KR_OK;
 }
 
 void kri_exec_run(const kri_exec_t *exec, uint64_t work, kri_pool_fn fn, void *ctx) {
@@ -55,13 +55,13 @@ void kri_exec_run(const kri_exec_t *exec, uint64_t work, kri_pool_fn fn, void *c
     } else if (exec->thread_index == 0) {
         fn(ctx, 0, 1);
     }
-    kri_team_barrier(exec->team);
+    kri_team_barrier(exec->team, exec->thread_index);
 }
 
 void kri_exec_split(const kri_exec_t *exec, uint64_t work, kri_pool_fn fn, void *ctx) {
     if (exec->team != NULL) {
         fn(ctx, exec->thread_index, exec->n_threads);
-        kri_team_barrier(exec->team);
+        kri_team_barrier(exec->team, exec->thread_index);
     } else if (work < KRI_EXEC_WORK_MIN || exec->n_threads <= 1) {
         fn(ctx, 0, 1);
     } else {

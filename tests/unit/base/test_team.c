@@ -30,9 +30,9 @@ static void run_phases(void *ctx, kri_team_t *team, uint32_t thread_index) {
     for (uint64_t p = 1; p <= phases->n_phases; p++) {
         if (phases->pause_every && thread_index == 1 && p % phases->pause_every == 0) usleep(500);
         phases->value[thread_index][0] = p;
-        kri_team_barrier(team);
+        kri_team_barrier(team, thread_index);
         phases->wrong[thread_index][0] += phases->value[next][0] != p;
-        kri_team_barrier(team);
+        kri_team_barrier(team, thread_index);
     }
 }
 
@@ -83,9 +83,9 @@ static void take_items(void *ctx, kri_team_t *team, uint32_t thread_index) {
             if (i >= 64) break;
             counter->taken[i]++;
         }
-        kri_team_barrier(team);
+        kri_team_barrier(team, thread_index);
         for (int i = 0; thread_index == 0 && i < 64; i++) share->wrong[0][0] += own.taken[i] != 1;
-        if (round % 3 == 0) kri_team_barrier(team); /* a phase that shares nothing */
+        if (round % 3 == 0) kri_team_barrier(team, thread_index); /* a phase that shares nothing */
     }
 }
 
@@ -106,11 +106,11 @@ typedef struct stopping_s {
 /* Some thread asks to stop at some time; all leave after the same phase. */
 static void run_until_stopped(void *ctx, kri_team_t *team, uint32_t thread_index) {
     stopping_t *s = ctx;
-    while (!kri_team_stopped(team)) {
+    while (!kri_team_stopped(team, thread_index)) {
         if (thread_index == team->n_threads - 1 && s->n_done[thread_index] == 57)
             __atomic_store_n(&s->stop, 1, __ATOMIC_RELAXED);
         s->n_done[thread_index]++;
-        kri_team_barrier(team);
+        kri_team_barrier(team, thread_index);
     }
 }
 
@@ -118,7 +118,9 @@ TEST(team_threads_stop_after_the_same_phase) {
     for (uint32_t n = 1; n <= 5; n++) {
         stopping_t s = {.stop = 0};
         kri_team_run(pool_for(n), n, &s.stop, run_until_stopped, &s);
-        for (uint32_t i = 0; i < n; i++) assert_int_equal(s.n_done[i], 58);
+        /* Thread 0 may have looked just before. */
+        assert_in_range(s.n_done[0], 58, 59);
+        for (uint32_t i = 0; i < n; i++) assert_int_equal(s.n_done[i], s.n_done[0]);
         s = (stopping_t){.stop = 1};
         kri_team_run(pool_for(n), n, &s.stop, run_until_stopped, &s);
         for (uint32_t i = 0; i < n; i++) assert_int_equal(s.n_done[i], 0);
