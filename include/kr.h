@@ -316,6 +316,10 @@ KR_API kr_status_t kr_detokenizer_finish(kr_detokenizer_t detokenizer, const cha
 /* ---- session ------------------------------------------------------------------------------ */
 
 typedef struct kr_session_s *kr_session_t;
+/* Whether a token's logits are the same bits in any batch, chunking and number of threads. Always so
+ * up to avx512. On amx, prompts of 16 rows and more go through the matrix unit, whose sums have an
+ * order of their own, unless ON; ON costs prefill speed (`kr bench model --invariant on` prints how
+ * much). DEFAULT = what is fastest. */
 enum { KR_INVARIANT_DEFAULT = 0, KR_INVARIANT_ON = 1, KR_INVARIANT_OFF = 2 };
 /* How attention multiplies queries with keys. F32 loses nothing. INT8 rounds each query and each
  * key of a head to 8 bits with one scale: faster where scores dominate (long prompts, AVX-512),
@@ -328,7 +332,7 @@ typedef struct kr_session_params_s {
     uint32_t n_rows_max;     /* rows of one step, 1..4096; 0 = 512 */
     uint32_t n_threads;      /* 0 = kr_threads_default() */
     kr_dtype_t kv_dtype;     /* KR_DTYPE_F16 (0 = this) or KR_DTYPE_F32 */
-    int32_t invariant;       /* KR_INVARIANT_*; every present ISA level is batch-invariant */
+    int32_t invariant;       /* KR_INVARIANT_* */
     int32_t attn_qk;         /* KR_ATTN_QK_*; 0 = F32 */
     const char *isa;         /* C string; highest level allowed ("ref", "avx2", ...), NULL = best */
     kr_telemetry_t telemetry; /* borrowed for the session's life; NULL = none */
@@ -345,7 +349,8 @@ typedef struct kr_session_info_s {
     uint32_t struct_bytes;
     uint32_t n_ctx, n_seqs, n_rows_max, n_threads;
     kr_dtype_t kv_dtype;
-    uint32_t reserved[2];
+    uint32_t is_invariant;   /* 1: logits do not depend on the batch (see KR_INVARIANT_*) */
+    uint32_t reserved;
     uint64_t kv_bytes;       /* KV pool */
     uint64_t scratch_bytes;  /* activations and tables */
     const char *isa;         /* level in use; static C string */
@@ -433,7 +438,8 @@ KR_API kr_status_t kr_sampler_logprobs(kr_sampler_t sampler, kr_logprob_t *chose
 
 /* ---- machine ------------------------------------------------------------------------------ */
 
-/* kr_isa_best: C string, highest level this machine runs ("ref", "avx2", "avx512"). Static. */
+/* kr_isa_best: C string, highest level this machine runs ("ref", "avx2", "avx512",
+ * "amx"). Static. */
 KR_API const char *kr_isa_best(void);
 /* kr_threads_default: physical cores usable by this process (affinity, cgroup quota). */
 KR_API uint32_t kr_threads_default(void);

@@ -127,6 +127,7 @@ static kr_status_t plan(const struct kr_model_s *model, const kr_session_params_
     info->isa = kernels->isa;
     /* The matrix unit sums bf16 products in an order of its own. */
     if (params->invariant == KR_INVARIANT_ON) kernels->has_tiles = 0;
+    info->is_invariant = !kernels->has_tiles;
     kv_params(model, info, &kv);
     if (kri_kv_pool_bytes(&kv, &info->kv_bytes) != KR_OK || 
         !make_layout(model, info, kernels->has_tiles != 0, layout)) {

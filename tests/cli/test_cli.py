@@ -36,7 +36,7 @@ class Options(ProgramTest):
                      "--frequency-penalty", "--logprobs", "--json", "--isa", "--device", "--kv",
                      "--invariant", "--no-cache"):
             self.assertRegex(text, rf"(?m)^ .*{flag}\b")
-        for absent in ("--json-schema", "--regex", "--grammar", "int8", "cuda", "amx"):
+        for absent in ("--json-schema", "--regex", "--grammar", "cuda", "neon"):
             self.assertNotIn(absent, text)
         self.assertEqual(self.assert_done("run", "--help").out.decode(), text)
         commands = self.assert_done("--help").out.decode()
@@ -50,7 +50,7 @@ class Options(ProgramTest):
                               *words)
         for flag, value in (("--json-schema", "x"), ("--regex", "x"), ("--grammar", "x")):
             self.assert_fails(2, f"{flag}.*not built", *RUN, flag, value)
-        for flag, value in (("--kv", "int8"), ("--device", "cuda"), ("--isa", "amx")):
+        for flag, value in (("--kv", "int8"), ("--device", "cuda"), ("--isa", "neon")):
             self.assert_fails(2, f"{flag} {value} is not built", *RUN, flag, value)
 
     def test_unknown_words_are_refused_with_the_nearest(self):
