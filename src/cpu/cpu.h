@@ -1,13 +1,21 @@
 /* cpu.h: what this machine runs, and the kernel table for it.
- * Levels, ascending: ref; avx2 (AVX2, FMA, F16C, BMI2); avx512 (F, VL, BW, DQ, VNNI on top). */
+ * Levels, ascending: ref; on x86-64 avx2 (AVX2, FMA, F16C, BMI2), avx512 (F, VL, BW, DQ, VNNI on
+ * top); on AArch64 neon (ARMv8.0), dotprod (byte dot product), i8mm (byte matrix product). A
+ * build knows the levels of its own architecture only. */
 #ifndef KRI_CPU_CPU_H
 #define KRI_CPU_CPU_H
 
 #include "ops/kernels.h"
 
+#if defined(__aarch64__)
+typedef enum kri_isa_e {
+    KRI_ISA_REF, KRI_ISA_NEON, KRI_ISA_DOTPROD, KRI_ISA_I8MM, KRI_N_ISA
+} kri_isa_t;
+#else
 typedef enum kri_isa_e { KRI_ISA_REF, KRI_ISA_AVX2, KRI_ISA_AVX512, KRI_N_ISA } kri_isa_t;
+#endif
 
-/* Highest level of CPU and operating system (CPUID and XGETBV). */
+/* Highest level of CPU and operating system (CPUID and XGETBV; the kernel's HWCAP on ARM). */
 kri_isa_t kri_isa_detect(void);
 const char *kri_isa_name(kri_isa_t isa);
 /* false for an unknown name. */

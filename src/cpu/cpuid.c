@@ -5,7 +5,11 @@
 
 #include <string.h>
 
+#if defined(__aarch64__)
+static const char *const isa_names[KRI_N_ISA] = {"ref", "neon", "dotprod", "i8mm"};
+#else
 static const char *const isa_names[KRI_N_ISA] = {"ref", "avx2", "avx512"};
+#endif
 
 #if defined(__x86_64__)
 
@@ -50,6 +54,18 @@ kri_isa_t kri_isa_detect(void) {
         return KRI_ISA_AVX2;
     }
     return KRI_ISA_AVX512;
+}
+
+#elif defined(__aarch64__) && defined(__linux__)
+
+#include <sys/auxv.h>
+
+/* The feature registers of ARM are the kernel's; it shows programs what it saves and allows. */
+kri_isa_t kri_isa_detect(void) {
+    const unsigned long caps = getauxval(AT_HWCAP), caps2 = getauxval(AT_HWCAP2);
+    if ((caps & HWCAP_ASIMD) == 0) return KRI_ISA_REF;
+    if ((caps & HWCAP_ASIMDDP) == 0) return KRI_ISA_NEON;
+    return (caps2 & HWCAP2_I8MM) == 0 ? KRI_ISA_DOTPROD : KRI_ISA_I8MM;
 }
 
 #else

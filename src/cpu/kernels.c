@@ -1,18 +1,20 @@
-/* kernels.c: the kernel table of this machine: references first, then every level of impl.def up
- * to the one wanted. A slot without a row at some level keeps the level below, so a new kernel is
- * one function and one row. */
+/* kernels.c: the kernel table of this machine: references first, then every level of impl.def (or
+ * impl_arm.def) up to the one wanted. A slot without a row at some level keeps the level below, so
+ * a new kernel is one function and one row. */
 #include "base/error.h"
 #include "cpu/cpu.h"
-#if defined(__x86_64__)
+#if defined(__x86_64__) || defined(__aarch64__)
 #include "cpu/impl.h"
 #endif
 
 static void table_fill(kri_isa_t isa, kri_kernels_t *kernels) {
     kri_kernels_ref(kernels);
-#if defined(__x86_64__)
 #define KR_IMPL(slot, level, LEVEL)                                                              \
     if (isa >= KRI_ISA_##LEVEL) kernels->slot = kri_##slot##_##level;
+#if defined(__x86_64__)
 #include "cpu/impl.def"
+#elif defined(__aarch64__)
+#include "cpu/impl_arm.def"
 #endif
     kernels->isa = kri_isa_name(isa);
 }
