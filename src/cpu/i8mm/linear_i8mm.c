@@ -147,6 +147,20 @@ INLINE void tile(kr_dtype_t type, unsigned n, const panel_t *panel, size_t n_blo
 
 /* ---- one group, up to SUM_TOKENS tokens ---------------------------------------------------- */
 
+/* Sums in row order, and out. */
+static void sums_finish(const pair_sums_t *sums, size_t n_tokens, const tile_out_t *out) {
+    float rows[SUM_TOKENS][KRI_GROUP_ROWS];
+    for (size_t p = 0; p < (n_tokens + 1u) / 2u; p++) {
+        UNROLL for (unsigned j = 0; j < GROUP_QUADS; j++) {
+            const float32x4_t low = vld1q_f32(sums[p].pairs[2u * j]);
+            const float32x4_t high = vld1q_f32(sums[p].pairs[2u * j + 1u]);
+            vst1q_f32(rows[2u * p] + QUAD_ROWS * j, vuzp1q_f32(low, high));
+            vst1q_f32(rows[2u * p + 1u] + QUAD_ROWS * j, vuzp2q_f32(low, high));
+        }
+    }
+    sums_store(out, rows[0], KRI_GROUP_ROWS, n_tokens);
+}
+
 INLINE void batch_run(kr_dtype_t type, const group_t *g, const uint8_t *act, size_t act_stride,
                       size_t n_tokens, const tile_out_t *out) {
     const size_t n_pairs = (n_tokens + 1u) / 2u;
@@ -168,17 +182,7 @@ INLINE void batch_run(kr_dtype_t type, const group_t *g, const uint8_t *act, siz
         }
         for (; p < n_pairs; p++) tile(type, 1, &panel, n, &tokens[p], &sums[p]);
     }
-    for (size_t p = 0; p < n_pairs; p++) {
-        float32x4_t first[GROUP_QUADS], second[GROUP_QUADS];
-        UNROLL for (unsigned j = 0; j < GROUP_QUADS; j++) {
-            const float32x4_t low = vld1q_f32(sums[p].pairs[2u * j]);
-            const float32x4_t high = vld1q_f32(sums[p].pairs[2u * j + 1u]);
-            first[j] = vuzp1q_f32(low, high);
-            second[j] = vuzp2q_f32(low, high);
-        }
-        rows_store(out, 2u * p, GROUP_QUADS, first);
-        if (2u * p + 1u < n_tokens) rows_store(out, 2u * p + 1u, GROUP_QUADS, second);
-    }
+    sums_finish(sums, n_tokens, out);
 }
 
 typedef void batch_fn(const group_t *g, const uint8_t *act, size_t act_stride, size_t n_tokens,

@@ -82,7 +82,13 @@ INLINE void tile(kr_dtype_t type, unsigned n_groups, unsigned n, const uint8_t *
         k_add(type, n_groups, n, w + k * row_bytes, group_bytes, x, acc);
     }
     UNROLL for (unsigned g = 0; g < n_groups; g++) {
-        UNROLL for (unsigned t = 0; t < n; t++) rows_store(&out[g], t, GROUP_QUADS, acc[g][t]);
+        float sums[TILE_TOKENS * KRI_GROUP_ROWS];
+        UNROLL for (unsigned t = 0; t < n; t++) {
+            UNROLL for (unsigned j = 0; j < GROUP_QUADS; j++) {
+                vst1q_f32(sums + KRI_GROUP_ROWS * t + QUAD_ROWS * j, acc[g][t][j]);
+            }
+        }
+        sums_store(&out[g], sums, KRI_GROUP_ROWS, n);
     }
 }
 

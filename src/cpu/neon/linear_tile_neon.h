@@ -78,7 +78,13 @@ INLINE void tile(kr_dtype_t type, unsigned n, unsigned first, unsigned n_quads, 
         if (g->ahead != NULL && first == 0) ahead_prefetch(type, g->ahead, b);
     }
     const tile_out_t part = quads_from(out, first);
-    UNROLL for (unsigned t = 0; t < n; t++) rows_store(&part, t, n_quads, acc[t]);
+    float sums[TILE_TOKENS * KRI_GROUP_ROWS];
+    UNROLL for (unsigned t = 0; t < n; t++) {
+        UNROLL for (unsigned j = 0; j < n_quads; j++) {
+            vst1q_f32(sums + QUAD_ROWS * (t * n_quads + j), acc[t][j]);
+        }
+    }
+    sums_store(&part, sums, QUAD_ROWS * n_quads, n);
 }
 
 typedef void tile_fn(const group_t *g, const uint8_t *act, size_t act_stride,

@@ -48,7 +48,8 @@ INLINE void block_write(kri_q8_block_t *block, const float32x4_t x[VECTORS], flo
 void kri_quant_q8_neon(const float *restrict x, size_t n, kri_q8_block_t *restrict blocks) {
     for (size_t b = 0; b < n / KRI_Q8_ITEMS; b++) {
         float32x4_t v[VECTORS];
-        UNROLL for (unsigned i = 0; i < VECTORS; i++) v[i] = vld1q_f32(x + KRI_Q8_ITEMS * b + 4u * i);
+        const float *from = x + KRI_Q8_ITEMS * b;
+        UNROLL for (unsigned i = 0; i < VECTORS; i++) v[i] = vld1q_f32(from + 4u * i);
         const uint32_t amax_bits = magnitude_max(v);
         float amax;
         __builtin_memcpy(&amax, &amax_bits, sizeof amax);

@@ -204,32 +204,19 @@ INLINE tile_out_t quads_from(const tile_out_t *o, unsigned first) {
     return part;
 }
 
-/* The last group's rows one by one: bias, then what was there. */
-static inline void rows_store_partly(const tile_out_t *o, float *row, const float *sums,
-                                     size_t n_max) {
-    for (size_t r = 0; r < o->n_rows && r < n_max; r++) {
-        float acc = sums[r];
-        if (o->bias != NULL) acc += o->bias[r];
-        row[r] = o->accumulate ? row[r] + acc : acc;
-    }
-}
-
-/* Finishes one token: n_quads (a constant, <= 4) sums of four rows each. */
-INLINE void rows_store(const tile_out_t *o, size_t token, unsigned n_quads,
-                       const float32x4_t sums[GROUP_QUADS]) {
-    float *row = o->out + token * o->stride;
-    if (o->n_rows < QUAD_ROWS * n_quads) {
-        float rows[KRI_GROUP_ROWS];
-        UNROLL for (unsigned j = 0; j < n_quads; j++) vst1q_f32(rows + QUAD_ROWS * j, sums[j]);
-        rows_store_partly(o, row, rows, QUAD_ROWS * n_quads);
-        return;
-    }
-    UNROLL for (unsigned j = 0; j < n_quads; j++) {
-        float *to = row + QUAD_ROWS * j;
-        float32x4_t v = sums[j];
-        if (o->bias != NULL) v = vaddq_f32(v, vld1q_f32(o->bias + QUAD_ROWS * j));
-        if (o->accumulate) v = vaddq_f32(vld1q_f32(to), v);
-        vst1q_f32(to, v);
+/* Bias, then what was there, for the rows that exist. `sums` is [n_tokens][row_floats]. One copy of
+ * this for all tiles: it is a small part of the time and would be most of the code. */
+__attribute__((noinline, unused)) static void sums_store(const tile_out_t *o, const float *sums,
+                                                         size_t row_floats, size_t n_tokens) {
+    const size_t n = o->n_rows < row_floats ? o->n_rows : row_floats;
+    for (size_t t = 0; t < n_tokens; t++) {
+        const float *sum = sums + t * row_floats;
+        float *row = o->out + t * o->stride;
+        for (size_t r = 0; r < n; r++) {
+            float acc = sum[r];
+            if (o->bias != NULL) acc += o->bias[r];
+            row[r] = o->accumulate ? row[r] + acc : acc;
+        }
     }
 }
 
