@@ -37,12 +37,16 @@ static void check_golden(const char *name) {
     static const struct { kr_dtype_t kv; double max; } cases[] = {{KR_DTYPE_F32, 1e-4},
                                                                    {KR_DTYPE_F16, 2e-3}};
     static float expected[N_TOKENS * N_VOCAB], actual[N_TOKENS * N_VOCAB];
+#if defined(__aarch64__)
+    static const char *const levels[] = {"ref", "neon", "dotprod", "i8mm"};
+#else
     static const char *const levels[] = {"ref", "avx2", "avx512"};
+#endif
     kr_token_t ids[N_TOKENS];
     read_golden(name, ids, expected);
     kr_model_t model = open_tiny(name);
     for (size_t i = 0; i < 2; i++) {
-        for (size_t l = 0; l < 3; l++) { /* a level above the machine's is lowered */
+        for (size_t l = 0; l < sizeof levels / sizeof *levels; l++) { /* a level above the machine's is lowered */
             kr_session_t session = tiny_session(model, cases[i].kv, levels[l], 1, 1);
             decode_chunks(session, ids, N_TOKENS, 32, 0, N_VOCAB, actual);
             const double d = distance(actual, expected, N_TOKENS * N_VOCAB);
@@ -106,6 +110,13 @@ static void check_chunks_everywhere(const char *isa) {
 }
 
 TEST(tiny_logits_do_not_depend_on_chunks_and_threads_on_ref) { check_chunks_everywhere("ref"); }
+#if defined(__aarch64__)
+TEST(tiny_logits_do_not_depend_on_chunks_and_threads_on_arm) {
+    check_chunks_everywhere("neon");
+    check_chunks_everywhere("dotprod");
+    check_chunks_everywhere("i8mm");
+}
+#else
 TEST(tiny_logits_do_not_depend_on_chunks_and_threads_on_avx2) {
     if (strcmp(kr_isa_best(), "ref") == 0) SKIP("no AVX2");
     check_chunks_everywhere("avx2");
@@ -114,6 +125,7 @@ TEST(tiny_logits_do_not_depend_on_chunks_and_threads_on_avx512) {
     if (strcmp(kr_isa_best(), "avx512") != 0) SKIP("no AVX-512");
     check_chunks_everywhere("avx512");
 }
+#endif
 
 /* Three sequences of different lengths in one batch give what each gives alone. */
 TEST(tiny_logits_do_not_depend_on_the_batch) {
