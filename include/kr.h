@@ -334,7 +334,8 @@ typedef struct kr_session_params_s {
     kr_dtype_t kv_dtype;     /* KR_DTYPE_F16 (0 = this) or KR_DTYPE_F32 */
     int32_t invariant;       /* KR_INVARIANT_* */
     int32_t attn_qk;         /* KR_ATTN_QK_*; 0 = F32 */
-    const char *isa;         /* C string; highest level allowed ("ref", "avx2", ...), NULL = best */
+    const char *isa;         /* C string; level to use ("ref", "avx2", ...), NULL = best; a level that the
+                              * machine has not got is KR_E_UNSUPPORTED */
     kr_telemetry_t telemetry; /* borrowed for the session's life; NULL = none */
 } kr_session_params_t;
 KR_API void kr_session_params_init(kr_session_params_t *params);

@@ -2,17 +2,19 @@
 """Builds and runs the tests and adds them up; the last line is "N passed, N failed".
 
 usage: run_tests.py SUITE...   with SUITE one of
-  all      release, clang, asan, tools
+  all      release, clang, asan, arm, tools
   release  everything on the shipped build: unit, ops, models, corpora, command line
   clang    the same sources compiled by clang, with assertions: unit, ops, corpora
   asan     gcc with ASan + UBSan and assertions: unit, ops, tiny models, corpora
   tsan     gcc with TSan: the tests that use threads
+  arm      cross-compiled for AArch64, run under emulation: base, kernels, each level as highest
   tools    tidy, its self-test, ABI and header checks
 
 A skipped test counts as failed unless its name is in tests/skips.txt: CI must not skip by
 silence. Output of passing tests is dropped, of failing ones printed."""
 import glob
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -22,6 +24,11 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 REAL_MODEL_TESTS = ("model_test_real", "model_test_tokens", "model_test_memory")
 TSAN_TESTS = ("base_test_threads", "base_test_alloc", "base_test_log", "telemetry_", "engine_",
               "model_test_tiny", "model_test_artifact_cache")
+# Emulated CPUs, the highest level of each, and its tests: what differs from the row above.
+ARM_CPUS = (("max", "i8mm", ("",)),
+            ("cortex-a76", "dotprod", ("cpu_", "ops_test_exec", "ops_test_linear")),
+            ("cortex-a53", "neon", ("cpu_", "ops_")))
+ARM_LEVELS = ("neon", "dotprod", "i8mm")
 TIMEOUT_S = 1500
 
 
@@ -63,10 +70,10 @@ def report(name, passed, failed, skipped, seconds, output, totals):
         print(output[-12000:])
 
 
-def run_cmocka(path, totals, env):
-    name, begin = os.path.relpath(path, ROOT), time.time()
+def run_cmocka(path, totals, env, emulator=(), note=""):
+    name, begin = os.path.relpath(path, ROOT) + note, time.time()
     try:
-        done = call([path], timeout=TIMEOUT_S, env=env)
+        done = call([*emulator, path], timeout=TIMEOUT_S, env=env)
         output, code = done.stdout, done.returncode
     except subprocess.TimeoutExpired as e:
         output, code = str(e.stdout), "time-out"
@@ -83,6 +90,7 @@ def run_cmocka(path, totals, env):
     if not ok and not failed and not skipped:
         failed, output = 1, output + "\nno test ran\n"
     report(name, len(ok), failed, len(skipped) - len(silent), time.time() - begin, output, totals)
+    return output
 
 
 def run_replays(folder, totals, env):
@@ -159,6 +167,31 @@ def tsan(totals):
         suite_binaries("build-tsan", totals, lambda n: n.startswith(TSAN_TESTS))
 
 
+def arm(totals):
+    """Each level of ARM is once the highest of an emulated CPU: that its kernels use no instruction
+    from above shows as a crash, and that the levels above are missing must be said aloud."""
+    if platform.machine() == "aarch64":
+        print("== arm: this machine is one, the release suite has run its kernels", flush=True)
+        return
+    if not build("aarch64", "build-aarch64", totals):
+        return
+    programs = sorted(glob.glob(os.path.join(ROOT, "build-aarch64", "tests", "*_test_*")))
+    for cpu, level, prefixes in ARM_CPUS:
+        emulator = ("qemu-aarch64", "-cpu", cpu, "-L", "/usr/aarch64-linux-gnu")
+        env = dict(os.environ, KR_TEST_ISA=level)
+        missing = list(ARM_LEVELS[ARM_LEVELS.index(level) + 1:])
+        for path in programs:
+            name = os.path.basename(path)
+            if not name.startswith(prefixes):
+                continue
+            output = run_cmocka(path, totals, env, emulator, f" on {cpu}")
+            if name == "ops_test_linear":
+                said = re.findall(r"^SKIP linear_f32: no (\w+) on this machine", output, re.M)
+                good = sorted(set(said)) == sorted(missing)
+                report(f"levels that {cpu} lacks: {', '.join(missing) or 'none'}", int(good),
+                       int(not good), 0, 0, output, totals)
+
+
 def tools(totals):
     if not os.path.exists(os.path.join(ROOT, "build", "libkr.so")):
         if not build("release", "build", totals):
@@ -169,8 +202,8 @@ def tools(totals):
         run_unittest(os.path.relpath(path, ROOT), totals, dict(os.environ))
 
 
-SUITES = {"release": [release], "clang": [clang], "asan": [asan], "tsan": [tsan],
-          "tools": [tools], "all": [release, clang, asan, tools]}
+SUITES = {"release": [release], "clang": [clang], "asan": [asan], "tsan": [tsan], "arm": [arm],
+          "tools": [tools], "all": [release, clang, asan, arm, tools]}
 
 
 def main(names):

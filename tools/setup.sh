@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what building and testing kr needs on Debian 12 or Ubuntu 24.04; does nothing when all
-# is there. usage: tools/setup.sh [run|test|fuzz]   ("test" adds the second compiler and C++, "fuzz"
-# that compiler's sanitizers)
+# is there. usage: tools/setup.sh [run|test|fuzz]   ("test" adds the second compiler, C++, and
+# where it is not ARM the compiler and emulator for that; "fuzz" the second compiler's sanitizers)
 set -eu
 what=${1:-run}
 rust_min_minor=89
@@ -11,6 +11,11 @@ packages="$packages python3:python3 git:git"
 libraries="libxxhash:libxxhash-dev jansson:libjansson-dev cmocka:libcmocka-dev"
 libraries="$libraries libcrypto:libssl-dev"
 [ "$what" = run ] || packages="$packages g++:g++ clang:clang"
+cross=no
+if [ "$what" = test ] && [ "$(uname -m)" != aarch64 ]; then
+    cross=yes
+    packages="$packages aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu qemu-aarch64:qemu-user"
+fi
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 missing=""
@@ -29,6 +34,8 @@ if [ "$what" = fuzz ]; then
 fi
 python3 -c 'import pip' >/dev/null 2>&1 || missing="$missing python3-pip"
 [ -f /usr/include/features.h ] || missing="$missing libc6-dev"
+[ "$cross" = no ] || [ -f /usr/aarch64-linux-gnu/include/stdio.h ] ||
+    missing="$missing libc6-dev-arm64-cross"
 [ -s /etc/ssl/certs/ca-certificates.crt ] || [ -s /etc/pki/tls/certs/ca-bundle.crt ] ||
     missing="$missing ca-certificates"
 

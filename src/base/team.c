@@ -68,7 +68,8 @@ static void wait_for(kri_team_t *team, kri_team_word_t *word, uint32_t value) {
 }
 
 static void advance(const kri_team_t *team, kri_team_word_t *word, uint32_t value) {
-    atomic_store(&word->value, value);
+    /* An exchange: see store_in_order in threads.c. */
+    (void)atomic_exchange(&word->value, value);
     if (atomic_load(&word->n_asleep) != 0) kri_futex_wake(&word->value, team->n_threads);
 }
 

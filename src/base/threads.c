@@ -56,6 +56,11 @@ struct kri_pool_s {
 
 static struct kri_pool_s shared_pool = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
+/* A sequentially consistent store that a sequentially consistent load may follow. An exchange,
+ * because emulators of ARM let a load pass a plain store here (one in 20 times on an x86 host),
+ * and then a thread sleeps for ever. x86 compiles both to the same instruction. */
+#define store_in_order(word, value) ((void)atomic_exchange((word), (value)))
+
 static bool takes_part(const worker_t *worker, uint64_t job, uint64_t seen) {
     return job != seen && worker->index < (job & JOB_THREADS_MASK);
 }
@@ -75,7 +80,7 @@ static uint64_t wait_for_job(struct kri_pool_s *pool, worker_t *worker, uint64_t
     for (;;) {
         /* Either the caller sees `asleep` after it published the job, or we see the job here: the
          * four accesses are sequentially consistent. */
-        atomic_store(&worker->asleep, 1);
+        store_in_order(&worker->asleep, 1);
         const uint64_t job = atomic_load(&pool->job);
         if (takes_part(worker, job, seen)) {
             atomic_store_explicit(&worker->asleep, 0, memory_order_relaxed);
@@ -162,7 +167,7 @@ static void publish(struct kri_pool_s *pool, uint32_t n_threads, kri_pool_fn fn,
     atomic_store_explicit(&pool->n_pending, n_threads - 1, memory_order_relaxed);
     const uint64_t before = atomic_load_explicit(&pool->job, memory_order_relaxed);
     const uint64_t count = (before >> JOB_THREADS_BITS) + 1;
-    atomic_store(&pool->job, count << JOB_THREADS_BITS | n_threads);
+    store_in_order(&pool->job, count << JOB_THREADS_BITS | n_threads);
     for (uint32_t i = 0; i + 1 < n_threads; i++) {
         _Atomic uint32_t *asleep = &pool->workers[i].asleep;
         if (atomic_load(asleep) == 0) continue;
@@ -181,7 +186,7 @@ static void wait_for_workers(struct kri_pool_s *pool) {
         if (kri_clock_ns() - start_ns >= spin_ns) break;
     }
     for (;;) {
-        atomic_store(&pool->caller_asleep, 1);
+        store_in_order(&pool->caller_asleep, 1);
         if (atomic_load(&pool->n_pending) == 0) break;
         kri_futex_wait(&pool->caller_asleep, 1);
     }

@@ -6,7 +6,11 @@
 
 #include <string.h>
 
+#if defined(__aarch64__)
+static const char *const isa_names[KRI_N_ISA] = {"ref", "neon", "dotprod", "i8mm"};
+#else
 static const char *const isa_names[KRI_N_ISA] = {"ref", "avx2", "avx512", "amx"};
+#endif
 
 #if defined(__x86_64__)
 
@@ -50,12 +54,24 @@ kri_isa_t kri_isa_detect(void) {
         !has_all(l7.ebx, bit_AVX512F | bit_AVX512VL | bit_AVX512BW | bit_AVX512DQ)) {
         return KRI_ISA_AVX2;
     }
-    /* bit 24 AMX-TILE, 25 AMX-INT8, 22 AMX-BF16 of leaf 7; bit 5 AVX512_BF16 of leaf 7.1 */
-    if (!has_all(xcr0, tile_state) || !has_all(l7.edx, 1u << 22 | 1u << 24 | 1u << 25) ||
+    /* bit 24 AMX-TILE, 22 AMX-BF16 of leaf 7; bit 5 AVX512_BF16 of leaf 7.1 */
+    if (!has_all(xcr0, tile_state) || !has_all(l7.edx, 1u << 22 | 1u << 24) ||
         !has_all(leaf_read(7, 1).eax, 1u << 5) || !kri_cpu_permit_tiles()) {
         return KRI_ISA_AVX512;
     }
     return KRI_ISA_AMX;
+}
+
+#elif defined(__aarch64__) && defined(__linux__)
+
+#include <sys/auxv.h>
+
+/* The feature registers of ARM are the kernel's; it shows programs what it saves and allows. */
+kri_isa_t kri_isa_detect(void) {
+    const unsigned long caps = getauxval(AT_HWCAP), caps2 = getauxval(AT_HWCAP2);
+    if ((caps & HWCAP_ASIMD) == 0) return KRI_ISA_REF;
+    if ((caps & HWCAP_ASIMDDP) == 0) return KRI_ISA_NEON;
+    return (caps2 & HWCAP2_I8MM) == 0 ? KRI_ISA_DOTPROD : KRI_ISA_I8MM;
 }
 
 #else

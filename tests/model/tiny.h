@@ -39,6 +39,18 @@ static inline kr_model_t open_tiny(const char *preset) {
     return open_tiny_config(&config);
 }
 
+/* Whether this machine has a level. */
+static inline int has_level(const char *isa) {
+    static const char *const order[] = {"ref", "avx2", "avx512", "amx", "neon", "dotprod", "i8mm"};
+    size_t wanted = 0, best = 0;
+    for (size_t i = 0; i < sizeof order / sizeof *order; i++) {
+        if (strcmp(order[i], isa) == 0) wanted = i;
+        if (strcmp(order[i], kr_isa_best()) == 0) best = i;
+    }
+    return wanted <= best && (wanted == 0 || (wanted >= 4) == (best >= 4));
+}
+
+/* Equality of bits is asked of invariant sessions. */
 static inline kr_session_t tiny_session(kr_model_t model, kr_dtype_t kv, const char *isa,
                                         uint32_t n_seqs, uint32_t n_threads) {
     kr_session_params_t params;
@@ -47,6 +59,7 @@ static inline kr_session_t tiny_session(kr_model_t model, kr_dtype_t kv, const c
     params.isa = isa;
     params.n_seqs = n_seqs;
     params.n_threads = n_threads;
+    params.invariant = KR_INVARIANT_ON;
     return open_session(model, &params);
 }
 

@@ -17,13 +17,46 @@ TEST(isa_names_round_trip) {
 }
 
 TEST(isa_from_name_refuses_what_it_does_not_know) {
-    kri_isa_t isa = KRI_ISA_AVX2;
+    kri_isa_t isa = KRI_N_ISA;
     assert_false(kri_isa_from_name("", &isa));
-    assert_false(kri_isa_from_name("AVX2", &isa));
-    assert_false(kri_isa_from_name("avx2 ", &isa));
+    assert_false(kri_isa_from_name("REF", &isa));
+    assert_false(kri_isa_from_name("ref ", &isa));
     assert_false(kri_isa_from_name(NULL, &isa));
-    assert_int_equal(isa, KRI_ISA_AVX2);
+    assert_int_equal(isa, KRI_N_ISA);
 }
+
+/* A level of another architecture is refused, not lowered: nothing below it was asked for. */
+TEST(kernels_refuse_levels_of_other_architectures) {
+#if defined(__aarch64__)
+    static const char *const others[] = {"avx2", "avx512"};
+#else
+    static const char *const others[] = {"neon", "dotprod", "i8mm"};
+#endif
+    kri_kernels_t kernels;
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
+        assert_int_equal(kri_cpu_kernels(others[i], &kernels, NULL), KR_E_INVALID_ARG);
+    }
+}
+
+#if defined(__aarch64__)
+/* tools/run_tests.py names the level of the CPU it emulates. */
+TEST(isa_detected_is_that_of_the_emulated_cpu) {
+    const char *level = getenv("KR_TEST_ISA");
+    if (level == NULL) SKIP("not emulated");
+    assert_string_equal(kri_isa_name(kri_isa_detect()), level);
+}
+
+TEST(kernels_take_each_slot_from_the_highest_level_that_has_it) {
+    kri_kernels_t below, kernels;
+    kri_kernels_ref(&below);
+    for (int i = KRI_ISA_NEON; i <= (int)kri_isa_detect(); i++) {
+        assert_int_equal(kri_cpu_kernels(kri_isa_name((kri_isa_t)i), &kernels, NULL), KR_OK);
+        assert_true(kernels.linear_q4_0 != below.linear_q4_0);
+        assert_int_equal(kernels.attention_f16 != below.attention_f16, i == KRI_ISA_NEON);
+        below = kernels;
+    }
+}
+#endif
 
 TEST(kernels_are_the_references_when_ref_is_wanted) {
     kri_kernels_t wanted, expected;
@@ -37,15 +70,23 @@ TEST(kernels_are_the_references_when_ref_is_wanted) {
 }
 
 TEST(kernels_level_is_lowered_but_never_raised) {
+    kr_error_t error;
     const kri_isa_t best = kri_isa_detect();
     kri_kernels_t kernels;
     assert_int_equal(kri_cpu_kernels(NULL, &kernels, NULL), KR_OK);
     assert_string_equal(kernels.isa, kri_isa_name(best));
     for (int i = 0; i < KRI_N_ISA; i++) {
         const kri_isa_t wanted = (kri_isa_t)i;
-        const kri_isa_t expected = wanted < best ? wanted : best;
-        assert_int_equal(kri_cpu_kernels(kri_isa_name(wanted), &kernels, NULL), KR_OK);
-        assert_string_equal(kernels.isa, kri_isa_name(expected));
+        kr_error_init(&error);
+        if (wanted <= best) {
+            assert_int_equal(kri_cpu_kernels(kri_isa_name(wanted), &kernels, &error), KR_OK);
+            assert_string_equal(kernels.isa, kri_isa_name(wanted));
+            continue;
+        }
+        assert_int_equal(kri_cpu_kernels(kri_isa_name(wanted), &kernels, &error),
+                         KR_E_UNSUPPORTED);
+        assert_string_equal(error.param, "isa");
+        assert_non_null(strstr(error.message, kri_isa_name(best))); /* names what there is */
     }
 }
 

@@ -1,0 +1,64 @@
+/* quant_neon.c: rounding of activations to int8 blocks of 32 with NEON. Eight registers hold a
+ * block; fcvtns rounds to nearest even without touching the rounding mode. */
+#include "cpu/impl.h"
+
+#include <math.h>
+
+#include "cpu/neon/tile_neon.h"
+
+/* Smallest amax that is not treated as zero (kernels.h), and the bit pattern of infinity. */
+#define AMAX_MIN 1e-30f
+#define BITS_INF 0x7f800000u
+#define VECTORS (KRI_Q8_ITEMS / 4u)
+
+INLINE uint32_t magnitude_max(const float32x4_t x[VECTORS]) {
+    uint32x4_t most = vdupq_n_u32(0);
+    UNROLL for (unsigned i = 0; i < VECTORS; i++) {
+        const uint32x4_t bits = vreinterpretq_u32_f32(x[i]);
+        most = vmaxq_u32(most, vandq_u32(bits, vdupq_n_u32(0x7fffffffu)));
+    }
+    return vmaxvq_u32(most);
+}
+
+INLINE void block_fill(kri_q8_block_t *block, float d) {
+    *block = (kri_q8_block_t){.d = d, .ds = d};
+}
+
+/* Sixteen values as bytes. */
+INLINE int8x16_t bytes_round(const float32x4_t *x, float inverse) {
+    int32x4_t q[4];
+    UNROLL for (unsigned i = 0; i < 4; i++) q[i] = vcvtnq_s32_f32(vmulq_n_f32(x[i], inverse));
+    const int16x8_t lo = vcombine_s16(vmovn_s32(q[0]), vmovn_s32(q[1]));
+    const int16x8_t hi = vcombine_s16(vmovn_s32(q[2]), vmovn_s32(q[3]));
+    return vcombine_s8(vmovn_s16(lo), vmovn_s16(hi));
+}
+
+INLINE void block_write(kri_q8_block_t *block, const float32x4_t x[VECTORS], float amax) {
+    const float inverse = 127.0f / amax;
+    const int8x16_t lo = bytes_round(x, inverse), hi = bytes_round(x + 4, inverse);
+    const int32_t sum_lo = vaddlvq_s8(lo), sum_hi = vaddlvq_s8(hi);
+    vst1q_s8(block->q, lo);
+    vst1q_s8(block->q + 16, hi);
+    block->d = amax / 127.0f;
+    block->ds = block->d * (float)(sum_lo + sum_hi);
+    block->sum_half[0] = sum_lo;
+    block->sum_half[1] = sum_hi;
+}
+
+void kri_quant_q8_neon(const float *restrict x, size_t n, kri_q8_block_t *restrict blocks) {
+    for (size_t b = 0; b < n / KRI_Q8_ITEMS; b++) {
+        float32x4_t v[VECTORS];
+        const float *from = x + KRI_Q8_ITEMS * b;
+        UNROLL for (unsigned i = 0; i < VECTORS; i++) v[i] = vld1q_f32(from + 4u * i);
+        const uint32_t amax_bits = magnitude_max(v);
+        float amax;
+        __builtin_memcpy(&amax, &amax_bits, sizeof amax);
+        if (amax_bits >= BITS_INF) {
+            block_fill(&blocks[b], NAN);
+        } else if (amax < AMAX_MIN) {
+            block_fill(&blocks[b], 0.0f);
+        } else {
+            block_write(&blocks[b], v, amax);
+        }
+    }
+}
