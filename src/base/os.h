@@ -64,6 +64,13 @@ const char *kri_env(const char *name);
 uint32_t kri_cpu_count(void);
 /* The same with every SMT sibling counted: how many threads can run at once. */
 uint32_t kri_cpu_count_smt(void);
+/* One CPU of each physical core in the calling thread's affinity mask, ascending; how many. */
+uint32_t kri_cpu_places(uint32_t *cpus, uint32_t n_max);
+/* Neither an affinity mask nor a CPU quota limits this thread. */
+bool kri_cpu_is_unrestricted(void);
+/* Spreads pages (of kri_pages_alloc, not yet touched) over the memory nodes that the calling
+ * thread may run on. Returns the number of nodes: 1 = nothing was done. */
+uint32_t kri_pages_interleave(void *ptr, size_t n_bytes);
 uint64_t kri_rss_peak_bytes(void);
 
 /* Futex: sleeps while *word == expected (may wake early) / wakes at most n_threads sleepers. */
