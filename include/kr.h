@@ -444,6 +444,16 @@ KR_API kr_status_t kr_sampler_logprobs(kr_sampler_t sampler, kr_logprob_t *chose
 KR_API const char *kr_isa_best(void);
 /* kr_threads_default: physical cores usable by this process (affinity, cgroup quota). */
 KR_API uint32_t kr_threads_default(void);
+enum { KR_PIN_AUTO = 0, KR_PIN_ON = 1, KR_PIN_OFF = 2 };
+/* kr_threads_pin: whether worker threads stay each on a CPU of a physical core of its own; the
+ * caller's thread is never bound. AUTO (the default) pins when a session's threads are more than
+ * half of the machine's cores (4 or more) but not more, and neither an affinity mask nor a CPU
+ * quota limits the process. Holds for all sessions of the process from the next
+ * kr_session_create or kr_model_open on, which with ON return KR_E_UNSUPPORTED when there are
+ * fewer cores than threads. KR_E_INVALID_ARG: pin is none of these. Any thread. Since 0.1 */
+KR_API kr_status_t kr_threads_pin(int32_t pin);
+/* kr_threads_pinned: worker threads that are bound to a CPU now. Any thread. Since 0.1 */
+KR_API uint32_t kr_threads_pinned(void);
 
 #ifdef __cplusplus
 }

@@ -34,6 +34,10 @@ int cli_engine_open_model(const cli_options_t *options, const char *name, bool v
     char path[CLI_PATH_BYTES_MAX];
     int failed = cli_engine_find_model(options, name, path, sizeof path);
     if (failed != 0) return failed;
+    const char *pin = cli_text(options, CLI_OPT_pin);
+    if (pin != NULL && strcmp(pin, "auto") != 0) {
+        (void)kr_threads_pin(strcmp(pin, "on") == 0 ? KR_PIN_ON : KR_PIN_OFF);
+    }
     kr_model_params_t params;
     kr_model_params_init(&params);
     params.n_threads = cli_u32(options, CLI_OPT_threads);
@@ -148,6 +152,7 @@ json_t *cli_engine_json(const cli_engine_t *engine) {
     json_object_set_new(object, "model", cli_json_text(name, strlen(name)));
     json_object_set_new(object, "isa", json_string(session->isa));
     json_object_set_new(object, "threads", json_integer(session->n_threads));
+    json_object_set_new(object, "threads_pinned", json_integer(kr_threads_pinned()));
     json_object_set_new(object, "commit", json_string(kr_commit()));
     json_object_set_new(object, "model_bytes", json_integer((json_int_t)engine->info.model_bytes));
     json_object_set_new(object, "bytes_per_token",

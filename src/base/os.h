@@ -67,6 +67,13 @@ uint32_t kri_cpu_count_smt(void);
 /* Asks the system once for the matrix registers (AMX) of all threads of this process; false when it
  * refuses or knows none. Later calls repeat the answer. */
 bool kri_cpu_permit_tiles(void);
+/* One CPU of each physical core in the calling thread's affinity mask, ascending; how many. */
+uint32_t kri_cpu_places(uint32_t *cpus, uint32_t n_max);
+/* Neither an affinity mask nor a CPU quota limits this thread. */
+bool kri_cpu_is_unrestricted(void);
+/* Spreads pages (of kri_pages_alloc, not yet touched) over the memory nodes that the calling
+ * thread may run on. Returns the number of nodes: 1 = nothing was done. */
+uint32_t kri_pages_interleave(void *ptr, size_t n_bytes);
 uint64_t kri_rss_peak_bytes(void);
 
 /* Futex: sleeps while *word == expected (may wake early) / wakes at most n_threads sleepers. */

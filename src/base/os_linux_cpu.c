@@ -17,7 +17,7 @@
 #include "base/os.h"
 #include "base/os_cpu.h"
 
-#define CPUS_MAX 8192u
+#define CPUS_MAX KRI_CPUS_MAX
 #define PATH_BYTES 4096
 
 /* First bytes of a small kernel file as a C string; false when it cannot be read. */
@@ -69,7 +69,8 @@ static uint64_t core_key(const char *root, uint32_t cpu) {
            ((uint64_t)core & 0xFFFFFFFF);
 }
 
-uint32_t kri_cpu_cores(const char *root, const uint64_t *mask, uint32_t n_words) {
+uint32_t kri_cpu_cores(const char *root, const uint64_t *mask, uint32_t n_words, uint32_t *cpus,
+                       uint32_t n_max) {
     /* Open addressing, never more than half full; on the stack because the heap may be hooked. */
     enum { N_SLOTS = 2 * CPUS_MAX };
     uint64_t slots[N_SLOTS]; /* key + 1, 0 = empty: 128 KiB of the 2 MiB that kr.h asks for */
@@ -82,9 +83,90 @@ uint32_t kri_cpu_cores(const char *root, const uint64_t *mask, uint32_t n_words)
         while (slots[at] != 0 && slots[at] != key) at = (at + 1) % N_SLOTS;
         if (slots[at] == key) continue;
         slots[at] = key;
+        if (n_cores < n_max) cpus[n_cores] = cpu;
         n_cores++;
     }
     return n_cores;
+}
+
+/* ---- lists and nodes ---------------------------------------------------------------------- */
+
+/* A decimal number below `limit` at *at; false when there is none. */
+static bool list_number(const char *text, size_t n_bytes, size_t *at, uint32_t limit,
+                        uint32_t *value) {
+    uint32_t number = 0;
+    const size_t begin = *at;
+    while (*at < n_bytes && text[*at] >= '0' && text[*at] <= '9') {
+        number = number * 10 + (uint32_t)(text[(*at)++] - '0');
+        if (number >= limit) return false;
+    }
+    *value = number;
+    return *at > begin;
+}
+
+bool kri_cpu_list_parse(const char *text, size_t n_bytes, uint64_t *mask, uint32_t n_words) {
+    const uint32_t limit = n_words < CPUS_MAX / 64 ? n_words * 64 : CPUS_MAX;
+    size_t at = 0;
+    memset(mask, 0, n_words * sizeof *mask);
+    if (n_bytes > 0 && text[n_bytes - 1] == '\n') n_bytes--;
+    while (at < n_bytes) {
+        uint32_t first, last;
+        if (!list_number(text, n_bytes, &at, limit, &first)) return false;
+        last = first;
+        if (at < n_bytes && text[at] == '-') {
+            at++;
+            if (!list_number(text, n_bytes, &at, limit, &last) || last < first) return false;
+        }
+        for (uint32_t i = first; i <= last; i++) mask[i / 64] |= UINT64_C(1) << (i % 64);
+        if (at == n_bytes) return true;
+        if (text[at++] != ',' || at == n_bytes) return false;
+    }
+    return true;
+}
+
+/* The list in a file; false when it is missing, odd or longer than any list in use. */
+static bool read_list(const char *path, uint64_t *mask, uint32_t n_words) {
+    char text[16384];
+    if (!read_text(path, text, sizeof text)) return false;
+    const size_t n_bytes = strlen(text);
+    return n_bytes + 1 < sizeof text && kri_cpu_list_parse(text, n_bytes, mask, n_words);
+}
+
+bool kri_cpu_mask_is_all(const char *root, const uint64_t *mask, uint32_t n_words) {
+    char path[512];
+    uint64_t online[CPUS_MAX / 64];
+    const int n = snprintf(path, sizeof path, "%s/sys/devices/system/cpu/online", root);
+    if (n <= 0 || (size_t)n >= sizeof path) return false;
+    if (!read_list(path, online, CPUS_MAX / 64)) return false;
+    for (uint32_t i = 0; i < CPUS_MAX / 64; i++) {
+        if (online[i] & ~(i < n_words ? mask[i] : 0)) return false;
+    }
+    return true;
+}
+
+uint32_t kri_cpu_nodes(const char *root, const uint64_t *mask, uint32_t n_words,
+                       uint64_t nodes[KRI_NODES_MAX / 64]) {
+    char path[512];
+    uint64_t online[KRI_NODES_MAX / 64];
+    uint32_t n_nodes = 0;
+    memset(nodes, 0, KRI_NODES_MAX / 8);
+    int n = snprintf(path, sizeof path, "%s/sys/devices/system/node/online", root);
+    if (n <= 0 || (size_t)n >= sizeof path) return 0;
+    if (!read_list(path, online, KRI_NODES_MAX / 64)) return 0;
+    for (uint32_t node = 0; node < KRI_NODES_MAX; node++) {
+        uint64_t cpus[CPUS_MAX / 64];
+        uint64_t common = 0;
+        if ((online[node / 64] >> (node % 64) & 1) == 0) continue;
+        n = snprintf(path, sizeof path, "%s/sys/devices/system/node/node%u/cpulist", root,
+                     (unsigned)node);
+        if (n <= 0 || (size_t)n >= sizeof path) return 0;
+        if (!read_list(path, cpus, CPUS_MAX / 64)) continue;
+        for (uint32_t i = 0; i < n_words && i < CPUS_MAX / 64; i++) common |= cpus[i] & mask[i];
+        if (common == 0) continue;
+        nodes[node / 64] |= UINT64_C(1) << (node % 64);
+        n_nodes++;
+    }
+    return n_nodes;
 }
 
 /* ---- cgroup quota ------------------------------------------------------------------------- */
@@ -193,7 +275,7 @@ static uint32_t at_most_quota(uint32_t n) {
 uint32_t kri_cpu_count(void) {
     uint64_t mask[CPUS_MAX / 64];
     if (!affinity(mask)) return 1;
-    return at_most_quota(kri_cpu_cores("", mask, CPUS_MAX / 64));
+    return at_most_quota(kri_cpu_cores("", mask, CPUS_MAX / 64, NULL, 0));
 }
 
 uint32_t kri_cpu_count_smt(void) {
@@ -202,6 +284,36 @@ uint32_t kri_cpu_count_smt(void) {
     if (!affinity(mask)) return 1;
     for (uint32_t i = 0; i < CPUS_MAX / 64; i++) n_cpus += (uint32_t)__builtin_popcountll(mask[i]);
     return at_most_quota(n_cpus);
+}
+
+uint32_t kri_cpu_places(uint32_t *cpus, uint32_t n_max) {
+    uint64_t mask[CPUS_MAX / 64];
+    if (!affinity(mask)) return 0;
+    const uint32_t n_cores = kri_cpu_cores("", mask, CPUS_MAX / 64, cpus, n_max);
+    return n_cores < n_max ? n_cores : n_max;
+}
+
+bool kri_cpu_is_unrestricted(void) {
+    uint64_t mask[CPUS_MAX / 64];
+    return affinity(mask) && kri_cpu_mask_is_all("", mask, CPUS_MAX / 64) &&
+           kri_cpu_quota("") == UINT32_MAX;
+}
+
+/* linux/mempolicy.h; the C library has no call for it without libnuma. */
+#define POLICY_INTERLEAVE 3
+
+uint32_t kri_pages_interleave(void *ptr, size_t n_bytes) {
+    uint64_t mask[CPUS_MAX / 64];
+    uint64_t nodes[KRI_NODES_MAX / 64];
+    if (!affinity(mask)) return 1;
+    const uint32_t n_nodes = kri_cpu_nodes("", mask, CPUS_MAX / 64, nodes);
+    if (n_nodes <= 1) return 1;
+#ifdef SYS_mbind
+    /* The kernel takes the number of bits plus one. */
+    if (syscall(SYS_mbind, ptr, n_bytes, POLICY_INTERLEAVE, nodes, KRI_NODES_MAX + 1, 0) == 0)
+        return n_nodes;
+#endif
+    return 1;
 }
 
 /* ---- matrix registers ---------------------------------------------------------------------- */

@@ -10,6 +10,7 @@
 #include "base/threads.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -17,6 +18,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/os.h"
+#include "base/os_cpu.h"
 
 #define LINE_BYTES 64
 #define STACK_BYTES ((size_t)4 << 20) /* the text library alone asks for 2 MiB */
@@ -34,6 +36,8 @@ _Static_assert(KRI_THREADS_MAX <= JOB_THREADS_MASK, "thread count must fit the j
 typedef struct worker_s {
     _Alignas(LINE_BYTES) _Atomic uint32_t asleep; /* 1: waits on this word */
     uint32_t index;                               /* thread index, from 1 */
+    pthread_t thread;
+    bool is_pinned;
     uint64_t job_at_start;
 } worker_t;
 
@@ -42,6 +46,8 @@ struct kri_pool_s {
     _Atomic uint32_t n_workers;
     uint32_t n_cpus;
     bool fork_hooked;
+    _Atomic uint32_t pin; /* kri_pin_t */
+    _Atomic uint32_t n_pinned;
     /* The job; written by the caller while no worker reads it. */
     _Alignas(LINE_BYTES) _Atomic uint64_t job;
     kri_pool_fn fn;
@@ -114,11 +120,11 @@ static void forget_workers_in_child(void) {
     atomic_store(&pool->n_workers, 0);
     atomic_store(&pool->n_pending, 0);
     atomic_store(&pool->caller_asleep, 0);
+    atomic_store(&pool->n_pinned, 0);
 }
 
 static kr_status_t spawn_worker(struct kri_pool_s *pool, uint32_t slot) {
     pthread_attr_t attr;
-    pthread_t thread;
     sigset_t all, before;
     worker_t *worker = &pool->workers[slot];
     if (pthread_attr_init(&attr) != 0) return KR_E_NOMEM;
@@ -126,15 +132,62 @@ static kr_status_t spawn_worker(struct kri_pool_s *pool, uint32_t slot) {
     (void)pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
     atomic_store(&worker->asleep, 0);
     worker->index = slot + 1;
+    worker->is_pinned = false;
     worker->job_at_start = atomic_load(&pool->job);
     /* The host's signals belong to the host's threads. */
     (void)sigfillset(&all);
     (void)pthread_sigmask(SIG_BLOCK, &all, &before);
-    const int failed = pthread_create(&thread, &attr, worker_main, worker);
+    const int failed = pthread_create(&worker->thread, &attr, worker_main, worker);
     (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
     (void)pthread_attr_destroy(&attr);
     if (failed != 0) return KR_E_NOMEM;
     atomic_store(&pool->n_workers, slot + 1);
+    return KR_OK;
+}
+
+/* ---- pinning ------------------------------------------------------------------------------ */
+
+bool kri_pool_pins(uint32_t n_threads, uint32_t n_cores, bool unrestricted) {
+    return unrestricted && n_cores >= 4 && n_threads <= n_cores && n_threads > n_cores / 2;
+}
+
+void kri_pool_pin(kri_pin_t pin) { atomic_store(&shared_pool.pin, (uint32_t)pin); }
+
+uint32_t kri_pool_n_pinned(void) { return atomic_load(&shared_pool.n_pinned); }
+
+/* Binds workers 1 .. n_pinned - 1 to the CPU of their index and sets the others free. A worker
+ * that cannot be bound runs as before: where it runs is advice. */
+static void place_workers(struct kri_pool_s *pool, const uint32_t *cpus, uint32_t n_pinned) {
+    uint64_t all[KRI_CPUS_MAX / 64];
+    const uint32_t n_workers = atomic_load(&pool->n_workers);
+    uint32_t n_bound = 0;
+    if (pthread_getaffinity_np(pthread_self(), sizeof all, (cpu_set_t *)(void *)all) != 0) return;
+    for (uint32_t i = 0; i < n_workers; i++) {
+        worker_t *worker = &pool->workers[i];
+        uint64_t one[KRI_CPUS_MAX / 64] = {0};
+        const bool bind = worker->index < n_pinned;
+        if (!bind && !worker->is_pinned) continue;
+        if (bind) one[cpus[worker->index] / 64] = UINT64_C(1) << (cpus[worker->index] % 64);
+        const int failed = pthread_setaffinity_np(worker->thread, sizeof all,
+                                                  (cpu_set_t *)(void *)(bind ? one : all));
+        worker->is_pinned = bind && !failed;
+        n_bound += worker->is_pinned;
+    }
+    atomic_store(&pool->n_pinned, n_bound);
+}
+
+/* With the mutex held and the workers there. */
+static kr_status_t pin_workers(struct kri_pool_s *pool, uint32_t n_threads) {
+    uint32_t cpus[KRI_THREADS_MAX];
+    const kri_pin_t pin = (kri_pin_t)atomic_load(&pool->pin);
+    bool wanted = false;
+    if (pin != KRI_PIN_OFF && n_threads > 1) {
+        const uint32_t n_cores = kri_cpu_places(cpus, KRI_THREADS_MAX);
+        if (pin == KRI_PIN_ON && n_threads > n_cores) return KR_E_UNSUPPORTED;
+        wanted = pin == KRI_PIN_ON ||
+                 kri_pool_pins(n_threads, n_cores, kri_cpu_is_unrestricted());
+    }
+    place_workers(pool, cpus, wanted ? n_threads : 0);
     return KR_OK;
 }
 
@@ -151,6 +204,7 @@ kr_status_t kri_pool_shared(uint32_t n_threads, kri_pool_t **pool) {
     while (status == KR_OK && atomic_load(&shared->n_workers) + 1 < n_threads) {
         status = spawn_worker(shared, atomic_load(&shared->n_workers));
     }
+    if (status == KR_OK) status = pin_workers(shared, n_threads);
     pthread_mutex_unlock(&shared->mutex);
     if (status == KR_OK) *pool = shared;
     return status;

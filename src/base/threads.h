@@ -14,8 +14,21 @@ typedef struct kri_pool_s kri_pool_t;
 typedef void (*kri_pool_fn)(void *ctx, uint32_t thread_index, uint32_t n_threads);
 
 /* The shared pool, able to run n_threads (grown when needed; never shrunk). KR_E_NOMEM,
- * KR_E_LIMIT over KRI_THREADS_MAX. Any thread. */
+ * KR_E_LIMIT over KRI_THREADS_MAX, KR_E_UNSUPPORTED by KRI_PIN_ON. Any thread. */
 kr_status_t kri_pool_shared(uint32_t n_threads, kri_pool_t **pool);
+/* Pinning: each worker stays on one CPU, of a physical core of its own, of the mask of the thread
+ * that calls kri_pool_shared; that thread itself is never bound. AUTO pins when the threads are
+ * more than half of the cores (of 4 or more) but not more than them, and neither an affinity mask
+ * nor a quota limits the process: then there is one right place for each, and a scheduler's tries
+ * cost. With fewer threads another process may have pinned itself to the same cores. */
+typedef enum kri_pin_e { KRI_PIN_AUTO, KRI_PIN_ON, KRI_PIN_OFF } kri_pin_t;
+/* For the calls of kri_pool_shared that follow, which place all workers anew. With ON they return
+ * KR_E_UNSUPPORTED when there are fewer cores than threads. Any thread. */
+void kri_pool_pin(kri_pin_t pin);
+/* Workers bound to a CPU now. Any thread. */
+uint32_t kri_pool_n_pinned(void);
+/* What AUTO decides. */
+bool kri_pool_pins(uint32_t n_threads, uint32_t n_cores, bool unrestricted);
 /* Calls fn on n_threads threads at once and returns when all are done. Allocates nothing. Two
  * callers at the same time are serialised. n_threads 1 runs inline without any synchronisation.
  * Not re-entrant from fn. */

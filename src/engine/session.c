@@ -174,7 +174,9 @@ kr_status_t kri_session_create(struct kr_model_s *model, const kr_session_params
     KR_TRY_DONE(plan(model, params, &s->info, &s->kernels, &layout, error));
     status = kri_pool_shared(s->info.n_threads, &s->exec.pool);
     if (status != KR_OK) {
-        KRI_FAIL(error, status, "n_threads", "cannot start %u threads", s->info.n_threads);
+        KRI_FAIL(error, status, "n_threads", "cannot %s %u threads%s",
+                 status == KR_E_UNSUPPORTED ? "pin" : "start", s->info.n_threads,
+                 status == KR_E_UNSUPPORTED ? ": there are fewer cores" : "");
         goto done;
     }
     s->scratch = kri_pages_alloc(layout.total);

@@ -254,10 +254,17 @@ static kr_status_t pack_all(binding_t *b, const kr_model_params_t *params) {
                         b->packed_bytes);
     }
     m->packed_bytes = b->packed_bytes;
+    /* All threads read all weights over time; on several memory nodes no single one should have
+     * to deliver them. */
+    if (params->n_threads != 1) (void)kri_pages_interleave(m->packed, m->packed_bytes);
     const uint32_t n_threads = params->n_threads ? params->n_threads : kri_cpu_count();
     kri_pool_t *pool = NULL;
     kr_status_t status = kri_pool_shared(n_threads, &pool);
-    if (status != KR_OK) return KRI_FAIL(b->error, status, "n_threads", "cannot start threads");
+    if (status != KR_OK) {
+        return KRI_FAIL(b->error, status, "n_threads", "cannot %s %u threads%s",
+                        status == KR_E_UNSUPPORTED ? "pin" : "start", n_threads,
+                        status == KR_E_UNSUPPORTED ? ": there are fewer cores" : "");
+    }
     for (size_t i = 0; i < b->n_jobs; i++) {
         KR_TRY(pack_job(b, &b->jobs[i], pool, n_threads, params));
     }

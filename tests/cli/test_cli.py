@@ -34,7 +34,7 @@ class Options(ProgramTest):
                      "--ignore-eos", "--temp", "--top-k", "--top-p", "--min-p", "--typical",
                      "--seed", "--logit-bias", "--repeat-penalty", "--presence-penalty",
                      "--frequency-penalty", "--logprobs", "--json", "--isa", "--device", "--kv",
-                     "--invariant", "--no-cache"):
+                     "--pin", "--invariant", "--no-cache"):
             self.assertRegex(text, rf"(?m)^ .*{flag}\b")
         for absent in ("--json-schema", "--regex", "--grammar", "cuda", "neon"):
             self.assertNotIn(absent, text)
@@ -116,6 +116,15 @@ class Options(ProgramTest):
         report = self.assert_done(*RUN, "-m", self.model, "-p", "x", "--json", "--isa",
                                   "ref").json()
         self.assertEqual(report["isa"], "ref")
+
+    def test_threads_can_be_pinned_to_cores_but_not_to_more_than_there_are(self):
+        words = (*RUN, "-m", self.model, "-p", "x", "--json")
+        self.assertEqual(self.assert_done(*words, "--pin", "off").json()["threads_pinned"], 0)
+        report = self.assert_done(*words, "--pin", "on").json()
+        self.assertEqual(report["threads_pinned"], report["threads"] - 1)
+        self.assert_fails(2, "--pin wants", *RUN, "-m", self.model, "-p", "x", "--pin", "maybe")
+        if os.cpu_count() < 256:
+            self.assertIn("cannot pin 256 threads", kr(*words, "--pin", "on", "-t", "256").err)
 
     def test_errors_are_also_json_when_asked(self):
         for words, code, kind in (((*RUN, "--temp", "9"), 2, "invalid_request_error"),

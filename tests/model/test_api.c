@@ -11,6 +11,36 @@ TEST(api_version_names_release_and_commit) {
     assert_true(kr_threads_default() >= 1);
 }
 
+TEST(api_pins_threads_only_to_cores_that_are_there) {
+    kr_model_t model = open_tiny("llama");
+    kr_session_params_t params;
+    kr_session_t session = NULL;
+    kr_error_t error;
+    kr_session_params_init(&params);
+    kr_error_init(&error);
+    assert_status(kr_threads_pin(3), KR_E_INVALID_ARG);
+    assert_status(kr_threads_pin(-1), KR_E_INVALID_ARG);
+    if (kr_threads_default() < 64) {
+        assert_status(kr_threads_pin(KR_PIN_ON), KR_OK);
+        params.n_threads = 65; /* even if a quota hides cores, so many are rare */
+        const kr_status_t status = kr_session_create(model, &params, &session, &error);
+        if (status == KR_OK) {
+            assert_int_equal(kr_threads_pinned(), 64);
+            kr_session_destroy(session);
+        } else {
+            assert_status(status, KR_E_UNSUPPORTED);
+            assert_non_null(strstr(error.message, "cannot pin 65 threads"));
+        }
+    }
+    assert_status(kr_threads_pin(KR_PIN_OFF), KR_OK);
+    params.n_threads = 2;
+    session = open_session(model, &params);
+    assert_int_equal(kr_threads_pinned(), 0);
+    kr_session_destroy(session);
+    assert_status(kr_threads_pin(KR_PIN_AUTO), KR_OK);
+    kr_model_close(model);
+}
+
 TEST(api_plan_is_what_create_takes) {
     kr_model_t model = open_tiny("gemma3");
     kr_session_params_t params;

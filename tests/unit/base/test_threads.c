@@ -4,12 +4,14 @@
 #include "base/threads.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/alloc.h"
+#include "base/os.h"
 #include "test.h"
 
 #if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
@@ -247,6 +249,58 @@ TEST(pool_reports_memory_and_stays_usable_when_threads_cannot_be_made) {
     assert_int_equal(in_child(run_without_memory), 0);
 }
 #endif
+
+/* ---- pinning ------------------------------------------------------------------------------- */
+
+static void look_at_cpus(void *ctx, uint32_t thread_index, uint32_t n_threads) {
+    cpu_set_t *masks = ctx;
+    (void)n_threads;
+    (void)sched_getaffinity(0, sizeof *masks, &masks[thread_index]);
+}
+
+TEST(pool_pins_workers_to_cores_of_their_own_and_frees_them_again) {
+    uint32_t cpus[2];
+    cpu_set_t masks[2], own;
+    kri_pool_t *pool = NULL;
+    if (kri_cpu_places(cpus, 2) < 2) SKIP("one core");
+    assert_int_equal(sched_getaffinity(0, sizeof own, &own), 0);
+    kri_pool_pin(KRI_PIN_ON);
+    assert_status(kri_pool_shared(2, &pool), KR_OK);
+    assert_int_equal(kri_pool_n_pinned(), 1);
+    kri_pool_run(pool, 2, look_at_cpus, masks);
+    assert_true(CPU_EQUAL(&masks[0], &own)); /* the caller is left alone */
+    assert_int_equal(CPU_COUNT(&masks[1]), 1);
+    assert_true(CPU_ISSET(cpus[1], &masks[1]));
+    kri_pool_pin(KRI_PIN_OFF);
+    assert_status(kri_pool_shared(2, &pool), KR_OK);
+    assert_int_equal(kri_pool_n_pinned(), 0);
+    kri_pool_run(pool, 2, look_at_cpus, masks);
+    assert_true(CPU_EQUAL(&masks[1], &own));
+    kri_pool_pin(KRI_PIN_AUTO);
+}
+
+TEST(pool_refuses_to_pin_more_threads_than_cores) {
+    uint32_t cpus[KRI_THREADS_MAX];
+    kri_pool_t *pool = NULL;
+    const uint32_t n_cores = kri_cpu_places(cpus, KRI_THREADS_MAX);
+    if (n_cores >= 64) SKIP("too many cores to go past them");
+    kri_pool_pin(KRI_PIN_ON);
+    assert_status(kri_pool_shared(n_cores + 1, &pool), KR_E_UNSUPPORTED);
+    assert_null(pool);
+    kri_pool_pin(KRI_PIN_AUTO);
+    assert_status(kri_pool_shared(n_cores + 1, &pool), KR_OK);
+    assert_int_equal(kri_pool_n_pinned(), 0);
+}
+
+TEST(pool_pins_by_itself_only_when_threads_fill_an_unrestricted_machine) {
+    assert_true(kri_pool_pins(16, 16, true));
+    assert_true(kri_pool_pins(9, 16, true));
+    assert_false(kri_pool_pins(8, 16, true));
+    assert_false(kri_pool_pins(17, 16, true));
+    assert_false(kri_pool_pins(16, 16, false));
+    assert_false(kri_pool_pins(2, 2, true));
+    assert_false(kri_pool_pins(1, 0, true));
+}
 
 TEST(split_covers_all_items_once_in_whole_units) {
     for (uint64_t n_items = 0; n_items < 70; n_items++) {
