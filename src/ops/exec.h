@@ -104,7 +104,8 @@ typedef struct kri_attn_desc_s {
     float scale, softcap;
 } kri_attn_desc_t;
 /* qkv [n_rows, (n_heads + 2 n_kv_heads) * head_dim]: normalises and rotates q and k in place and
- * appends k and v to the pages of each row's sequence. */
+ * appends k and v to the pages of each row's sequence. With attn_qk8 a Walsh-Hadamard transform
+ * follows the rotation of q and k: keys in the pages are then transformed ones. */
 void kri_op_rope_append(const kri_exec_t *exec, const kri_attn_desc_t *desc,
                         const float *cos_sin, float *qkv);
 /* out [n_rows, n_heads * head_dim] = attention of the rotated queries in qkv over the pages. */

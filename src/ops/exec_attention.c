@@ -3,6 +3,8 @@
  * a causal tile's cost grows with its position. Where items are few (decode) they are cut further
  * into spans of keys, and the last thread to finish a span of an item merges all of them in their
  * fixed order. Neither the cut nor the thread changes a bit (kernels.h). */
+#include <math.h>
+
 #include "base/checked.h"
 #include "base/error.h"
 #include "ops/exec.h"
@@ -37,6 +39,25 @@ static void norm_heads(const append_job_t *job, const float *w, uint32_t n_heads
     }
 }
 
+/* Walsh-Hadamard transform of each head, in blocks of the largest power of two that divides it.
+ * Orthogonal, so q.k stays what it was, but no dimension stands out any more: keys have a few
+ * large ones, which would leave the others few of an 8-bit key's levels (Ashkboos et al. 2024). */
+static void mix_heads(size_t head_dim, uint32_t n_heads, float *x) {
+    size_t block = head_dim & (~head_dim + 1), n = n_heads * head_dim;
+    float scale = 1.0f / sqrtf((float)block);
+    for (size_t half = 1; half < block; half *= 2) {
+        for (size_t i = 0; i < n; i += 2 * half) {
+            float *restrict low = x + i, *restrict high = low + half;
+            for (size_t k = 0; k < half; k++) {
+                float a = low[k], b = high[k];
+                low[k] = a + b;
+                high[k] = a - b;
+            }
+        }
+    }
+    for (size_t i = 0; i < n; i++) x[i] *= scale;
+}
+
 static void append_row(const append_job_t *job, const kri_step_seq_t *seq, uint32_t row) {
     const kri_attn_desc_t *desc = job->desc;
     const kri_kernels_t *kernels = job->exec->kernels;
@@ -53,6 +74,10 @@ static void append_row(const append_job_t *job, const kri_step_seq_t *seq, uint3
         const float *cos_sin = job->cos_sin + (size_t)row * desc->n_rot;
         rope(q, desc->n_heads, head_dim, desc->n_rot, cos_sin);
         rope(k, desc->n_kv_heads, head_dim, desc->n_rot, cos_sin);
+    }
+    if (job->exec->attn_qk8) {
+        mix_heads(head_dim, desc->n_heads, q);
+        mix_heads(head_dim, desc->n_kv_heads, k);
     }
     uint32_t pos = seq->pos_begin + (row - seq->row_begin);
     uint32_t page_index = seq->page_table[desc->group][pos / KRI_PAGE_TOKENS];

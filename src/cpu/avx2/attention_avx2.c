@@ -253,6 +253,7 @@ KRI_INLINE void score_tile(const attn_tile_t *tile, size_t query, size_t page, f
         }
     }
     for (size_t d = 0; d < head_dim; d++) {
+        attn_prefetch_late(tile, d);
         multiply_add(sums, q + d, head_dim, (const uint8_t *)(keys + d * STEP), head_dim * STEP,
                      sizeof(float), n_q, n_v);
     }
@@ -271,6 +272,14 @@ KRI_INLINE __m256i broadcast_pair(const int16_t *at) {
     return _mm256_set1_epi32(pair);
 }
 
+/* sum + two products a lane. The empty statement keeps gcc 12 from doing all products of a register
+ * tile before the sums, which then do not fit into registers. */
+KRI_INLINE __m256i dot_2_add(__m256i sum, __m256i a, __m256i b) {
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+    __asm__("" : "+x"(sum));
+    return sum;
+}
+
 /* The same in integers of 8 bits, stored as 16. */
 KRI_INLINE void score_tile_qk8(const attn_tile_t *tile, size_t query, size_t page, float *scores,
                                const size_t n_q, const size_t n_v) {
@@ -286,6 +295,7 @@ KRI_INLINE void score_tile_qk8(const attn_tile_t *tile, size_t query, size_t pag
         }
     }
     for (size_t d = 0; d < head_dim; d += 2u, keys += STEP) {
+        attn_prefetch_late(tile, d);
         KRI_UNROLL
         for (size_t j = 0; j < n_v; j += 2u) { /* two vectors are held, queries come in turn */
             const __m256i *at = (const __m256i *)(const void *)(keys + j / 2u * page_floats);
@@ -293,8 +303,8 @@ KRI_INLINE void score_tile_qk8(const attn_tile_t *tile, size_t query, size_t pag
             KRI_UNROLL
             for (size_t i = 0; i < n_q; i++) {
                 const __m256i x = broadcast_pair(q + i * head_dim + d);
-                sums[i][j] = _mm256_add_epi32(sums[i][j], _mm256_madd_epi16(k0, x));
-                sums[i][j + 1u] = _mm256_add_epi32(sums[i][j + 1u], _mm256_madd_epi16(k1, x));
+                sums[i][j] = dot_2_add(sums[i][j], k0, x);
+                sums[i][j + 1u] = dot_2_add(sums[i][j + 1u], k1, x);
             }
         }
     }

@@ -219,6 +219,7 @@ KRI_INLINE void score_tile(const attn_tile_t *tile, size_t query, size_t vector,
         }
     }
     for (size_t d = 0; d < head_dim; d++) {
+        attn_prefetch_late(tile, d);
         __m512 k[VECTORS];
         KRI_UNROLL
         for (size_t j = 0; j < n_v; j++) {
@@ -242,8 +243,8 @@ KRI_INLINE void score_tile(const attn_tile_t *tile, size_t query, size_t vector,
     }
 }
 
-/* sum + four products a lane, u8 times s8. Not the intrinsic: around it gcc 12 copies and spills the
- * sums of a large register tile, which takes twice the time. */
+/* sum + four products a lane, u8 times s8. Not the intrinsic: around it gcc 12 copies and spills
+ * the sums of a large register tile, which takes twice the time. */
 KRI_INLINE __m512i dot_4_add(__m512i sum, __m512i u8, __m512i s8) {
     __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(u8), "v"(s8));
     return sum;
@@ -264,6 +265,8 @@ KRI_INLINE void score_tile_qk8(const attn_tile_t *tile, size_t query, size_t vec
         }
     }
     for (size_t d = 0; d < head_dim; d += 4u) {
+        attn_prefetch_late(tile, d);
+        attn_prefetch_late(tile, d + 2u);
         __m512i k[VECTORS];
         KRI_UNROLL
         for (size_t j = 0; j < n_v; j++) {
@@ -389,12 +392,13 @@ static value_fn *const value_f16_fns[QUERIES][VECTORS] = TABLE(value_f16);
 /* ---- one group of queries and one block ---------------------------------------------------- */
 
 static void score_group(const attn_tile_t *tile, size_t begin, size_t end, attn_range_t keys) {
+    score_fn *const(*fns)[VECTORS] = tile->qk8 ? score_qk8_fns : score_fns;
     const size_t first = keys.begin / LANES;
     const size_t n_v = (keys.end + LANES - 1u) / LANES - first;
     for (size_t i = begin; i < end; i += QUERIES) {
         const size_t n_q = end - i < QUERIES ? end - i : QUERIES;
-        score_fn *fn = tile->qk8 ? score_qk8_fns[n_q - 1u][n_v - 1u] : score_fns[n_q - 1u][n_v - 1u];
-        fn(tile, i, first, tile->scores + (i - begin) * KRI_ATTN_BLOCK + first * LANES);
+        fns[n_q - 1u][n_v - 1u](
+            tile, i, first, tile->scores + (i - begin) * KRI_ATTN_BLOCK + first * LANES);
     }
 }
 
