@@ -17,7 +17,7 @@
 #define CHUNK_ROWS 512u
 #define ROUNDS 5u
 #define ERROR_MAX 1e-3 /* relative: the forms round differently, they do not differ otherwise */
-#define TURN_NS 4000000.0 /* a turn repeats what takes less than this */
+#define TURN_NS 4e6 /* a turn repeats what takes less than this */
 
 typedef struct heads_s {
     const char *name;
@@ -38,7 +38,7 @@ typedef struct result_s {
 
 typedef uint64_t form_fn(kri_bench_attn_t *attn);
 
-/* Best of a few repetitions; a short op is repeated more often, since one interrupt is all of it. */
+/* Best of a few repetitions; a short op is repeated more often: one interrupt is all of it. */
 static double turn(kri_bench_attn_t *attn, form_fn *form) {
     double best = (double)form(attn), spent = best;
     while (spent < TURN_NS) {

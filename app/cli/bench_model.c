@@ -279,7 +279,7 @@ int cli_bench_model(const cli_options_t *options) {
     return failed;
 }
 
-/* ---- single rounds, for the gate -------------------------------------------------------------- */
+/* ---- single rounds, for the gate ------------------------------------------------------------ */
 
 struct cli_bench_model_run_s {
     bench_t bench;

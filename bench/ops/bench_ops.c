@@ -240,7 +240,7 @@ static void call_rope(kri_bench_case_t *bench) {
                                bench->op.dims[1], bench->buffers[1]);
 }
 
-/* ---- attention: [n_rows, n_heads of the KV head, head_dim, n_keys] ---------------------------- */
+/* ---- attention: [n_rows, n_heads of the KV head, head_dim, n_keys] -------------------------- */
 
 static const size_t attention_shapes[][4] = {{1, 4, 64, 2048},   {16, 4, 64, 2048},
                                              {1, 4, 128, 2048},  {16, 4, 128, 2048},
