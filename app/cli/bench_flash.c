@@ -17,16 +17,18 @@
 #define CHUNK_ROWS 512u
 #define ROUNDS 5u
 #define ERROR_MAX 1e-3 /* relative: the forms round differently, they do not differ otherwise */
+#define KV_BYTES_MAX ((uint64_t)256 << 20)
 #define TURN_NS 4e6 /* a turn repeats what takes less than this */
 
 typedef struct heads_s {
     const char *name;
-    uint32_t n_heads, n_kv_heads, head_dim;
+    uint32_t n_layers, n_heads, n_kv_heads, head_dim;
 } heads_t;
 
-static const heads_t heads_rows[] = {{"gqa32:8x64", 32, 8, 64},   {"gqa32:8x128", 32, 8, 128},
-                                     {"smollm2-9:3x64", 9, 3, 64}, {"gemma3-4:1x256", 4, 1, 256},
-                                     {"qwen25-12:2x128", 12, 2, 128}};
+static const heads_t heads_rows[] = {
+    {"gqa32:8x64", 32, 32, 8, 64},     {"gqa32:8x128", 32, 32, 8, 128},
+    {"smollm2-9:3x64", 30, 9, 3, 64},  {"gemma3-4:1x256", 18, 4, 1, 256},
+    {"qwen25-12:2x128", 28, 12, 2, 128}};
 static const uint32_t contexts[] = {2048, 4096, 8192};
 #define N_HEADS_ROWS (sizeof heads_rows / sizeof heads_rows[0])
 #define N_CONTEXTS (sizeof contexts / sizeof contexts[0])
@@ -106,6 +108,7 @@ static json_t *row_json(const char *name, const kri_bench_attn_shape_t *shape,
     json_t *object = json_object();
     json_object_set_new(object, "name", json_string(name));
     json_object_set_new(object, "context", json_integer(shape->n_past + shape->n_rows));
+    json_object_set_new(object, "layers", json_integer(shape->n_layers));
     json_object_set_new(object, "rows", json_integer(shape->n_rows));
     json_object_set_new(object, "heads", json_integer(shape->n_heads));
     json_object_set_new(object, "kv_heads", json_integer(shape->n_kv_heads));
@@ -132,12 +135,21 @@ typedef struct run_s {
     uint32_t n[2];
 } run_t;
 
+/* Decode reads each key once a token: as many layers as the model has, within this memory, or the
+ * keys would lie in a cache where no model finds them. A prefill chunk reads them many times. */
+static uint32_t count_layers(const heads_t *heads, uint32_t n_ctx, bool is_decode) {
+    uint64_t layer_bytes = (uint64_t)n_ctx * heads->n_kv_heads * heads->head_dim * 4;
+    uint64_t n_fit = KV_BYTES_MAX / layer_bytes;
+    if (!is_decode || n_fit < 2) return 1;
+    return n_fit < heads->n_layers ? (uint32_t)n_fit : heads->n_layers;
+}
+
 static int run_row(run_t *run, const heads_t *heads, uint32_t n_ctx, bool is_decode) {
     char name[64];
     result_t result = {0};
     uint32_t n_rows = is_decode ? 1 : CHUNK_ROWS;
-    kri_bench_attn_shape_t shape = {1, n_ctx - n_rows, n_rows, heads->n_heads, heads->n_kv_heads,
-                                    heads->head_dim};
+    kri_bench_attn_shape_t shape = {count_layers(heads, n_ctx, is_decode), 1, n_ctx - n_rows,
+                                    n_rows, heads->n_heads, heads->n_kv_heads, heads->head_dim};
     snprintf(name, sizeof name, "%s/%s/%u", is_decode ? "decode" : "prefill", heads->name, n_ctx);
     if (run->filter != NULL && strstr(name, run->filter) == NULL) return 0;
     if (!run->is_json && run->n[0] + run->n[1] == 0) {

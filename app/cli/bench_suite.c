@@ -61,7 +61,7 @@ static void summarise(const cli_suite_row_t *row, double *times, uint32_t n_runs
 
 static int measure(const cli_suite_row_t *row, const char *name, const char *isa,
                    uint32_t n_threads, uint32_t n_runs, result_t *result) {
-    kri_bench_attn_shape_t shape = {row->n_seqs, 0, row->n_rows, row->n_heads, row->n_heads,
+    kri_bench_attn_shape_t shape = {1, row->n_seqs, 0, row->n_rows, row->n_heads, row->n_heads,
                                     row->head_dim};
     kri_bench_attn_t *attn = NULL;
     double *times = calloc(n_runs, sizeof *times);

@@ -12,8 +12,11 @@
 #include "kr.h"
 
 /* Every sequence holds n_past tokens and attends with n_rows more; n_past 0 is a whole prefill,
- * n_rows 1 is decode. head_dim is a multiple of 16, at most 512. */
+ * n_rows 1 is decode. head_dim is a multiple of 16, at most 512. With several layers each run takes
+ * the next one, so that keys and values come from where a model's come from, not from the caches
+ * nearest to the core. */
 typedef struct kri_bench_attn_shape_s {
+    uint32_t n_layers;
     uint32_t n_seqs, n_past, n_rows;
     uint32_t n_heads, n_kv_heads, head_dim;
 } kri_bench_attn_shape_t;
@@ -24,7 +27,7 @@ typedef struct kri_bench_attn_s kri_bench_attn_t;
 kr_status_t kri_bench_attn_create(const kri_bench_attn_shape_t *shape, const char *isa,
                                   uint32_t n_threads, bool with_unfused, kri_bench_attn_t **out);
 void kri_bench_attn_destroy(kri_bench_attn_t *attn);
-/* Once; nanoseconds. */
+/* One layer once; nanoseconds of the wall clock, with one thread of that thread's CPU clock. */
 uint64_t kri_bench_attn_fused(kri_bench_attn_t *attn);
 uint64_t kri_bench_attn_unfused(kri_bench_attn_t *attn);
 /* Runs both: largest |difference| of their outputs relative to the largest |value|. */

@@ -396,9 +396,9 @@ void kri_bench_case_destroy(kri_bench_case_t *bench) {
 
 static uint64_t burst_ns(kri_bench_case_t *bench, uint64_t n_calls) {
     void (*call)(kri_bench_case_t *) = slots[bench->op.row].family->call;
-    uint64_t start = kri_clock_ns();
+    uint64_t start = kri_bench_thread_ns();
     for (uint64_t i = 0; i < n_calls; i++) call(bench);
-    return kri_clock_ns() - start;
+    return kri_bench_thread_ns() - start;
 }
 
 double kri_bench_case_sample(kri_bench_case_t *bench, double seconds) {

@@ -40,7 +40,8 @@ size_t kri_bench_ops_list(const char *isa_max, const char *filter, kri_bench_op_
 /* Inputs of fixed random numbers. KR_E_NOMEM. */
 kr_status_t kri_bench_case_create(const kri_bench_op_t *op, kri_bench_case_t **out);
 void kri_bench_case_destroy(kri_bench_case_t *bench);
-/* Best time of one call in nanoseconds over at least three bursts and `seconds`. */
+/* Best time of one call in nanoseconds over at least three bursts and `seconds`; the time the
+ * thread ran, so that other programs on the machine count as little as can be. */
 double kri_bench_case_sample(kri_bench_case_t *bench, double seconds);
 
 #endif

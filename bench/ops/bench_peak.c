@@ -7,7 +7,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "base/clock.h"
+#include "bench_util.h"
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -24,9 +24,9 @@ typedef void loop_fn(uint64_t n_steps);
 static double measure(loop_fn *loop, double step_ops) {
     uint64_t n_steps = 1000, best = 0;
     for (int i = 0; i < N_TIMES;) {
-        uint64_t start = kri_clock_ns();
+        uint64_t start = kri_bench_thread_ns();
         loop(n_steps);
-        uint64_t ns = kri_clock_ns() - start;
+        uint64_t ns = kri_bench_thread_ns() - start;
         if (ns < TIME_NS_MIN) {
             n_steps *= 2; /* not yet a time worth reading */
             continue;

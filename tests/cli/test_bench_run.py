@@ -29,6 +29,7 @@ class Run(ProgramTest):
     def rival(self, path, fails=False):
         path.parent.mkdir(parents=True, exist_ok=True)
         log = self.scratch / f"{path.name}.log"
+        log.unlink(missing_ok=True)
         path.write_text(RIVAL.format(log=str(log), fails=fails), encoding="utf-8")
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
         return log
