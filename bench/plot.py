@@ -28,8 +28,9 @@ def draw(axis, report, figure):
             height = row[side]["tps"] / row["kr"]["tps"]
             axis.bar(place, height, width * 0.92, color=SIDES[side],
                      label=side if x == 0 else None)
-            axis.text(place, height, f"{row[side]['tps']:.3g}", ha="center", va="bottom",
-                      fontsize=8)
+            speed = row[side]["tps"]
+            axis.text(place, height, f"{speed:.0f}" if speed >= 100 else f"{speed:.3g}",
+                      ha="center", va="bottom", fontsize=8)
     axis.set_xticks(range(len(models)), models)
     axis.set_title(figure, fontsize=10)
     axis.set_ylim(0, max(1.15, axis.get_ylim()[1] * 1.08))

@@ -7,7 +7,7 @@ inconclusive. Each side runs with the number of threads that is best for it, tri
 process per turn; the model file is the same for all but mlx-lm, which gets the same weights in
 bfloat16 (tools/gguf_to_hf.py) and, being slow, fewer rounds, short prompts and short answers.
 
-usage: run.py [--quick] [--models smollm2,gemma3,qwen25] [--rounds 5] [--mlx-rounds 2] [--no-mlx]
+usage: run.py [--quick] [--models smollm2,gemma3,qwen25] [--rounds 5] [--mlx-rounds 3] [--no-mlx]
               [--no-llama] [--threads N] [--isa LEVEL] [--kr build/kr] [--out bench/out]
   --quick     smollm2 only, prefill 256, 1 round, few tokens: shows that all works, no figures
 Environment: KR_PEERS_DIR (bench/peers.py), KR_MODELS_DIR, KR_IK_BENCH: llama-bench of
@@ -27,6 +27,7 @@ import peers
 
 ROOT = Path(__file__).resolve().parent.parent
 SPREAD_MAX = 0.05
+ROUNDS_MIN = 3  # of fewer rounds the spread says nothing
 TIMEOUT_S = 3600
 MLX_SIZES = [256]
 MLX_TOKENS = 16
@@ -144,7 +145,8 @@ def summary(samples, baseline):
         ratio = statistics.median(pairs)
         row["kr_ratio"] = ratio
         row["spread"] = (max(pairs) - min(pairs)) / ratio
-        row["verdict"] = "steady" if row["spread"] <= SPREAD_MAX else "inconclusive"
+        is_steady = len(pairs) >= ROUNDS_MIN and row["spread"] <= SPREAD_MAX
+        row["verdict"] = "steady" if is_steady else "inconclusive"
     return row
 
 
@@ -219,7 +221,7 @@ def table(report):
     lines = [f"{report['date']}, {report['machine']['cpu']}, {report['machine']['cores']} cores, "
              f"{report['isa']}, {report['build']['compiler']} {report['build']['type']}, commit "
              f"{report['commit']}; tok/s, medians of {report['rounds']} rounds in turns; in "
-             "brackets kr's ratio to it (median of the rounds' ratios; ? = spread over 5 %)", "",
+             "brackets kr's ratio to it (median of the rounds' ratios; ? = inconclusive)", "",
              "| model | figure | " + " | ".join(names) + " |",
              "|---|---|" + "---|" * len(names)]
     for model, row in report["models"].items():
@@ -249,7 +251,7 @@ def parse():
     p.add_argument("--quick", action="store_true")
     p.add_argument("--models")
     p.add_argument("--rounds", type=int)
-    p.add_argument("--mlx-rounds", type=int, default=2)
+    p.add_argument("--mlx-rounds", type=int, default=3)
     p.add_argument("--no-mlx", action="store_true")
     p.add_argument("--no-llama", action="store_true")
     p.add_argument("--no-plot", action="store_true")

@@ -100,6 +100,10 @@ double cli_bench_spread(const double *values, size_t n) {
     return median > 0 ? (high - low) / median : 1;
 }
 
+const char *cli_bench_verdict(double spread, size_t n) {
+    return n >= 3 && spread <= CLI_BENCH_SPREAD_MAX ? "steady" : "inconclusive";
+}
+
 double cli_bench_percentile(const double *sorted, size_t n, double p) {
     double exact = p / 100 * (double)n;
     size_t rank = (size_t)exact;

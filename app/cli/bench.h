@@ -16,6 +16,9 @@
 double cli_bench_median(double *values, size_t n);
 /* (largest - smallest) / median of n > 0 values. */
 double cli_bench_spread(const double *values, size_t n);
+/* "steady", or "inconclusive" above CLI_BENCH_SPREAD_MAX and for fewer than three values, whose
+ * spread says nothing. */
+const char *cli_bench_verdict(double spread, size_t n);
 /* Nearest-rank percentile, 0 < p <= 100, of n > 0 sorted values. */
 double cli_bench_percentile(const double *sorted, size_t n, double p);
 

@@ -151,7 +151,7 @@ static void print_figure(compare_t *compare, uint32_t figure, json_t *report) {
     double spread = cli_bench_spread(ratios, n), ratio = cli_bench_median(ratios, n);
     double a = cli_bench_median(compare->sides[0].speeds[figure], n);
     double b = cli_bench_median(compare->sides[1].speeds[figure], n);
-    const char *verdict = spread <= CLI_BENCH_SPREAD_MAX ? "steady" : "inconclusive";
+    const char *verdict = cli_bench_verdict(spread, n);
     if (report == NULL) {
         (void)cli_out_printf("%-8s a %10.1f tok/s   b %10.1f tok/s   ratio %.3f   spread %.1f%%"
                              "   %s\n", figure_names[figure], a, b, ratio, 100 * spread, verdict);

@@ -35,6 +35,7 @@ static const uint32_t contexts[] = {2048, 4096, 8192};
 
 typedef struct result_s {
     double error, fused_ms, unfused_ms, ratio, spread;
+    const char *verdict;
     uint64_t fused_bytes, unfused_bytes;
 } result_t;
 
@@ -68,6 +69,7 @@ static int time_rounds(kri_bench_attn_t *attn, const char *name, uint32_t n_roun
     cli_progress_clear();
     if (failed == 0) {
         result->spread = cli_bench_spread(ratios, n_rounds);
+        result->verdict = cli_bench_verdict(result->spread, n_rounds);
         result->ratio = cli_bench_median(ratios, n_rounds);
         result->fused_ms = cli_bench_median(fused, n_rounds) / 1e6;
         result->unfused_ms = cli_bench_median(unfused, n_rounds) / 1e6;
@@ -99,10 +101,6 @@ static int measure(const kri_bench_attn_shape_t *shape, const char *name, const 
     return failed;
 }
 
-static const char *verdict(const result_t *result) {
-    return result->spread <= CLI_BENCH_SPREAD_MAX ? "steady" : "inconclusive";
-}
-
 static json_t *row_json(const char *name, const kri_bench_attn_shape_t *shape,
                         const result_t *result) {
     json_t *object = json_object();
@@ -120,7 +118,7 @@ static json_t *row_json(const char *name, const kri_bench_attn_shape_t *shape,
                                                         result->fused_ms / 1e6));
     json_object_set_new(object, "ratio", cli_json_real(result->ratio));
     json_object_set_new(object, "spread", cli_json_real(result->spread));
-    json_object_set_new(object, "verdict", json_string(verdict(result)));
+    json_object_set_new(object, "verdict", json_string(result->verdict));
     json_object_set_new(object, "fused_bytes", json_integer((json_int_t)result->fused_bytes));
     json_object_set_new(object, "unfused_bytes", json_integer((json_int_t)result->unfused_bytes));
     return object;
@@ -165,9 +163,9 @@ static int run_row(run_t *run, const heads_t *heads, uint32_t n_ctx, bool is_dec
         json_array_append_new(run->rows, row_json(name, &shape, &result));
         return 0;
     }
-    (void)cli_out_printf("%-30s %11.3f %11.3f %6.2fx %6.1f%% %9.1e%s\n", name, result.unfused_ms,
+    (void)cli_out_printf("%-30s %11.3f %11.3f %6.2fx %6.1f%% %9.1e  %s\n", name, result.unfused_ms,
                          result.fused_ms, result.ratio, 100 * result.spread, result.error,
-                         result.spread <= CLI_BENCH_SPREAD_MAX ? "" : " inconclusive");
+                         result.verdict);
     return 0;
 }
 

@@ -81,7 +81,6 @@ static int measure(const cli_suite_row_t *row, const char *name, const char *isa
 }
 
 static json_t *row_json(const cli_suite_row_t *row, const char *name, const result_t *result) {
-    bool is_steady = result->spread <= CLI_BENCH_SPREAD_MAX;
     json_t *object = json_object();
     json_object_set_new(object, "name", json_string(name));
     json_object_set_new(object, "sequence_length", json_integer(row->n_rows));
@@ -95,15 +94,16 @@ static json_t *row_json(const cli_suite_row_t *row, const char *name, const resu
     json_object_set_new(object, "bytes", json_integer((json_int_t)result->n_bytes));
     json_object_set_new(object, "kv_bytes", json_integer((json_int_t)result->kv_bytes));
     json_object_set_new(object, "spread", cli_json_real(result->spread));
-    json_object_set_new(object, "verdict", json_string(is_steady ? "steady" : "inconclusive"));
+    json_object_set_new(object, "verdict",
+                        json_string(cli_bench_verdict(result->spread, N_SLICES)));
     return object;
 }
 
 static void print_row(const char *name, const result_t *result) {
-    (void)cli_out_printf("%-14s %10.3f %10.3f %10.3f %10.1f %8.1f %6.1f%%%s\n", name,
+    (void)cli_out_printf("%-14s %10.3f %10.3f %10.3f %10.1f %8.1f %6.1f%% %s\n", name,
                          result->p50_ms, result->p95_ms, result->p99_ms, result->gflops,
                          (double)result->n_bytes / 1048576.0, 100 * result->spread,
-                         result->spread <= CLI_BENCH_SPREAD_MAX ? "" : " inconclusive");
+                         cli_bench_verdict(result->spread, N_SLICES));
 }
 
 int cli_bench_suite(const cli_options_t *options) {

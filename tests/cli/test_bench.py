@@ -284,12 +284,13 @@ class Gate(BenchTest):
         for field in HEADER:
             self.assertIn(field, report)
         self.assertEqual((report["losses"], report["stages"][0]["verdict"]), (1, "loss"))
-        self.assertLess(report["stages"][0]["p"], 0.01)
+        self.assertAlmostEqual(report["stages"][0]["p"], 1 / 252)  # 5 of 10 in one order
 
     def test_a_faster_stage_passes(self):
         result = self.assert_done(*GATE, "--baseline", self.scaled(self.baseline(), 1000), "-r",
                                   "5", "--json").json()
         self.assertEqual((result["losses"], result["stages"][0]["verdict"]), (0, "gain"))
+        self.assertAlmostEqual(result["stages"][0]["p"], 1 / 252)
 
     def test_one_slow_time_of_five_is_no_loss(self):
         def change(baseline):
