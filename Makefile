@@ -34,11 +34,11 @@ sanitize:        ## unit, op and tiny-model tests and corpora under ASan, UBSan 
 lint:            ## house rules: include arrows, sizes, banned calls
 	@python3 tools/tidy.py
 
-bench: build     ## kernels and whole models on this machine
-	@cmake --build build --target bench_ops bench_stream
-	@python3 tools/fetch_model.py smollm2
-	@build/bench_stream && build/bench_ops
-	@build/kr bench model -m smollm2 -p 256 -n 128 -r 3
+BENCH ?=
+bench: build     ## kr beside llama.cpp and mlx-lm, table and plots in bench/out (BENCH=--quick)
+	@tools/setup.sh bench
+	@python3 tools/fetch_model.py smollm2 gemma3 qwen25
+	@python3 bench/run.py $(BENCH)
 
 fuzz:            ## every fuzz target for SECONDS_EACH (60)
 	@tools/setup.sh fuzz

@@ -1,7 +1,8 @@
 #!/bin/sh
 # Installs what building and testing kr needs on Debian 12 or Ubuntu 24.04; does nothing when all
-# is there. usage: tools/setup.sh [run|test|fuzz]   ("test" adds the second compiler, C++, and
-# where it is not ARM the compiler and emulator for that; "fuzz" the second compiler's sanitizers)
+# is there. usage: tools/setup.sh [run|test|fuzz|bench]   ("test" adds the second compiler, C++, and
+# where it is not ARM the compiler and emulator for that; "fuzz" the second compiler's sanitizers;
+# "bench" C++ and Python environments for bench/peers.py)
 set -eu
 what=${1:-run}
 rust_min_minor=89
@@ -10,7 +11,11 @@ packages="gcc:gcc cmake:cmake ninja:ninja-build pkg-config:pkg-config"
 packages="$packages python3:python3 git:git"
 libraries="libxxhash:libxxhash-dev jansson:libjansson-dev cmocka:libcmocka-dev"
 libraries="$libraries libcrypto:libssl-dev"
-[ "$what" = run ] || packages="$packages g++:g++ clang:clang"
+case $what in
+run) ;;
+bench) packages="$packages g++:g++" ;;
+*) packages="$packages g++:g++ clang:clang" ;;
+esac
 cross=no
 if [ "$what" = test ] && [ "$(uname -m)" != aarch64 ]; then
     cross=yes
@@ -31,6 +36,9 @@ if [ "$what" = fuzz ]; then
     /*) ;;
     *) missing="$missing libclang-rt-dev" ;;
     esac
+fi
+if [ "$what" = bench ]; then
+    python3 -c 'import ensurepip' >/dev/null 2>&1 || missing="$missing python3-venv"
 fi
 python3 -c 'import pip' >/dev/null 2>&1 || missing="$missing python3-pip"
 [ -f /usr/include/features.h ] || missing="$missing libc6-dev"

@@ -46,7 +46,8 @@ ARROWS = {
     "sample": NUMERIC | {"text"},
     "engine": NUMERIC | {"text", "cpu", "cuda", "model", "cache", "sample"},
     "api": LOW | {"engine", "model", "sample", "cpu"},  # nouns handed through unchanged
-    "app": LOW,
+    "bench": NUMERIC | {"cpu", "cache"},
+    "app": LOW | {"bench"},
 }
 
 STDIO = "kri_log, or kri_buffer_printf for text that is kept"
@@ -243,8 +244,8 @@ def layer_of(path):
     parts = path.split("/")
     if parts[0] == "include":
         return "kr.h"
-    if parts[0] == "app":
-        return "app"
+    if parts[0] in ("app", "bench"):
+        return parts[0]
     if parts[0] == "src" and len(parts) > 2:
         return parts[1]
     if parts[0] == "text":

@@ -20,6 +20,7 @@ enum {
     CLI_EXIT_IO = 9, /* disk full or I/O */
     CLI_EXIT_INPUT = 11,
     CLI_EXIT_TIMEOUT = 12,
+    CLI_EXIT_LOSS = 13, /* `kr bench gate`: a stage is significantly slower */
     CLI_EXIT_BUG = 70,
     CLI_EXIT_RESTART = 75,
     CLI_EXIT_INTERRUPT = 130,

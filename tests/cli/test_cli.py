@@ -44,8 +44,8 @@ class Options(ProgramTest):
             self.assertNotIn(f"  {absent} ", commands)
 
     def test_what_is_not_built_is_refused_by_name(self):
-        for words in (["serve"], ["batch", "a", "b"], ["runtime"], ["mcp"], ["bench", "ops"],
-                      ["bench", "suite"]):
+        for words in (["serve"], ["batch", "a", "b"], ["runtime"], ["mcp"],
+                      ["bench", "engine"]):
             self.assert_fails(2, f"{words[-1] if words[0] == 'bench' else words[0]}.*not built",
                               *words)
         for flag, value in (("--json-schema", "x"), ("--regex", "x"), ("--grammar", "x")):
