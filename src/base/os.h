@@ -26,11 +26,10 @@ void kri_map_close(kri_map_t *map);
 void kri_map_release(const kri_map_t *map, size_t offset, size_t n_bytes);
 /* As kri_map_open, at an address and with advice that let the system use huge pages. */
 kr_status_t kri_map_open_huge(const char *path, kri_map_t *map, kr_error_t *error);
-/* True when the block of KRI_HUGE_PAGE_BYTES that begins at offset (a multiple of it, inside a
- * mapping of kri_map_open_huge) is one page of this process's tables. Reads two bytes of it and
- * asks whether the second one cost another page fault, so only the first answer counts. */
+/* Bytes of this range that stand in this process's tables as huge pages; pages not yet touched do
+ * not count. 0 where the system cannot tell (before Linux 6.7). */
 #define KRI_HUGE_PAGE_BYTES ((size_t)2 << 20)
-bool kri_map_is_huge(const kri_map_t *map, size_t offset);
+size_t kri_map_huge_bytes(const kri_map_t *map, size_t offset, size_t n_bytes);
 /* KR_E_CHANGED if the file behind path no longer has this identity. */
 kr_status_t kri_map_check(const char *path, const kri_file_id_t *id, kr_error_t *error);
 

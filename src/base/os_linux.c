@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -132,21 +133,6 @@ kr_status_t kri_map_open_huge(const char *path, kri_map_t *map, kr_error_t *erro
     return map_file(path, true, map, error);
 }
 
-static long n_faults(void) {
-    struct rusage usage;
-    return getrusage(RUSAGE_THREAD, &usage) == 0 ? usage.ru_minflt + usage.ru_majflt : 0;
-}
-
-bool kri_map_is_huge(const kri_map_t *map, size_t offset) {
-    /* Half a block away: more than the kernel maps around a fault on small pages. */
-    if (offset + KRI_HUGE_PAGE_BYTES > map->size) return false;
-    const volatile uint8_t *data = map->data + offset;
-    (void)data[0];
-    const long before = n_faults();
-    (void)data[KRI_HUGE_PAGE_BYTES / 2];
-    return n_faults() == before;
-}
-
 void kri_map_close(kri_map_t *map) {
     if (map->data != NULL) munmap((void *)(uintptr_t)map->data, map->size);
     memset(map, 0, sizeof *map);
@@ -168,6 +154,38 @@ void kri_map_release(const kri_map_t *map, size_t offset, size_t n_bytes) {
     if (end < map->size) end -= end % page;
     if (begin >= end) return;
     (void)madvise((void *)(uintptr_t)(map->data + begin), end - begin, MADV_DONTNEED);
+}
+
+/* The interface of PAGEMAP_SCAN (Linux 6.7), which older headers lack; see the kernel's
+ * Documentation/admin-guide/mm/pagemap.rst. */
+typedef struct page_region_s { uint64_t start, end, categories; } page_region_t;
+typedef struct page_scan_s {
+    uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
+    uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
+} page_scan_t;
+#define PAGE_SCAN_HUGE (UINT64_C(1) << 6)
+#define PAGE_SCAN_IOCTL _IOWR('f', 16, page_scan_t)
+
+size_t kri_map_huge_bytes(const kri_map_t *map, size_t offset, size_t n_bytes) {
+    page_region_t regions[64];
+    size_t n_huge = 0;
+    if (!clip(map, offset, &n_bytes)) return 0;
+    const int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return 0;
+    const uint64_t page = page_bytes(), begin = (uint64_t)(uintptr_t)map->data + offset;
+    page_scan_t scan = {.size = sizeof scan, .start = begin - begin % page,
+                        .end = kri_ceil_div(begin + n_bytes, page) * page,
+                        .vec = (uint64_t)(uintptr_t)regions,
+                        .vec_len = sizeof regions / sizeof regions[0],
+                        .category_mask = PAGE_SCAN_HUGE, .return_mask = PAGE_SCAN_HUGE};
+    while (scan.start < scan.end) {
+        const int n = ioctl(fd, PAGE_SCAN_IOCTL, &scan);
+        if (n < 0 || scan.walk_end <= scan.start) break;
+        for (int i = 0; i < n; i++) n_huge += (size_t)(regions[i].end - regions[i].start);
+        scan.start = scan.walk_end;
+    }
+    close(fd);
+    return n_huge;
 }
 
 kr_status_t kri_map_check(const char *path, const kri_file_id_t *id, kr_error_t *error) {

@@ -152,7 +152,8 @@ typedef struct names_s {
 } names_t;
 
 static void names_of(const char *key, names_t *names) {
-    const XXH128_hash_t hash = XXH3_128bits(key, strlen(key));
+    /* The version in the name keeps programs of two versions from fighting over one file. */
+    const XXH128_hash_t hash = XXH3_128bits_withSeed(key, strlen(key), FORMAT_VERSION);
     char hex[33];
     snprintf(hex, sizeof hex, "%016llx%016llx", (unsigned long long)hash.high64,
              (unsigned long long)hash.low64);
@@ -237,6 +238,12 @@ static void evict(const kri_artifact_cache_t *cache, const char *keep) {
 
 /* ---- opening ------------------------------------------------------------------------------ */
 
+/* What no later look can make good. */
+static bool is_bad(kr_status_t status) {
+    return status == KR_E_TRUNCATED || status == KR_E_BAD_FORMAT || status == KR_E_CORRUPT ||
+           status == KR_E_CHANGED;
+}
+
 static kr_status_t open_file(const char *path, const char *key, kri_artifact_t *artifact) {
     kri_artifact_t opened = {0};
     int lock = -1;
@@ -272,6 +279,8 @@ kr_status_t kri_artifact_open(const kri_artifact_cache_t *cache, const char *key
         (void)kri_file_touch(path); /* fails in a read-only folder, where nothing is evicted */
     } else if (status != KR_E_NOT_FOUND) {
         kri_log(KR_LOG_WARN, "artifact cache: %s is not usable: %s", path, kr_status_text(status));
+        /* Else it would hide what a hurried writer leaves. */
+        if (is_bad(status)) (void)kri_file_remove(path, NULL);
     }
     return status;
 }
@@ -350,6 +359,8 @@ static kr_status_t write_file(const kri_artifact_cache_t *cache, const names_t *
         const bool is_settled = drain(&writer, n_total, hurry);
         status = kri_file_writer_commit(&writer, is_settled ? names->settled : names->unsettled,
                                         is_settled, error);
+        join(cache, names->unsettled, path);
+        if (is_settled && status == KR_OK) (void)kri_file_remove(path, NULL);
     }
     kri_file_writer_discard(&writer);
     return status;

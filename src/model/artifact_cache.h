@@ -50,7 +50,8 @@ kr_status_t kri_artifact_cache_init(kri_artifact_cache_t *cache, const char *dir
 void kri_artifact_cache_deinit(kri_artifact_cache_t *cache);
 
 /* Opens the artifact of `key` (C string, 1 to 1024 bytes). KR_E_NOT_FOUND; a file that is there
- * but cannot be used gives another status and one log line. *artifact is untouched on failure. */
+ * but cannot be used gives another status and one log line, and is removed when it is damaged.
+ * *artifact is untouched on failure. */
 kr_status_t kri_artifact_open(const kri_artifact_cache_t *cache, const char *key,
                               kri_artifact_t *artifact);
 void kri_artifact_close(kri_artifact_t *artifact); /* a zeroed one is a no-op */

@@ -35,7 +35,7 @@ struct kri_image_s {
     size_t table_bytes, index_bytes;
     size_t n_blocks, n_done;   /* blocks of data; checked ones */
     uint8_t *is_bad;           /* [n_blocks] */
-    _Atomic uint32_t n_bad, n_huge;
+    _Atomic uint32_t n_bad;
     _Atomic uint32_t state;    /* of the check at first use */
     _Atomic uint32_t hurry;
     kri_background_t *background;
@@ -143,8 +143,9 @@ static bool open_usable(kri_image_t *image, size_t data_bytes, kri_artifact_t *a
         *artifact = opened;
         return true;
     }
-    kri_log(KR_LOG_WARN, "packed image: %s is not of this model: packing anew", image->key);
+    kri_log(KR_LOG_WARN, "packed image: %s is not of this model: removed", image->key);
     kri_artifact_close(&opened);
+    kri_artifact_discard(&image->cache, image->key);
     return false;
 }
 
@@ -234,12 +235,9 @@ static void check_thread(void *ctx, uint32_t thread_index, uint32_t n_threads) {
     kri_image_t *image = run->model->image;
     const kri_artifact_t *a = &image->artifact;
     const uint8_t *hashes = a->index + image->table_bytes;
-    const size_t data_offset = (size_t)(a->data - a->map.data);
     uint64_t begin, end;
     kri_split(run->end - run->begin, 1, thread_index, n_threads, &begin, &end);
     for (size_t b = run->begin + (size_t)begin; b < run->begin + (size_t)end; b++) {
-        if (kri_map_is_huge(&a->map, data_offset + b * BLOCK_BYTES))
-            atomic_fetch_add(&image->n_huge, 1);
         if (block_hash(a->data, a->data_bytes, b) == get_u64(hashes + b * 8)) continue;
         image->is_bad[b] = 1;
         atomic_fetch_add(&image->n_bad, 1);
@@ -305,9 +303,12 @@ static kr_status_t check(struct kr_model_s *m, kri_pool_t *pool, uint32_t n_thre
         kri_pool_run(pool, n_threads, check_thread, &run);
         image->n_done += n;
     }
-    /* The last block is rarely whole, so it is never a huge page. */
-    if (atomic_load(&image->n_huge) < (image->n_blocks - 1) / 4 * 3)
-        leave_mapping(m, pool, n_threads);
+    const kri_artifact_t *a = &image->artifact;
+    const size_t data_offset = (size_t)(a->data - a->map.data);
+    /* The rest of a last block has no huge page, and a few small ones may be had for other reasons:
+     * what counts is the speed of the whole. */
+    const size_t n_huge = kri_map_huge_bytes(&a->map, data_offset, a->data_bytes);
+    if (n_huge < a->data_bytes / 8 * 7 - BLOCK_BYTES) leave_mapping(m, pool, n_threads);
     if (atomic_load(&image->n_bad) != 0) repair(m, pool, n_threads);
     return KR_OK;
 }
@@ -385,7 +386,9 @@ static void write_main(void *ctx) {
     }
     /* Busy: another process writes the same. Cancelled: the model was closed too early. */
     if (status == KR_OK || status == KR_E_BUSY || status == KR_E_CANCELLED) return;
-    kri_log(KR_LOG_WARN, "packed image: not kept: %s", error.message);
+    /* Over the size that the caller gave the folder is his wish, not trouble. */
+    kri_log(status == KR_E_LIMIT ? KR_LOG_INFO : KR_LOG_WARN, "packed image: not kept: %s",
+            error.message);
 }
 
 void kri_image_write(struct kr_model_s *m) {

@@ -34,7 +34,7 @@ class Options(ProgramTest):
                      "--ignore-eos", "--temp", "--top-k", "--top-p", "--min-p", "--typical",
                      "--seed", "--logit-bias", "--repeat-penalty", "--presence-penalty",
                      "--frequency-penalty", "--logprobs", "--json", "--isa", "--device", "--kv",
-                     "--invariant", "--no-cache"):
+                     "--invariant", "--no-cache", "--cache-dir", "--cache-size"):
             self.assertRegex(text, rf"(?m)^ .*{flag}\b")
         for absent in ("--json-schema", "--regex", "--grammar", "int8", "cuda", "amx"):
             self.assertNotIn(absent, text)
