@@ -90,9 +90,9 @@ uint32_t kri_cpu_count(void);
 uint32_t kri_cpu_count_smt(void);
 uint64_t kri_rss_peak_bytes(void);
 
-/* The calling thread gives way to others from now on (background work). */
-void kri_thread_yield_priority(void);
 uint64_t kri_process_id(void);
+/* Sleeps at most timeout_ms while *word == expected (may wake early). */
+void kri_futex_wait_ms(_Atomic uint32_t *word, uint32_t expected, uint32_t timeout_ms);
 
 /* Futex: sleeps while *word == expected (may wake early) / wakes at most n_threads sleepers. */
 void kri_futex_wait(_Atomic uint32_t *word, uint32_t expected);

@@ -551,15 +551,15 @@ uint64_t kri_rss_peak_bytes(void) {
     return (uint64_t)usage.ru_maxrss * 1024;
 }
 
-void kri_thread_yield_priority(void) {
-    /* On Linux the nice value belongs to the thread, and 0 is the caller. */
-    (void)setpriority(PRIO_PROCESS, 0, 10);
-}
-
 uint64_t kri_process_id(void) { return (uint64_t)getpid(); }
 
 void kri_futex_wait(_Atomic uint32_t *word, uint32_t expected) {
     (void)syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, expected, NULL, NULL, 0);
+}
+
+void kri_futex_wait_ms(_Atomic uint32_t *word, uint32_t expected, uint32_t timeout_ms) {
+    const struct timespec time = {timeout_ms / 1000, (long)(timeout_ms % 1000) * 1000000};
+    (void)syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, expected, &time, NULL, 0);
 }
 
 void kri_futex_wake(_Atomic uint32_t *word, uint32_t n_threads) {

@@ -154,7 +154,6 @@ struct kri_background_s {
 
 static void *background_main(void *arg) {
     const kri_background_t *background = arg;
-    kri_thread_yield_priority();
     background->fn(background->ctx);
     return NULL;
 }

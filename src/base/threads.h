@@ -21,7 +21,7 @@ kr_status_t kri_pool_shared(uint32_t n_threads, kri_pool_t **pool);
  * callers at the same time are serialised. n_threads 1 runs inline without any synchronisation.
  * Not re-entrant from fn. */
 void kri_pool_run(kri_pool_t *pool, uint32_t n_threads, kri_pool_fn fn, void *ctx);
-/* One thread for background work, at low priority; it has no part in the pool. Join waits for fn
+/* One thread for background work; it has no part in the pool. Join waits for fn
  * to return (NULL is a no-op; in the child of a fork, which has no such thread, it only frees).
  * KR_E_NOMEM. */
 typedef struct kri_background_s kri_background_t;

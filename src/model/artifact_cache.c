@@ -304,19 +304,19 @@ void kri_artifact_discard(const kri_artifact_cache_t *cache, const char *key) {
 
 /* ---- writing ------------------------------------------------------------------------------ */
 
-static bool is_hurried(const _Atomic uint32_t *hurry) {
-    return hurry && atomic_load_explicit(hurry, memory_order_relaxed) != 0;
+static bool is_hurried(kri_artifact_pace_t pace) {
+    return pace.is_hurried && pace.is_hurried(pace.user);
 }
 
 /* Data first, so that what a killed process leaves has no header. */
 static kr_status_t put_content(kri_file_writer_t *writer, const char *key,
                                const kri_artifact_content_t *content, size_t data_offset,
-                               const _Atomic uint32_t *hurry, kr_error_t *error) {
+                               kri_artifact_pace_t pace, kr_error_t *error) {
     uint8_t header[KRI_ARTIFACT_HEADER_BYTES];
     const uint8_t *data = content->data;
     const size_t n = content->data_bytes;
     for (size_t at = 0; at < n; at += PIECE_BYTES) {
-        if (is_hurried(hurry)) {
+        if (is_hurried(pace)) {
             if (n - at > KRI_ARTIFACT_HURRY_BYTES_MAX) return KR_E_CANCELLED;
         } else if (at >= FLUSH_BYTES && at % FLUSH_BYTES == 0) {
             /* Early, so that dirty memory stays small and the fsync short. */
@@ -332,18 +332,18 @@ static kr_status_t put_content(kri_file_writer_t *writer, const char *key,
 }
 
 /* Waits for the disk in steps, because an fsync cannot be hurried; false: hurried. */
-static bool drain(const kri_file_writer_t *writer, size_t n_total, const _Atomic uint32_t *hurry) {
+static bool drain(const kri_file_writer_t *writer, size_t n_total, kri_artifact_pace_t pace) {
     for (size_t at = 0; at < n_total; at += FLUSH_BYTES) {
-        if (is_hurried(hurry)) return false;
+        if (is_hurried(pace)) return false;
         kri_file_writer_flush(writer, at, FLUSH_BYTES, true);
     }
-    return !is_hurried(hurry);
+    return !is_hurried(pace);
 }
 
 /* Under the key's lock. */
 static kr_status_t write_file(const kri_artifact_cache_t *cache, const names_t *names,
                               const char *key, const kri_artifact_content_t *content,
-                              const _Atomic uint32_t *hurry, kr_error_t *error) {
+                              kri_artifact_pace_t pace, kr_error_t *error) {
     char path[PATH_BYTES];
     size_t data_offset, n_total;
     if (!place(content->index_bytes, content->data_bytes, &data_offset, &n_total) ||
@@ -354,9 +354,9 @@ static kr_status_t write_file(const kri_artifact_cache_t *cache, const names_t *
     kri_file_writer_t writer;
     join(cache, names->settled, path);
     KR_TRY(kri_file_writer_open(path, &writer, error));
-    kr_status_t status = put_content(&writer, key, content, data_offset, hurry, error);
+    kr_status_t status = put_content(&writer, key, content, data_offset, pace, error);
     if (status == KR_OK) {
-        const bool is_settled = drain(&writer, n_total, hurry);
+        const bool is_settled = drain(&writer, n_total, pace);
         status = kri_file_writer_commit(&writer, is_settled ? names->settled : names->unsettled,
                                         is_settled, error);
         join(cache, names->unsettled, path);
@@ -376,7 +376,7 @@ static kr_status_t lock_key(const kri_artifact_cache_t *cache, const names_t *na
 
 kr_status_t kri_artifact_write(const kri_artifact_cache_t *cache, const char *key,
                                const kri_artifact_content_t *content,
-                               const _Atomic uint32_t *hurry, kr_error_t *error) {
+                               kri_artifact_pace_t pace, kr_error_t *error) {
     const size_t key_bytes = strlen(key);
     names_t names;
     int lock = -1;
@@ -387,14 +387,14 @@ kr_status_t kri_artifact_write(const kri_artifact_cache_t *cache, const char *ke
     if (!cache->dir) return KRI_FAIL(error, KR_E_NOT_FOUND, NULL, "the artifact cache is off");
     names_of(key, &names);
     KR_TRY(lock_key(cache, &names, &lock, error));
-    const kr_status_t status = write_file(cache, &names, key, content, hurry, error);
+    const kr_status_t status = write_file(cache, &names, key, content, pace, error);
     kri_lock_release(lock);
     if (status == KR_OK) evict(cache, names.settled);
     return status;
 }
 
 kr_status_t kri_artifact_settle(const kri_artifact_cache_t *cache, const char *key,
-                                const _Atomic uint32_t *hurry, kr_error_t *error) {
+                                kri_artifact_pace_t pace, kr_error_t *error) {
     char path[PATH_BYTES];
     names_t names;
     kri_file_writer_t writer;
@@ -407,7 +407,7 @@ kr_status_t kri_artifact_settle(const kri_artifact_cache_t *cache, const char *k
     if (status == KR_OK) {
         kri_map_t map = {0};
         status = kri_map_open(path, &map, error); /* for the size */
-        const bool is_settled = status == KR_OK && drain(&writer, map.size, hurry);
+        const bool is_settled = status == KR_OK && drain(&writer, map.size, pace);
         kri_map_close(&map);
         /* Hurried again: it keeps its name for the next one. */
         status = kri_file_writer_commit(&writer, is_settled ? names.settled : names.unsettled,

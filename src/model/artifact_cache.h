@@ -10,8 +10,6 @@
 #ifndef KRI_MODEL_ARTIFACT_CACHE_H
 #define KRI_MODEL_ARTIFACT_CACHE_H
 
-#include <stdatomic.h>
-
 #include "base/os.h"
 #include "kr.h"
 
@@ -36,6 +34,13 @@ typedef struct kri_artifact_s {
     int use_lock;         /* 0 = none, else the shared lock of the file in use, plus 1 */
 } kri_artifact_t;
 
+/* How a writer is to go on, asked before every piece of 2 MiB; it may sleep while others need the
+ * machine. True: hurry (see above). NULL function: never. */
+typedef struct kri_artifact_pace_s {
+    bool (*is_hurried)(void *user);
+    void *user;
+} kri_artifact_pace_t;
+
 /* What is to be written; all of it borrowed. */
 typedef struct kri_artifact_content_s {
     const void *index, *data;
@@ -56,16 +61,16 @@ kr_status_t kri_artifact_open(const kri_artifact_cache_t *cache, const char *key
                               kri_artifact_t *artifact);
 void kri_artifact_close(kri_artifact_t *artifact); /* a zeroed one is a no-op */
 
-/* Writes the artifact of `key`, then evicts. *hurry becoming non-zero (any thread) makes it end
- * soon: the fsync is left out, or with much left to write the file is given up (KR_E_CANCELLED).
+/* Writes the artifact of `key`, then evicts. Once hurried it ends soon: the fsync is left out, or
+ * with much left to write the file is given up (KR_E_CANCELLED).
  * KR_E_BUSY while another process writes it, KR_E_LIMIT over the cache's size, KR_E_NOSPC,
  * KR_E_PERMISSION, KR_E_IO; nothing is left behind then. Logs nothing. */
 kr_status_t kri_artifact_write(const kri_artifact_cache_t *cache, const char *key,
                                const kri_artifact_content_t *content,
-                               const _Atomic uint32_t *hurry, kr_error_t *error);
+                               kri_artifact_pace_t pace, kr_error_t *error);
 /* The fsync and the rename that a hurried writer left out; nothing to do is KR_OK. */
 kr_status_t kri_artifact_settle(const kri_artifact_cache_t *cache, const char *key,
-                                const _Atomic uint32_t *hurry, kr_error_t *error);
+                                kri_artifact_pace_t pace, kr_error_t *error);
 /* Removes the files of a key. */
 void kri_artifact_discard(const kri_artifact_cache_t *cache, const char *key);
 

@@ -186,11 +186,13 @@ kr_status_t kri_weights_pack(struct kr_model_s *model, const kri_packed_tensor_t
                              kri_pool_t *pool, uint32_t n_threads,
                              const kr_model_params_t *params, kr_error_t *error);
 
-/* Before the first use of weights: checks mapped ones against their hashes, once, on all threads;
- * what is damaged is packed anew. Later calls cost one load. KR_E_CANCELLED when *cancel (may be
- * NULL) becomes non-zero. Any thread. */
-kr_status_t kri_weights_check(struct kr_model_s *model, kri_pool_t *pool, uint32_t n_threads,
+/* Around every forward pass. The first begin checks mapped weights against their hashes, on all
+ * threads, and packs anew what is damaged; later ones cost two atomic additions. KR_E_CANCELLED
+ * when *cancel (may be NULL) becomes non-zero; end follows on KR_OK only. Between the two the
+ * background thread of the image rests. Any thread. */
+kr_status_t kri_weights_begin(struct kr_model_s *model, kri_pool_t *pool, uint32_t n_threads,
                               const uint32_t *cancel);
+void kri_weights_end(struct kr_model_s *model);
 
 /* Floats of each buffer for n_rows rows; false on overflow. */
 typedef struct kri_state_plan_s {

@@ -12,6 +12,7 @@
 
 #include "base/alloc.h"
 #include "base/checked.h"
+#include "base/clock.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "model/artifact_cache.h"
@@ -24,6 +25,7 @@
 #define ROW_BYTES 40u
 #define SOURCE_STEP_BYTES ((size_t)4 << 20)
 #define KEY_BYTES 96
+#define QUIET_NS UINT64_C(50000000) /* longer than the pause between two steps of one text */
 
 enum { UNCHECKED = 0, CHECKING = 1, CHECKED = 2 };
 
@@ -37,7 +39,9 @@ struct kri_image_s {
     uint8_t *is_bad;           /* [n_blocks] */
     _Atomic uint32_t n_bad;
     _Atomic uint32_t state;    /* of the check at first use */
-    _Atomic uint32_t hurry;
+    _Atomic uint32_t hurry;    /* the model is being closed */
+    _Atomic uint32_t n_users;  /* forward passes under way; weights_begin .. weights_end */
+    _Atomic uint64_t used_ns;  /* when the last one ended */
     kri_background_t *background;
 };
 
@@ -149,11 +153,27 @@ static bool open_usable(kri_image_t *image, size_t data_bytes, kri_artifact_t *a
     return false;
 }
 
+/* The background thread works only while nobody computes: a fork-join pool is as slow as its
+ * slowest thread, so a busy core beside it would halve the speed of decoding. */
+static bool is_hurried(void *user) {
+    kri_image_t *image = user;
+    for (;;) {
+        if (atomic_load(&image->hurry)) return true;
+        const bool is_quiet = kri_clock_ns() - atomic_load(&image->used_ns) > QUIET_NS;
+        if (atomic_load(&image->n_users) == 0 && is_quiet) return false;
+        kri_futex_wait_ms(&image->hurry, 0, QUIET_NS / 1000000);
+    }
+}
+
+static kri_artifact_pace_t pace_of(kri_image_t *image) {
+    return (kri_artifact_pace_t){is_hurried, image};
+}
+
 static void settle_main(void *ctx) {
     kri_image_t *image = ctx;
     /* No warning: the next process tries again. */
-    (void)kri_artifact_settle(&image->cache, image->key, &image->hurry, NULL);
-    (void)kri_artifact_settle(&image->cache, image->record_key, &image->hurry, NULL);
+    (void)kri_artifact_settle(&image->cache, image->key, pace_of(image), NULL);
+    (void)kri_artifact_settle(&image->cache, image->record_key, pace_of(image), NULL);
 }
 
 static void find(struct kr_model_s *m, kri_image_t *image) {
@@ -218,6 +238,7 @@ void kri_image_close(struct kr_model_s *m) {
     kri_image_t *image = m->image;
     if (!image) return;
     atomic_store(&image->hurry, 1);
+    kri_futex_wake(&image->hurry, 1);
     kri_background_join(image->background);
     destroy(image);
     m->image = NULL;
@@ -313,10 +334,9 @@ static kr_status_t check(struct kr_model_s *m, kri_pool_t *pool, uint32_t n_thre
     return KR_OK;
 }
 
-kr_status_t kri_weights_check(struct kr_model_s *m, kri_pool_t *pool, uint32_t n_threads,
+static kr_status_t check_once(struct kr_model_s *m, kri_pool_t *pool, uint32_t n_threads,
                               const uint32_t *cancel) {
     kri_image_t *image = m->image;
-    if (!image) return KR_OK;
     for (;;) {
         uint32_t state = UNCHECKED;
         if (atomic_load_explicit(&image->state, memory_order_acquire) == CHECKED) return KR_OK;
@@ -329,12 +349,26 @@ kr_status_t kri_weights_check(struct kr_model_s *m, kri_pool_t *pool, uint32_t n
     return status;
 }
 
+kr_status_t kri_weights_begin(struct kr_model_s *m, kri_pool_t *pool, uint32_t n_threads,
+                              const uint32_t *cancel) {
+    if (!m->image) return KR_OK;
+    atomic_fetch_add(&m->image->n_users, 1);
+    const kr_status_t status = check_once(m, pool, n_threads, cancel);
+    if (status != KR_OK) kri_weights_end(m);
+    return status;
+}
+
+void kri_weights_end(struct kr_model_s *m) {
+    if (!m->image) return;
+    atomic_store_explicit(&m->image->used_ns, kri_clock_ns(), memory_order_relaxed);
+    atomic_fetch_sub(&m->image->n_users, 1);
+}
+
 /* ---- writing, on the background thread ---------------------------------------------------- */
 
 /* xxh3 of the bytes of all parts, canonical. False when told to hurry with much left, or when a
  * file is no longer the one that was packed. */
-static bool hash_source(const struct kr_model_s *m, const kri_image_t *image,
-                        uint8_t content[16]) {
+static bool hash_source(const struct kr_model_s *m, kri_image_t *image, uint8_t content[16]) {
     XXH3_state_t state;
     XXH128_canonical_t canonical;
     XXH3_128bits_reset(&state);
@@ -343,7 +377,7 @@ static bool hash_source(const struct kr_model_s *m, const kri_image_t *image,
         for (size_t at = 0; at < map->size; at += SOURCE_STEP_BYTES) {
             const size_t left = map->size - at;
             const size_t n = left < SOURCE_STEP_BYTES ? left : SOURCE_STEP_BYTES;
-            if (atomic_load(&image->hurry) && left > KRI_ARTIFACT_HURRY_BYTES_MAX) return false;
+            if (is_hurried(image) && left > KRI_ARTIFACT_HURRY_BYTES_MAX) return false;
             XXH3_128bits_update(&state, map->data + at, n);
             kri_map_release(map, at, n);
         }
@@ -359,15 +393,16 @@ static kr_status_t write_image(const struct kr_model_s *m, kri_image_t *image,
     kri_artifact_t found = {0};
     if (open_usable(image, m->packed_bytes, &found)) { /* of a copy of this file */
         kri_artifact_close(&found);
-        return kri_artifact_settle(&image->cache, image->key, &image->hurry, error);
+        return kri_artifact_settle(&image->cache, image->key, pace_of(image), error);
     }
     for (size_t b = 0; b < image->n_blocks; b++) {
+        (void)is_hurried(image);
         put_u64(image->index + image->table_bytes + b * 8,
                 block_hash(m->packed, m->packed_bytes, b));
     }
     const kri_artifact_content_t content = {image->index, m->packed, image->index_bytes,
                                             m->packed_bytes};
-    return kri_artifact_write(&image->cache, image->key, &content, &image->hurry, error);
+    return kri_artifact_write(&image->cache, image->key, &content, pace_of(image), error);
 }
 
 static void write_main(void *ctx) {
@@ -381,7 +416,7 @@ static void write_main(void *ctx) {
     kr_status_t status = write_image(m, image, &error);
     if (status == KR_OK) { /* the record last: it promises the image */
         const kri_artifact_content_t record = {content, NULL, sizeof(content), 0};
-        status = kri_artifact_write(&image->cache, image->record_key, &record, &image->hurry,
+        status = kri_artifact_write(&image->cache, image->record_key, &record, pace_of(image),
                                     &error);
     }
     /* Busy: another process writes the same. Cancelled: the model was closed too early. */
@@ -393,6 +428,7 @@ static void write_main(void *ctx) {
 
 void kri_image_write(struct kr_model_s *m) {
     if (!m->image) return;
+    atomic_store(&m->image->used_ns, kri_clock_ns()); /* the first step comes soon */
     if (kri_background_start(write_main, m, &m->image->background) != KR_OK)
         kri_log(KR_LOG_WARN, "packed image: not kept: cannot start a thread");
 }

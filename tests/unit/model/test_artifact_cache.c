@@ -62,17 +62,22 @@ static int each_file(const char *suffix, void (*fn)(const char *path, void *user
 }
 
 static kr_status_t put(const kri_artifact_cache_t *cache, const char *key, uint8_t fill,
-                       size_t data_bytes, const _Atomic uint32_t *hurry) {
+                       size_t data_bytes, kri_artifact_pace_t pace) {
     uint8_t index[INDEX_BYTES];
     uint8_t *data = malloc(data_bytes + 1);
     assert_non_null(data);
     memset(index, fill, sizeof index);
     memset(data, fill, data_bytes);
     const kri_artifact_content_t content = {index, data, sizeof index, data_bytes};
-    const kr_status_t status = kri_artifact_write(cache, key, &content, hurry, NULL);
+    const kr_status_t status = kri_artifact_write(cache, key, &content, pace, NULL);
     free(data);
     return status;
 }
+
+static const kri_artifact_pace_t calm = {NULL, NULL};
+
+static bool always(void *user) { return user == NULL; }
+static const kri_artifact_pace_t hurried = {always, NULL};
 
 static bool is_filled(const kri_artifact_t *artifact, uint8_t fill, size_t data_bytes) {
     bool is_good = artifact->index_bytes == INDEX_BYTES && artifact->data_bytes == data_bytes;
@@ -98,12 +103,12 @@ TEST(artifact_is_found_after_it_was_written) {
     kri_artifact_cache_t cache;
     open_cache(&cache, 0);
     assert_status(get(&cache, "key one", 1, 0), KR_E_NOT_FOUND);
-    assert_status(put(&cache, "key one", 1, 5000000, NULL), KR_OK);
-    assert_status(put(&cache, "key two", 2, 0, NULL), KR_OK);
+    assert_status(put(&cache, "key one", 1, 5000000, calm), KR_OK);
+    assert_status(put(&cache, "key two", 2, 0, calm), KR_OK);
     assert_status(get(&cache, "key one", 1, 5000000), KR_OK);
     assert_status(get(&cache, "key two", 2, 0), KR_OK);
     assert_status(get(&cache, "key three", 2, 0), KR_E_NOT_FOUND);
-    assert_status(put(&cache, "key two", 7, 10, NULL), KR_OK); /* replaced */
+    assert_status(put(&cache, "key two", 7, 10, calm), KR_OK); /* replaced */
     assert_status(get(&cache, "key two", 7, 10), KR_OK);
     kri_artifact_discard(&cache, "key two");
     assert_status(get(&cache, "key two", 7, 10), KR_E_NOT_FOUND);
@@ -115,7 +120,7 @@ TEST(artifact_data_is_mapped_on_a_huge_page_boundary) {
     kri_artifact_cache_t cache;
     kri_artifact_t artifact;
     open_cache(&cache, 0);
-    assert_status(put(&cache, "k", 3, 3 * KRI_HUGE_PAGE_BYTES, NULL), KR_OK);
+    assert_status(put(&cache, "k", 3, 3 * KRI_HUGE_PAGE_BYTES, calm), KR_OK);
     assert_status(kri_artifact_open(&cache, "k", &artifact), KR_OK);
     assert_int_equal((uintptr_t)artifact.data % KRI_HUGE_PAGE_BYTES, 0);
     assert_true(artifact.is_settled);
@@ -127,21 +132,20 @@ TEST(artifact_data_is_mapped_on_a_huge_page_boundary) {
 TEST(artifact_hurried_writer_leaves_a_complete_file_that_settles_later) {
     kri_artifact_cache_t cache;
     kri_artifact_t artifact;
-    const _Atomic uint32_t hurry = 1;
     open_cache(&cache, 0);
-    assert_status(put(&cache, "k", 3, 3000000, &hurry), KR_OK);
+    assert_status(put(&cache, "k", 3, 3000000, hurried), KR_OK);
     assert_int_equal(each_file(".kra", NULL, NULL), 0);
     assert_int_equal(each_file(".kru", NULL, NULL), 1);
     assert_status(kri_artifact_open(&cache, "k", &artifact), KR_OK);
     assert_false(artifact.is_settled);
     assert_true(is_filled(&artifact, 3, 3000000));
     kri_artifact_close(&artifact);
-    assert_status(kri_artifact_settle(&cache, "k", &hurry, NULL), KR_OK); /* hurried again */
+    assert_status(kri_artifact_settle(&cache, "k", hurried, NULL), KR_OK); /* hurried again */
     assert_int_equal(each_file(".kru", NULL, NULL), 1);
-    assert_status(kri_artifact_settle(&cache, "k", NULL, NULL), KR_OK);
+    assert_status(kri_artifact_settle(&cache, "k", calm, NULL), KR_OK);
     assert_int_equal(each_file(".kru", NULL, NULL), 0);
     assert_status(get(&cache, "k", 3, 3000000), KR_OK);
-    assert_status(kri_artifact_settle(&cache, "k", NULL, NULL), KR_OK); /* nothing to do */
+    assert_status(kri_artifact_settle(&cache, "k", calm, NULL), KR_OK); /* nothing to do */
     assert_status(get(&cache, "k", 3, 3000000), KR_OK);
     close_cache(&cache);
 }
@@ -152,10 +156,10 @@ TEST(artifact_key_length_is_limited) {
     open_cache(&cache, 0);
     memset(key, 'k', sizeof key);
     key[KRI_ARTIFACT_KEY_BYTES_MAX + 1] = 0;
-    assert_status(put(&cache, key, 1, 10, NULL), KR_E_INVALID_ARG);
-    assert_status(put(&cache, "", 1, 10, NULL), KR_E_INVALID_ARG);
+    assert_status(put(&cache, key, 1, 10, calm), KR_E_INVALID_ARG);
+    assert_status(put(&cache, "", 1, 10, calm), KR_E_INVALID_ARG);
     key[KRI_ARTIFACT_KEY_BYTES_MAX] = 0;
-    assert_status(put(&cache, key, 1, 10, NULL), KR_OK);
+    assert_status(put(&cache, key, 1, 10, calm), KR_OK);
     assert_status(get(&cache, key, 1, 10), KR_OK);
     close_cache(&cache);
 }
@@ -187,7 +191,7 @@ TEST(artifact_damaged_header_or_index_is_refused_with_one_line) {
     open_cache(&cache, 0);
     for (size_t i = 0; i < sizeof damages / sizeof damages[0]; i++) {
         damage_t damage = damages[i];
-        assert_status(put(&cache, "k", 9, 500, NULL), KR_OK);
+        assert_status(put(&cache, "k", 9, 500, calm), KR_OK);
         assert_int_equal(each_file(".kra", damage_file, &damage), 1);
         n_log_lines = 0;
         assert_true(get(&cache, "k", 9, 500) != KR_OK);
@@ -206,10 +210,10 @@ TEST(artifact_of_another_key_is_refused) {
     kri_artifact_cache_t cache;
     char wanted[600];
     open_cache(&cache, 0);
-    assert_status(put(&cache, "b", 2, 50, NULL), KR_OK);
+    assert_status(put(&cache, "b", 2, 50, calm), KR_OK);
     each_file(".kra", take_path, wanted);
     assert_int_equal(unlink(wanted), 0);
-    assert_status(put(&cache, "a", 1, 50, NULL), KR_OK);
+    assert_status(put(&cache, "a", 1, 50, calm), KR_OK);
     assert_int_equal(each_file(".kra", rename_file, wanted), 1); /* a's file under b's name */
     assert_status(get(&cache, "b", 2, 50), KR_E_CHANGED);
     close_cache(&cache);
@@ -221,7 +225,7 @@ TEST(artifact_verify_refuses_every_truncation_and_flip) {
     char path[600];
     static uint8_t bytes[KRI_ARTIFACT_HEADER_BYTES + INDEX_BYTES];
     open_cache(&cache, 0);
-    assert_status(put(&cache, "k", 7, 0, NULL), KR_OK);
+    assert_status(put(&cache, "k", 7, 0, calm), KR_OK);
     each_file(".kra", take_path, path);
     FILE *file = fopen(path, "rb");
     assert_non_null(file);
@@ -251,11 +255,11 @@ TEST(artifact_eviction_removes_the_least_recently_used) {
     kri_artifact_cache_t cache;
     long old = 1000000;
     open_cache(&cache, 10000); /* files are 4196 bytes */
-    assert_status(put(&cache, "a", 1, 0, NULL), KR_OK);
-    assert_status(put(&cache, "b", 2, 0, NULL), KR_OK);
+    assert_status(put(&cache, "a", 1, 0, calm), KR_OK);
+    assert_status(put(&cache, "b", 2, 0, calm), KR_OK);
     each_file(".kra", make_old, &old);
     assert_status(get(&cache, "a", 1, 0), KR_OK); /* touches a, so b is the oldest */
-    assert_status(put(&cache, "c", 3, 0, NULL), KR_OK);
+    assert_status(put(&cache, "c", 3, 0, calm), KR_OK);
     assert_int_equal(each_file(".kra", NULL, NULL), 2);
     assert_status(get(&cache, "a", 1, 0), KR_OK);
     assert_status(get(&cache, "c", 3, 0), KR_OK);
@@ -268,15 +272,15 @@ TEST(artifact_eviction_spares_files_in_use) {
     kri_artifact_t held;
     long old = 1000000;
     open_cache(&cache, 6000); /* room for one file */
-    assert_status(put(&cache, "a", 1, 0, NULL), KR_OK);
+    assert_status(put(&cache, "a", 1, 0, calm), KR_OK);
     assert_status(kri_artifact_open(&cache, "a", &held), KR_OK);
     each_file(".kra", make_old, &old);
-    assert_status(put(&cache, "b", 2, 0, NULL), KR_OK);
+    assert_status(put(&cache, "b", 2, 0, calm), KR_OK);
     assert_int_equal(each_file(".kra", NULL, NULL), 2); /* over the limit rather than unusable */
     assert_true(is_filled(&held, 1, 0));
     kri_artifact_close(&held);
     each_file(".kra", make_old, &old);
-    assert_status(put(&cache, "c", 3, 0, NULL), KR_OK);
+    assert_status(put(&cache, "c", 3, 0, calm), KR_OK);
     assert_int_equal(each_file(".kra", NULL, NULL), 1);
     assert_status(get(&cache, "c", 3, 0), KR_OK);
     close_cache(&cache);
@@ -285,7 +289,7 @@ TEST(artifact_eviction_spares_files_in_use) {
 TEST(artifact_over_the_cache_size_is_not_written) {
     kri_artifact_cache_t cache;
     open_cache(&cache, 20000);
-    assert_status(put(&cache, "big", 1, 20000, NULL), KR_E_LIMIT);
+    assert_status(put(&cache, "big", 1, 20000, calm), KR_E_LIMIT);
     assert_int_equal(each_file(".kra", NULL, NULL), 0);
     close_cache(&cache);
 }
@@ -299,7 +303,7 @@ TEST(artifact_leftovers_of_killed_writers_are_swept) {
     close(open(fresh, O_CREAT | O_WRONLY, 0600));
     close(open(stale, O_CREAT | O_WRONLY, 0600));
     set_mtime(stale, 1000000);
-    assert_status(put(&cache, "a", 1, 0, NULL), KR_OK);
+    assert_status(put(&cache, "a", 1, 0, calm), KR_OK);
     assert_int_equal(access(fresh, F_OK), 0);
     assert_int_equal(access(stale, F_OK), -1);
     close_cache(&cache);
@@ -309,7 +313,7 @@ TEST(artifact_cache_off_finds_and_writes_nothing) {
     kri_artifact_cache_t cache;
     assert_status(kri_artifact_cache_init(&cache, "", 0), KR_OK);
     assert_null(cache.dir);
-    assert_status(put(&cache, "k", 1, 10, NULL), KR_E_NOT_FOUND);
+    assert_status(put(&cache, "k", 1, 10, calm), KR_E_NOT_FOUND);
     assert_status(get(&cache, "k", 1, 10), KR_E_NOT_FOUND);
     kri_artifact_discard(&cache, "k");
     kri_artifact_cache_deinit(&cache);
@@ -356,7 +360,7 @@ TEST(artifact_cache_default_folder_follows_the_environment) {
 TEST(artifact_cache_reads_from_a_folder_that_cannot_be_written) {
     kri_artifact_cache_t cache;
     open_cache(&cache, 0);
-    assert_status(put(&cache, "a", 1, 10, NULL), KR_OK);
+    assert_status(put(&cache, "a", 1, 10, calm), KR_OK);
     if (geteuid() == 0) { /* root may write anywhere: take the lock files' place instead */
         char path[128];
         for (int i = 0; i < 16; i++) {
@@ -368,7 +372,7 @@ TEST(artifact_cache_reads_from_a_folder_that_cannot_be_written) {
         assert_int_equal(chmod(dir, 0500), 0);
     }
     assert_status(get(&cache, "a", 1, 10), KR_OK);
-    assert_true(put(&cache, "b", 2, 10, NULL) != KR_OK);
+    assert_true(put(&cache, "b", 2, 10, calm) != KR_OK);
     assert_int_equal(each_file(".kra", NULL, NULL), 1);
     close_cache(&cache);
 }
@@ -380,13 +384,13 @@ TEST(artifact_use_and_writing_allocate_nothing) {
     kri_artifact_t artifact;
     open_cache(&cache, 6000);
     kri_alloc_guard_begin("artifact"); /* it runs beside a decoding thread */
-    kr_status_t status = kri_artifact_write(&cache, "a", &content, NULL, NULL);
+    kr_status_t status = kri_artifact_write(&cache, "a", &content, calm, NULL);
     if (status == KR_OK) status = kri_artifact_open(&cache, "a", &artifact);
     assert_int_equal(kri_alloc_guard_end(), 0);
     assert_status(status, KR_E_LIMIT); /* 2 MiB up to the data */
     kri_alloc_guard_begin("artifact");
     cache.max_bytes = 1 << 23;
-    status = kri_artifact_write(&cache, "a", &content, NULL, NULL);
+    status = kri_artifact_write(&cache, "a", &content, calm, NULL);
     if (status == KR_OK) status = kri_artifact_open(&cache, "a", &artifact);
     if (status == KR_OK) kri_artifact_close(&artifact);
     assert_int_equal(kri_alloc_guard_end(), 0);
@@ -409,10 +413,10 @@ TEST(artifact_each_visits_good_and_damaged_files) {
     seen_t seen = {0, 0};
     damage_t damage = {4096, -1};
     open_cache(&cache, 0);
-    assert_status(put(&cache, "a", 1, 10, NULL), KR_OK);
+    assert_status(put(&cache, "a", 1, 10, calm), KR_OK);
     each_file(".kra", damage_file, &damage);
-    assert_status(put(&cache, "b", 2, 10, NULL), KR_OK);
-    assert_status(put(&cache, "c", 2, 0, NULL), KR_OK);
+    assert_status(put(&cache, "b", 2, 10, calm), KR_OK);
+    assert_status(put(&cache, "c", 2, 0, calm), KR_OK);
     assert_status(kri_artifact_each(&cache, see, &seen, NULL), KR_OK);
     assert_int_equal(seen.n, 3);
     assert_int_equal(seen.n_good, 2);
@@ -434,7 +438,7 @@ TEST(artifact_processes_with_a_full_cache_still_get_right_bytes) {
                 kri_artifact_t artifact;
                 const uint8_t fill = (uint8_t)(n % 7);
                 snprintf(key, sizeof key, "k%d", n % 7);
-                const kr_status_t written = put(&cache, key, fill, 0, NULL);
+                const kr_status_t written = put(&cache, key, fill, 0, calm);
                 n_bad += written != KR_OK && written != KR_E_BUSY;
                 const kr_status_t opened = kri_artifact_open(&cache, key, &artifact);
                 /* Evicted meanwhile, or an evictor is looking at it. */
