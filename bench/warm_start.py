@@ -5,12 +5,14 @@ For each model, interleaved rounds of `kr run` with one prompt token and one gen
 `cold` with --no-cache (packs), `warm` with the image of an earlier run. Taken from the program's
 own clock: open (model and session) and first token (which checks the mapped weights). The page
 cache is hot for both, the writing of the image is in neither. One JSON object on stdout; every
-figure is a median in milliseconds, `ratio_*` is warm over cold of those medians.
+figure is a median in milliseconds, `ratio_*` is warm over cold of those medians, `best_*` of the
+fastest rounds. CPU time of the whole process stands beside, for machines that are not quiet.
 
     bench/warm_start.py [--kr build/kr] [--rounds 7] [--threads N] [MODEL...]
 """
 import argparse
 import json
+import resource
 import statistics
 import subprocess
 import sys
@@ -27,15 +29,18 @@ def run(args, model, *words):
                "512", "--json", *words]
     if args.threads:
         command += ["-t", str(args.threads)]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start = time.perf_counter()
     done = subprocess.run(command, capture_output=True, check=False)
     wall_ms = (time.perf_counter() - start) * 1e3
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_ms = (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) * 1e3
     if done.returncode != 0:
         sys.exit(done.stderr.decode("utf-8", "replace"))
     report = json.loads(done.stdout)
     return {"open_ms": report["load_ms"], "first_token_ms": report["ttft_ms"],
             "start_ms": report["load_ms"] + report["ttft_ms"], "process_ms": wall_ms,
-            "peak_rss_mb": report["peak_rss_bytes"] / 1e6}
+            "process_cpu_ms": cpu_ms, "peak_rss_mb": report["peak_rss_bytes"] / 1e6}
 
 
 def middle(rows):
@@ -45,6 +50,10 @@ def middle(rows):
 def spread(rows, key):
     values = [row[key] for row in rows]
     return [round(min(values), 2), round(max(values), 2)]
+
+
+def best(rows, key):
+    return min(row[key] for row in rows["warm"]) / min(row[key] for row in rows["cold"])
 
 
 def measure(args, model, folder):
@@ -60,7 +69,10 @@ def measure(args, model, folder):
             "open_ms_range": {kind: spread(rows[kind], "open_ms") for kind in rows},
             "first_process_ms": round(writing["process_ms"], 1),
             "ratio_open": round(warm["open_ms"] / cold["open_ms"], 4),
-            "ratio_start": round(warm["start_ms"] / cold["start_ms"], 4)}
+            "ratio_start": round(warm["start_ms"] / cold["start_ms"], 4),
+            "ratio_cpu": round(warm["process_cpu_ms"] / cold["process_cpu_ms"], 4),
+            "best_open": round(best(rows, "open_ms"), 4),
+            "best_start": round(best(rows, "start_ms"), 4)}
 
 
 def main():

@@ -19,7 +19,8 @@ typedef struct tiny_config_s {
 } tiny_config_t;
 
 /* Presets. llama, qwen2, gemma3: the usual ones; llama_gqa4: one KV head for four, own output
- * matrix; wide: rows of 256 for the K types; image: 7 MB, enough to be kept packed; micro_*: as small as a model can be (fuzz seeds). */
+ * matrix; wide: rows of 256 for the K types; image: 7 MB, enough to be kept packed; micro_*: as
+ * small as a model can be (fuzz seeds). */
 static inline tiny_config_t tiny_config(const char *preset) {
     static const struct { const char *name; tiny_config_t config; } presets[] = {
         {"llama", {"llama", 3, 64, 4, 2, 16, 128, 320, 512, 0, 1, 1, 0, 1}},

@@ -198,7 +198,9 @@ static int32_t on_cache_file(const char *path, uint64_t bytes, kr_status_t statu
         (void)cli_out_printf("%-9s %8.1f MB  %-14s  %s\n", "cache", (double)bytes / 1e6, state,
                              path);
     }
-    if (status != KR_OK && walk->n_bad++ == 0) snprintf(walk->worst, sizeof walk->worst, "%s", path);
+    if (status != KR_OK && walk->n_bad++ == 0) {
+        snprintf(walk->worst, sizeof walk->worst, "%s", path);
+    }
     return cli_interrupted();
 }
 
@@ -213,8 +215,8 @@ static int check_cache(const cli_options_t *options, json_t *list) {
     if (status != KR_OK) return cli_report(CLI_PHASE_MODEL, status, &error);
     if (walk.n_bad == 0) return 0;
     return cli_fail(CLI_PHASE_MODEL, KR_E_CORRUPT, "cache_dir",
-                    "%u files of packed weights are damaged, the first is %.800s; delete them: they "
-                    "are written anew when needed", walk.n_bad, walk.worst);
+                    "%u files of packed weights are damaged, the first is %.800s; delete them: "
+                    "they are written anew when needed", walk.n_bad, walk.worst);
 }
 
 /* ---- the command -------------------------------------------------------------------------- */

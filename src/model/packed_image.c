@@ -308,8 +308,8 @@ static void repair(struct kr_model_s *m, kri_pool_t *pool, uint32_t n_threads) {
         n_repaired++;
     }
     kri_artifact_discard(&image->cache, image->key);
-    kri_log(KR_LOG_WARN, "packed image: %u of %zu blocks are damaged: %u of %u tensors packed anew, "
-            "file removed", atomic_load(&image->n_bad), image->n_blocks, n_repaired,
+    kri_log(KR_LOG_WARN, "packed image: %u of %zu blocks are damaged: %u of %u tensors packed "
+            "anew, file removed", atomic_load(&image->n_bad), image->n_blocks, n_repaired,
             m->n_packed_tensors);
 }
 

@@ -141,7 +141,11 @@ static void classify(kri_vocab_t *vocab, const kri_vocab_desc_t *desc, uint8_t *
     memcpy(types, desc->types, desc->n_tokens);
     for (uint32_t id = 0; id < desc->n_tokens; id++) {
         const text_t text = token_text(desc, id);
-        if (text.n_bytes < 4 || !memchr("<[_\xE2", text.data[0], 4)) continue;
+        /* How every spelling of the list begins and ends. */
+        if (text.n_bytes < 4 || !memchr("<[_\xE2", text.data[0], 4) ||
+            !memchr(">][", text.data[text.n_bytes - 1], 3)) {
+            continue;
+        }
         for (size_t i = 0; i < N_SPELLINGS; i++) {
             if (!text_is(text, spellings[i].text)) continue;
             if (spellings[i].is_end) {

@@ -360,7 +360,7 @@ TEST(image_is_right_for_processes_that_open_at_once) {
         children[i] = fork();
         assert_true(children[i] >= 0);
         if (children[i] == 0) {
-            for (int k = 0; k < 3; k++) (void)use(&p); /* a failing assertion ends with another code */
+            for (int k = 0; k < 3; k++) (void)use(&p); /* failing ends with another code */
             _exit(n_warnings == 0 ? 0 : 3);
         }
     }
