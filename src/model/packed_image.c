@@ -9,6 +9,9 @@
 #include <string.h>
 #define XXH_STATIC_LINKING_ONLY /* the state of a hash on the stack */
 #include <xxhash.h>
+#ifdef KRI_XXH_DISPATCH
+#include <xxh_x86dispatch.h> /* the same functions, half as fast again */
+#endif
 
 #include "base/alloc.h"
 #include "base/checked.h"
