@@ -22,6 +22,8 @@ pub struct Vocab {
     hasher: RandomState,
     /// No two tokens have equal texts.
     distinct: bool,
+    /// All texts together are valid UTF-8, so one of them is unless it cuts a character.
+    utf8: bool,
 }
 
 impl Vocab {
@@ -36,6 +38,7 @@ impl Vocab {
             // Seeded per process: a file cannot be built so that its texts collide.
             hasher: RandomState::new(),
             distinct: true,
+            utf8: std::str::from_utf8(text).is_ok(),
         };
         for id in 0..types.len() as u32 {
             vocab.insert(id);
@@ -45,7 +48,7 @@ impl Vocab {
 
     /// Of equal texts the last wins, but never a special token over an ordinary one.
     fn insert(&mut self, id: u32) {
-        let Vocab { text, offsets, types, index, hasher, distinct } = self;
+        let Vocab { text, offsets, types, index, hasher, distinct, .. } = self;
         let slice =
             |id: u32| &text[offsets[id as usize] as usize..offsets[id as usize + 1] as usize];
         let key = slice(id);
@@ -73,6 +76,18 @@ impl Vocab {
     pub fn text(&self, id: u32) -> &[u8] {
         let id = id as usize;
         &self.text[self.offsets[id] as usize..self.offsets[id + 1] as usize]
+    }
+
+    /// The text as a string, if it is one.
+    pub fn utf8(&self, id: u32) -> Option<&str> {
+        let bytes = self.text(id);
+        let is_char = |byte: Option<&u8>| byte.is_none_or(|&byte| byte & 0xC0 != 0x80);
+        let end = self.offsets[id as usize + 1] as usize;
+        if self.utf8 && is_char(bytes.first()) && is_char(self.text.get(end)) {
+            // SAFETY: a part of valid UTF-8 that begins and ends at characters is valid.
+            return Some(unsafe { std::str::from_utf8_unchecked(bytes) });
+        }
+        std::str::from_utf8(bytes).ok()
     }
 
     pub fn kind(&self, id: u32) -> u8 {
