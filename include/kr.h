@@ -208,21 +208,41 @@ typedef struct kr_model_params_s {
     uint32_t reserved;
     kr_progress_fn progress; /* may be NULL */
     void *progress_user;
+    const char *cache_dir;   /* C string, borrowed for the call; folder of files kept between runs.
+                                NULL = $XDG_CACHE_HOME/kr or ~/.cache/kr; "" = keep nothing */
+    uint64_t cache_bytes_max; /* of that folder, oldest use goes first; 0 = 16 GiB */
 } kr_model_params_t;
 KR_API void kr_model_params_init(kr_model_params_t *params);
 
 /* kr_model_open: opens a GGUF file (v2, v3; the first part of a split set opens all parts).
  * path     C string. params may be NULL.
- * Memory   weights stay mapped; matrices are packed once into private memory and their file
+ * Memory   the file stays mapped; matrices are packed once into private memory and their file
  *          pages released. The file must not change while the model is open.
+ * Cache    packed matrices of at least 4 MiB are written to cache_dir by a background thread and
+ *          mapped by the next open of the same file (device, inode, size, mtime). They are checked
+ *          at first use; what is damaged is packed anew, with one log line. Trouble with the
+ *          folder never fails an open: one warning, and nothing is kept.
  * Errors   KR_E_NOT_FOUND, KR_E_IO, KR_E_BAD_FORMAT, KR_E_TRUNCATED, KR_E_UNSUPPORTED,
  *          KR_E_LIMIT, KR_E_NOMEM, KR_E_CANCELLED, KR_E_BAD_TEMPLATE is delayed to rendering.
  * Threads  any. The caller owns one reference. Since 0.1 */
 KR_API kr_status_t kr_model_open(const char *path, const kr_model_params_t *params,
                                  kr_model_t *model, kr_error_t *error);
-/* kr_model_retain / kr_model_close: one reference more / less; the last close frees. Any thread. */
+/* kr_model_retain / kr_model_close: one reference more / less; the last close frees. It waits for
+ * the background thread to hand the rest of the packed weights (at most 2 GiB, else the file is
+ * given up) to the system, not to the disk. Any thread. */
 KR_API void kr_model_retain(kr_model_t model);
 KR_API void kr_model_close(kr_model_t model);
+
+/* kr_cache_verify: reads every file kept in a cache folder and checks all its hashes.
+ * dir     C string or NULL, as kr_model_params_t.cache_dir ("" holds nothing).
+ * fn      called for each file with its path (C string), its bytes and KR_OK or what is wrong
+ *         with it (KR_E_TRUNCATED, KR_E_BAD_FORMAT, KR_E_CORRUPT); returns non-zero to stop, which
+ *         ends the call with KR_E_CANCELLED.
+ * Errors  KR_E_INVALID_ARG (no fn), KR_E_CANCELLED, KR_E_NOMEM, KR_E_IO. Nothing is changed.
+ * Threads any, also beside processes that use the folder. Since 0.1 */
+typedef int32_t (*kr_cache_fn)(const char *path, uint64_t bytes, kr_status_t status, void *user);
+KR_API kr_status_t kr_cache_verify(const char *dir, kr_cache_fn fn, void *user,
+                                   kr_error_t *error);
 
 typedef struct kr_model_info_s {
     uint32_t struct_bytes;

@@ -32,7 +32,9 @@ static void measure_ceilings(uint32_t n_threads, ceilings_t *ceilings) {
 static double op_peak(const ceilings_t *ceilings, const kri_bench_op_t *op) {
     kri_isa_t level = KRI_ISA_REF;
     if (!kri_isa_from_name(op->isa, &level)) return 0;
-    return op->is_int8 ? ceilings->peaks[level].int8_gops : ceilings->peaks[level].fma_gflops;
+    const kri_bench_peak_t *peak = &ceilings->peaks[level];
+    if (op->is_tiles) return peak->tile_gflops;
+    return op->is_int8 ? peak->int8_gops : peak->fma_gflops;
 }
 
 static json_t *positive(double value) { return value > 0 ? cli_json_real(value) : json_null(); }
@@ -47,6 +49,7 @@ static json_t *ceilings_json(const ceilings_t *ceilings) {
         json_t *row = json_object();
         json_object_set_new(row, "fma_gflops", cli_json_real(peak->fma_gflops));
         json_object_set_new(row, "int8_gops", positive(peak->int8_gops));
+        json_object_set_new(row, "tile_gflops", positive(peak->tile_gflops));
         json_object_set_new(levels, kri_isa_name(level), row);
     }
     json_object_set_new(object, "levels", levels);
@@ -81,6 +84,8 @@ static void print_ceilings(const ceilings_t *ceilings) {
         (void)cli_out_printf("          %-7s f32 %.0f GFLOP/s", kri_isa_name(level),
                              peak->fma_gflops);
         if (peak->int8_gops > 0) (void)cli_out_printf(", int8 %.0f GOP/s", peak->int8_gops);
+        if (peak->tile_gflops > 0)
+            (void)cli_out_printf(", bf16 tiles %.0f GFLOP/s", peak->tile_gflops);
         (void)cli_out_printf(" (1 thread)\n");
     }
     (void)cli_out_printf("%-44s %12s %9s %6s %10s %6s\n", "op/level/shape", "ns", "GB/s",

@@ -127,7 +127,7 @@ static int open_attention(const cli_baseline_t *baseline, const char *name, stag
 }
 
 static int open_machine(const char *name, stage_t *stage) {
-    kri_bench_peak_t peak = {0, 0};
+    kri_bench_peak_t peak = {0, 0, 0};
     if (kri_isa_from_name(name + strlen("machine/fma/"), &stage->level)) {
         kri_bench_peak(stage->level, &peak);
     }

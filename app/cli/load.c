@@ -43,6 +43,9 @@ int cli_engine_open_model(const cli_options_t *options, const char *name, bool v
     params.n_threads = cli_u32(options, CLI_OPT_threads);
     params.vocab_only = vocab_only;
     params.progress = on_progress;
+    params.cache_dir = cli_given(options, CLI_OPT_no_cache) ? ""
+                                                            : cli_text(options, CLI_OPT_cache_dir);
+    params.cache_bytes_max = (uint64_t)cli_integer(options, CLI_OPT_cache_size) << 20;
     kr_error_t error;
     kr_error_init(&error);
     uint64_t start_ns = kri_clock_ns();

@@ -178,6 +178,49 @@ static int judge(const cli_model_row_t *row, const checked_t *checked, bool aske
                     checked->path, row->alias);
 }
 
+/* ---- files of the artifact cache ---------------------------------------------------------- */
+
+typedef struct cache_walk_s {
+    json_t *list; /* NULL: lines instead */
+    uint32_t n_bad;
+    char worst[CLI_PATH_BYTES_MAX]; /* the first bad one */
+} cache_walk_t;
+
+static int32_t on_cache_file(const char *path, uint64_t bytes, kr_status_t status, void *user) {
+    cache_walk_t *walk = user;
+    const char *state = status == KR_OK ? "ok" : kr_status_text(status);
+    if (walk->list != NULL) {
+        json_t *name = json_string(path); /* NULL when the folder's name is not UTF-8 */
+        json_array_append_new(walk->list, json_pack("{s:o,s:I,s:s}", "path",
+                                                    name != NULL ? name : json_null(), "bytes",
+                                                    (json_int_t)bytes, "state", state));
+    } else {
+        (void)cli_out_printf("%-9s %8.1f MB  %-14s  %s\n", "cache", (double)bytes / 1e6, state,
+                             path);
+    }
+    if (status != KR_OK && walk->n_bad++ == 0) {
+        snprintf(walk->worst, sizeof walk->worst, "%s", path);
+    }
+    return cli_interrupted();
+}
+
+/* Checks every kept file; what is damaged would be noticed at its next use and written anew. */
+static int check_cache(const cli_options_t *options, json_t *list) {
+    static cache_walk_t walk; /* large: a path */
+    walk.list = list;
+    kr_error_t error;
+    kr_error_init(&error);
+    kr_status_t status =
+        kr_cache_verify(cli_text(options, CLI_OPT_cache_dir), on_cache_file, &walk, &error);
+    if (status != KR_OK) return cli_report(CLI_PHASE_MODEL, status, &error);
+    if (walk.n_bad == 0) return 0;
+    return cli_fail(CLI_PHASE_MODEL, KR_E_CORRUPT, "cache_dir",
+                    "%u files of packed weights are damaged, the first is %.800s; delete them: "
+                    "they are written anew when needed", walk.n_bad, walk.worst);
+}
+
+/* ---- the command -------------------------------------------------------------------------- */
+
 static bool is_asked(const cli_options_t *options, const char *alias) {
     for (size_t i = 1; i < options->n_positional; i++) {
         if (strcmp(options->positional[i], alias) == 0) return true;
@@ -227,7 +270,14 @@ int cli_models(const cli_options_t *options) {
             if (worst == 0) worst = code;
         }
     }
+    json_t *files = json_array();
+    if (verify && failed == 0 && options->n_positional <= 1 && (worst == 0 || !as_json)) {
+        int code = check_cache(options, as_json ? files : NULL);
+        if (worst == 0) worst = code;
+    }
     json_t *object = json_pack("{s:o}", "models", list);
+    if (verify) json_object_set(object, "cache", files);
+    json_decref(files);
     if (failed == 0 && worst == 0 && as_json) (void)cli_out_json(object);
     json_decref(object);
     return failed != 0 ? failed : worst;

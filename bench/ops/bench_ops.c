@@ -149,6 +149,55 @@ static void call_linear(kri_bench_case_t *bench) {
                                  bench->buffers[2], n_out);
 }
 
+/* ---- tile_linear: [n_in, n_tokens, type] ---------------------------------------------------- */
+
+static const size_t tile_shapes[][4] = {{2048, 64, KR_DTYPE_Q4_K},  {2048, 512, KR_DTYPE_Q4_K},
+                                        {8192, 512, KR_DTYPE_Q4_K}, {2048, 512, KR_DTYPE_Q8_0},
+                                        {2048, 512, KR_DTYPE_BF16}};
+
+static bool describe_tile_linear(kri_bench_op_t *op, char *shape, size_t cap) {
+    kri_pack_layout_t layout;
+    kr_dtype_t dtype = (kr_dtype_t)op->dims[2];
+    if (is_ref(op) && op->dims[1] > 64) return false;
+    if (!kri_pack_layout(dtype, op->dims[0], &layout)) return false;
+    snprintf(shape, cap, "%s/%ux%zu/n%zu", kri_dtype_info(dtype)->name, GEMM_ROWS, op->dims[0],
+             op->dims[1]);
+    op->bytes = (double)(GEMM_ROWS / KRI_GROUP_ROWS * layout.group_bytes);
+    op->flops = 2.0 * GEMM_ROWS * (double)op->dims[0] * (double)op->dims[1];
+    op->is_tiles = strcmp(op->isa, "amx") == 0;
+    return is_ref(op) || op->is_tiles; /* the levels between have no form of their own */
+}
+
+static kr_status_t prepare_tile_linear(kri_bench_case_t *bench) {
+    kri_pack_layout_t layout;
+    kr_dtype_t dtype = (kr_dtype_t)bench->op.dims[2];
+    size_t n_in = bench->op.dims[0], n_tokens = bench->op.dims[1];
+    if (!kri_pack_layout(dtype, n_in, &layout)) return KR_E_INTERNAL;
+    bench->n_groups = GEMM_ROWS / KRI_GROUP_ROWS;
+    size_t n_out = n_tokens * GEMM_ROWS;
+    if (take(bench, 0, bench->n_groups * layout.group_bytes) != KR_OK ||
+        pack_weights(bench, dtype, n_in, &layout) != KR_OK ||
+        take_floats(bench, 1, n_in) != KR_OK ||
+        take(bench, 2, n_tokens * n_in * sizeof(uint16_t)) != KR_OK ||
+        take(bench, 3, (n_out + KRI_TILE_SCRATCH_FLOATS) * sizeof(float)) != KR_OK) {
+        return KR_E_NOMEM;
+    }
+    for (size_t t = 0; t < n_tokens; t++) {
+        uint16_t *block = (uint16_t *)bench->buffers[2] + t / KRI_TILE_TOKENS * KRI_TILE_TOKENS * n_in;
+        kri_tile_pack_ref(bench->buffers[1], n_in, block + t % KRI_TILE_TOKENS * KRI_TILE_K);
+    }
+    return KR_OK;
+}
+
+static void call_tile_linear(kri_bench_case_t *bench) {
+    const kri_tile_args_t args = {
+        .dtype = (kr_dtype_t)bench->op.dims[2], .w = bench->buffers[0], .n_in = bench->op.dims[0],
+        .n_groups = bench->n_groups, .n_rows = GEMM_ROWS, .n_tokens = bench->op.dims[1],
+        .tiles = bench->buffers[2], .scratch = bench->buffers[3],
+        .out = (float *)bench->buffers[3] + KRI_TILE_SCRATCH_FLOATS, .out_stride = GEMM_ROWS};
+    ((kri_tile_linear_fn *)bench->fn)(&args);
+}
+
 /* ---- row-wise: [n] -------------------------------------------------------------------------- */
 
 static const size_t row_shapes[][4] = {{576}, {2048}, {8960}};
@@ -167,6 +216,12 @@ static bool describe_quant(kri_bench_op_t *op, char *shape, size_t cap) {
 static bool describe_rms_norm(kri_bench_op_t *op, char *shape, size_t cap) {
     return describe_row(op, shape, cap, 12, 4);
 }
+static bool describe_rms_norm_q8(kri_bench_op_t *op, char *shape, size_t cap) {
+    return describe_row(op, shape, cap, 8 + sizeof(kri_q8_block_t) / (double)KRI_Q8_ITEMS, 8);
+}
+static bool describe_tile_pack(kri_bench_op_t *op, char *shape, size_t cap) {
+    return describe_row(op, shape, cap, 6, 1);
+}
 static bool describe_gated_act(kri_bench_op_t *op, char *shape, size_t cap) {
     return describe_row(op, shape, cap, 12, 14);
 }
@@ -180,10 +235,11 @@ static bool describe_kv_store(kri_bench_op_t *op, char *shape, size_t cap) {
     return describe_row(op, shape, cap, strcmp(op->slot, "kv_store_f32") == 0 ? 8 : 6, 0);
 }
 
+/* The last buffer holds the widest output: a row of one token's tiles. */
 static kr_status_t prepare_row(kri_bench_case_t *bench) {
     size_t n = bench->op.dims[0];
     return take_floats(bench, 0, n) == KR_OK && take_floats(bench, 1, n) == KR_OK &&
-                   take(bench, 2, n * 2 * sizeof(float)) == KR_OK
+                   take(bench, 2, n * KRI_TILE_TOKENS * sizeof(uint16_t)) == KR_OK
                ? KR_OK
                : KR_E_NOMEM;
 }
@@ -194,6 +250,13 @@ static void call_quant(kri_bench_case_t *bench) {
 static void call_rms_norm(kri_bench_case_t *bench) {
     ((kri_rms_norm_fn *)bench->fn)(bench->buffers[0], bench->buffers[1], 1e-5f,
                                    bench->op.dims[0], bench->buffers[2]);
+}
+static void call_rms_norm_q8(kri_bench_case_t *bench) {
+    ((kri_rms_norm_q8_fn *)bench->fn)(bench->buffers[0], bench->buffers[1], 1e-5f,
+                                      bench->op.dims[0], bench->buffers[2]);
+}
+static void call_tile_pack(kri_bench_case_t *bench) {
+    ((kri_tile_pack_fn *)bench->fn)(bench->buffers[0], bench->op.dims[0], bench->buffers[2]);
 }
 static void call_gated_act(kri_bench_case_t *bench) {
     ((kri_gated_act_fn *)bench->fn)(bench->buffers[0], bench->buffers[1], bench->op.dims[0],
@@ -247,7 +310,7 @@ static const size_t attention_shapes[][4] = {{1, 4, 64, 2048},   {16, 4, 64, 204
                                              {1, 4, 256, 2048},  {16, 4, 256, 2048}};
 
 static size_t attention_item_bytes(const kri_bench_op_t *op) {
-    return strcmp(op->slot, "attention_f32") == 0 ? 4 : 2;
+    return strncmp(op->slot, "attention_f32", 13) == 0 ? 4 : 2;
 }
 
 static bool describe_attention(kri_bench_op_t *op, char *shape, size_t cap) {
@@ -298,6 +361,9 @@ static void call_attention(kri_bench_case_t *bench) {
     static const family_t family_##id = {shapes, sizeof shapes / sizeof shapes[0],               \
                                          describe_##id, prepare, call_##id};
 FAMILY(linear, linear_shapes, prepare_linear)
+FAMILY(tile_linear, tile_shapes, prepare_tile_linear)
+FAMILY(tile_pack, row_shapes, prepare_row)
+FAMILY(rms_norm_q8, row_shapes, prepare_row)
 FAMILY(quant, row_shapes, prepare_row)
 FAMILY(rms_norm, row_shapes, prepare_row)
 FAMILY(gated_act, row_shapes, prepare_row)
@@ -326,10 +392,9 @@ static any_fn *slot_fn(const kri_kernels_t *kernels, size_t row) {
     return fn;
 }
 
-/* The table of exactly this level. */
+/* The table of this level; false when the machine has not got it. */
 static bool level_kernels(kri_isa_t level, kri_kernels_t *kernels) {
-    const char *name = kri_isa_name(level);
-    return kri_cpu_kernels(name, kernels, NULL) == KR_OK && strcmp(kernels->isa, name) == 0;
+    return kri_cpu_kernels(kri_isa_name(level), kernels, NULL) == KR_OK;
 }
 
 const char *kri_bench_level(const char *isa_max) {

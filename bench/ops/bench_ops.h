@@ -24,6 +24,7 @@ typedef struct kri_bench_op_s {
     size_t dims[4];                  /* their meaning is the family's */
     double bytes, flops;
     bool is_int8;                    /* flops are those of byte dot products */
+    bool is_tiles;                   /* flops are those of the matrix unit */
 } kri_bench_op_t;
 
 typedef struct kri_bench_case_s kri_bench_case_t;

@@ -78,6 +78,25 @@ DEFINE_LOOP(int8_avx512, TARGET("avx512f,avx512vnni"), __m512i, "v", _mm512_set1
             STEP)
 #undef STEP
 
+/* Four sums that do not wait for each other. Only called at level amx; the configuration is that of
+ * src/cpu/amx/tile.h: all tiles full. */
+#define TILE_OPS (4.0 * 2 * 16 * 16 * 32)
+TARGET("amx-tile,amx-bf16") static void tile_amx(uint64_t n_steps) {
+    _Alignas(64) uint8_t config[64] = {1};
+    for (unsigned i = 0; i < 8; i++) {
+        config[16 + 2 * i] = 64;
+        config[48 + i] = 16;
+    }
+    __asm__ volatile("ldtilecfg %0" : : "m"(config));
+    for (uint64_t i = 0; i < n_steps; i++) {
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_release();
+}
+
 #else
 
 #define STEP(k) s##k = s##k * a + a;
@@ -88,15 +107,16 @@ DEFINE_LOOP(fma_baseline, , vec4_t, "w", VEC4_ONE, STEP)
 
 typedef struct peak_row_s {
     const char *isa;
-    loop_fn *fma, *int8;
+    loop_fn *fma, *int8, *tile;
     double fma_ops, int8_ops; /* per instruction */
 } peak_row_t;
 
 static const peak_row_t rows[] = {
-    {"ref", fma_baseline, NULL, 8, 0},
+    {"ref", fma_baseline, NULL, NULL, 8, 0},
 #if defined(__x86_64__)
-    {"avx2", fma_avx2, int8_avx2, 16, 64},
-    {"avx512", fma_avx512, int8_avx512, 32, 128},
+    {"avx2", fma_avx2, int8_avx2, NULL, 16, 64},
+    {"avx512", fma_avx512, int8_avx512, NULL, 32, 128},
+    {"amx", fma_avx512, int8_avx512, tile_amx, 32, 128},
 #endif
 };
 
@@ -104,10 +124,12 @@ void kri_bench_peak(kri_isa_t level, kri_bench_peak_t *peak) {
     kri_kernels_t kernels;
     memset(peak, 0, sizeof *peak);
     if (kri_cpu_kernels(kri_isa_name(level), &kernels, NULL) != KR_OK) return;
-    if (strcmp(kernels.isa, kri_isa_name(level)) != 0) return; /* was lowered */
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         if (strcmp(rows[i].isa, kernels.isa) != 0) continue;
         if (rows[i].fma != NULL) peak->fma_gflops = measure(rows[i].fma, N_SUMS * rows[i].fma_ops);
+#if defined(__x86_64__)
+        if (rows[i].tile != NULL) peak->tile_gflops = measure(rows[i].tile, TILE_OPS);
+#endif
         if (rows[i].int8 != NULL) {
             peak->int8_gops = measure(rows[i].int8, N_SUMS * rows[i].int8_ops);
         }

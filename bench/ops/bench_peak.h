@@ -8,6 +8,7 @@
 typedef struct kri_bench_peak_s {
     double fma_gflops; /* f32 multiply-adds, two operations each; 0 = not measured here */
     double int8_gops;  /* u8 x s8 dot products, two operations each; 0 = the level has none */
+    double tile_gflops; /* bf16 products of the matrix unit, two operations each; 0 = none */
 } kri_bench_peak_t;
 
 /* One thread, the best of a few runs of about 2 ms each. A level that this machine has not got

@@ -5,6 +5,7 @@
 #include "base/structs.h"
 #include "base/threads.h"
 #include "model/model.h"
+#include "model/packed_image.h"
 
 void kr_model_params_init(kr_model_params_t *params) {
     if (params) kri_struct_init(params, sizeof(*params));
@@ -33,6 +34,11 @@ void kr_model_retain(kr_model_t model) {
 }
 
 void kr_model_close(kr_model_t model) { kri_model_close(model); }
+
+kr_status_t kr_cache_verify(const char *dir, kr_cache_fn fn, void *user, kr_error_t *error) {
+    if (!fn) return KRI_FAIL(error, KR_E_INVALID_ARG, "fn", "fn is NULL");
+    return kri_image_verify_all(dir, fn, user, error);
+}
 
 void kr_model_info_init(kr_model_info_t *info) {
     if (info) kri_struct_init(info, sizeof(*info));

@@ -22,9 +22,14 @@ typedef struct kri_map_s {
  * blocking. Empty file: KR_OK with size 0. */
 kr_status_t kri_map_open(const char *path, kri_map_t *map, kr_error_t *error);
 void kri_map_close(kri_map_t *map);
-/* Tells the system that this range of the mapping is not needed in memory now / will be soon. */
+/* Tells the system that this range of the mapping is not needed in memory now. */
 void kri_map_release(const kri_map_t *map, size_t offset, size_t n_bytes);
-void kri_map_prefetch(const kri_map_t *map, size_t offset, size_t n_bytes);
+/* As kri_map_open, at an address and with advice that let the system use huge pages. */
+kr_status_t kri_map_open_huge(const char *path, kri_map_t *map, kr_error_t *error);
+/* Bytes of this range that stand in this process's tables as huge pages; pages not yet touched do
+ * not count. 0 where the system cannot tell (before Linux 6.7). */
+#define KRI_HUGE_PAGE_BYTES ((size_t)2 << 20)
+size_t kri_map_huge_bytes(const kri_map_t *map, size_t offset, size_t n_bytes);
 /* KR_E_CHANGED if the file behind path no longer has this identity. */
 kr_status_t kri_map_check(const char *path, const kri_file_id_t *id, kr_error_t *error);
 
@@ -43,6 +48,25 @@ kr_status_t kri_file_read(const char *path, size_t n_bytes_max, void **data, siz
 #define KRI_FILE_TEMP_PREFIX ".kr-tmp-"
 kr_status_t kri_file_write_atomic(const char *path, const void *data, size_t n_bytes,
                                   kr_error_t *error);
+/* The same for files too large for one call. Pieces of KRI_HUGE_PAGE_BYTES at multiples of it let
+ * the file system keep them as huge pages; what no piece covers is a hole of zeros. After an
+ * error and after commit only discard may follow (a no-op then). */
+typedef struct kri_file_writer_s {
+    int dir, fd;
+    char path[4096], temp[64]; /* path: for messages; temp: "" once it is gone */
+} kri_file_writer_t;
+kr_status_t kri_file_writer_open(const char *path, kri_file_writer_t *writer, kr_error_t *error);
+kr_status_t kri_file_writer_put(kri_file_writer_t *writer, const void *data, size_t n_bytes,
+                                uint64_t offset, kr_error_t *error);
+/* fsync (when asked), then the rename to `name`, a file of the same folder. */
+kr_status_t kri_file_writer_commit(kri_file_writer_t *writer, const char *name, bool is_synced,
+                                   kr_error_t *error);
+void kri_file_writer_discard(kri_file_writer_t *writer);
+/* Sends a range of a file being written to the disk, and waits for it when asked. */
+void kri_file_writer_flush(const kri_file_writer_t *writer, uint64_t offset, uint64_t n_bytes,
+                           bool waits);
+/* The writer of a file that is already there under `path`: for a later flush and commit. */
+kr_status_t kri_file_writer_adopt(const char *path, kri_file_writer_t *writer, kr_error_t *error);
 kr_status_t kri_dir_create(const char *path, kr_error_t *error); /* with parents, 0700 */
 kr_status_t kri_file_remove(const char *path, kr_error_t *error);
 kr_status_t kri_file_touch(const char *path);                    /* mtime = now */
@@ -75,6 +99,10 @@ bool kri_cpu_is_unrestricted(void);
  * thread may run on. Returns the number of nodes: 1 = nothing was done. */
 uint32_t kri_pages_interleave(void *ptr, size_t n_bytes);
 uint64_t kri_rss_peak_bytes(void);
+
+uint64_t kri_process_id(void);
+/* Sleeps at most timeout_ms while *word == expected (may wake early). */
+void kri_futex_wait_ms(_Atomic uint32_t *word, uint32_t expected, uint32_t timeout_ms);
 
 /* Futex: sleeps while *word == expected (may wake early) / wakes at most n_threads sleepers. */
 void kri_futex_wait(_Atomic uint32_t *word, uint32_t expected);

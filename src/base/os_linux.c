@@ -13,10 +13,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -26,7 +28,6 @@
 #include "base/error.h"
 
 #define PATH_BYTES 4096
-#define HUGE_PAGE_BYTES ((size_t)2 << 20)
 /* The kernel moves at most 2 GiB per call; smaller pieces keep signals prompt. */
 #define IO_PIECE_BYTES ((size_t)64 << 20)
 
@@ -81,14 +82,38 @@ static kr_status_t open_regular(const char *path, int *fd, struct stat *st, kr_e
 
 /* ---- mappings ----------------------------------------------------------------------------- */
 
-kr_status_t kri_map_open(const char *path, kri_map_t *map, kr_error_t *error) {
+static size_t page_bytes(void) { return (size_t)sysconf(_SC_PAGESIZE); }
+
+/* Maps the file on a huge-page boundary: the kernel uses huge pages of its cache only where file
+ * offset and address agree. NULL on failure. */
+static void *map_aligned(int fd, size_t n_bytes) {
+    size_t n_mapped;
+    if (!kri_align_size(n_bytes, page_bytes(), &n_bytes) ||
+        !kri_add_size(n_bytes, KRI_HUGE_PAGE_BYTES, &n_mapped)) {
+        return MAP_FAILED;
+    }
+    char *base = mmap(NULL, n_mapped, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (base == MAP_FAILED) return base;
+    const size_t past = (uintptr_t)base % KRI_HUGE_PAGE_BYTES;
+    const size_t n_before = past == 0 ? 0 : KRI_HUGE_PAGE_BYTES - past;
+    if (n_before > 0) munmap(base, n_before);
+    base += n_before;
+    munmap(base + n_bytes, KRI_HUGE_PAGE_BYTES - n_before);
+    void *data = mmap(base, n_bytes, PROT_READ, MAP_PRIVATE | MAP_FIXED, fd, 0);
+    if (data == MAP_FAILED) munmap(base, n_bytes);
+    else (void)madvise(data, n_bytes, MADV_HUGEPAGE);
+    return data;
+}
+
+static kr_status_t map_file(const char *path, bool is_huge, kri_map_t *map, kr_error_t *error) {
     int fd;
     struct stat st;
     KR_TRY(open_regular(path, &fd, &st, error));
     kri_map_t opened = {NULL, (size_t)st.st_size, id_of(&st)};
     kr_status_t status = KR_OK;
     if (opened.size > 0) {
-        void *data = mmap(NULL, opened.size, PROT_READ, MAP_PRIVATE, fd, 0);
+        void *data = is_huge ? map_aligned(fd, opened.size)
+                             : mmap(NULL, opened.size, PROT_READ, MAP_PRIVATE, fd, 0);
         if (data == MAP_FAILED) {
             status = fail_os(error, errno, "map it", path);
         } else {
@@ -100,12 +125,18 @@ kr_status_t kri_map_open(const char *path, kri_map_t *map, kr_error_t *error) {
     return status;
 }
 
+kr_status_t kri_map_open(const char *path, kri_map_t *map, kr_error_t *error) {
+    return map_file(path, false, map, error);
+}
+
+kr_status_t kri_map_open_huge(const char *path, kri_map_t *map, kr_error_t *error) {
+    return map_file(path, true, map, error);
+}
+
 void kri_map_close(kri_map_t *map) {
     if (map->data != NULL) munmap((void *)(uintptr_t)map->data, map->size);
     memset(map, 0, sizeof *map);
 }
-
-static size_t page_bytes(void) { return (size_t)sysconf(_SC_PAGESIZE); }
 
 /* Clips a range to the mapping; false when nothing is left. */
 static bool clip(const kri_map_t *map, size_t offset, size_t *n_bytes) {
@@ -125,11 +156,36 @@ void kri_map_release(const kri_map_t *map, size_t offset, size_t n_bytes) {
     (void)madvise((void *)(uintptr_t)(map->data + begin), end - begin, MADV_DONTNEED);
 }
 
-void kri_map_prefetch(const kri_map_t *map, size_t offset, size_t n_bytes) {
-    if (!clip(map, offset, &n_bytes)) return;
-    const size_t begin = offset - offset % page_bytes();
-    (void)madvise((void *)(uintptr_t)(map->data + begin), offset + n_bytes - begin,
-                  MADV_WILLNEED);
+/* The interface of PAGEMAP_SCAN (Linux 6.7), which older headers lack; see the kernel's
+ * Documentation/admin-guide/mm/pagemap.rst. */
+typedef struct page_region_s { uint64_t start, end, categories; } page_region_t;
+typedef struct page_scan_s {
+    uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
+    uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
+} page_scan_t;
+#define PAGE_SCAN_HUGE (UINT64_C(1) << 6)
+#define PAGE_SCAN_IOCTL _IOWR('f', 16, page_scan_t)
+
+size_t kri_map_huge_bytes(const kri_map_t *map, size_t offset, size_t n_bytes) {
+    page_region_t regions[64];
+    size_t n_huge = 0;
+    if (!clip(map, offset, &n_bytes)) return 0;
+    const int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return 0;
+    const uint64_t page = page_bytes(), begin = (uint64_t)(uintptr_t)map->data + offset;
+    page_scan_t scan = {.size = sizeof scan, .start = begin - begin % page,
+                        .end = kri_ceil_div(begin + n_bytes, page) * page,
+                        .vec = (uint64_t)(uintptr_t)regions,
+                        .vec_len = sizeof regions / sizeof regions[0],
+                        .category_mask = PAGE_SCAN_HUGE, .return_mask = PAGE_SCAN_HUGE};
+    while (scan.start < scan.end) {
+        const int n = ioctl(fd, PAGE_SCAN_IOCTL, &scan);
+        if (n < 0 || scan.walk_end <= scan.start) break;
+        for (int i = 0; i < n; i++) n_huge += (size_t)(regions[i].end - regions[i].start);
+        scan.start = scan.walk_end;
+    }
+    close(fd);
+    return n_huge;
 }
 
 kr_status_t kri_map_check(const char *path, const kri_file_id_t *id, kr_error_t *error) {
@@ -148,13 +204,13 @@ void *kri_pages_alloc(size_t n_bytes) {
     if (n_bytes == 0 || !kri_align_size(n_bytes, page_bytes(), &n_total)) return NULL;
     if (!kri_alloc_allowed(n_bytes, "pages")) return NULL;
     /* Older kernels do not align large mappings for huge pages: map more and cut the ends off. */
-    const size_t slack = n_total >= 2 * HUGE_PAGE_BYTES ? HUGE_PAGE_BYTES : 0;
+    const size_t slack = n_total >= 2 * KRI_HUGE_PAGE_BYTES ? KRI_HUGE_PAGE_BYTES : 0;
     if (!kri_add_size(n_total, slack, &n_mapped)) return NULL;
     char *base = mmap(NULL, n_mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (base == MAP_FAILED) return NULL;
     if (slack > 0) {
-        const size_t past = (uintptr_t)base % HUGE_PAGE_BYTES;
-        const size_t n_before = past == 0 ? 0 : HUGE_PAGE_BYTES - past;
+        const size_t past = (uintptr_t)base % KRI_HUGE_PAGE_BYTES;
+        const size_t n_before = past == 0 ? 0 : KRI_HUGE_PAGE_BYTES - past;
         if (n_before > 0) munmap(base, n_before);
         base += n_before;
         if (slack > n_before) munmap(base + n_total, slack - n_before);
@@ -218,12 +274,14 @@ done:
     return status;
 }
 
-static int write_all(int fd, const char *data, size_t n_bytes) {
+static int write_all(int fd, const char *data, size_t n_bytes, off_t offset) {
     while (n_bytes > 0) {
-        const ssize_t n = write(fd, data, n_bytes < IO_PIECE_BYTES ? n_bytes : IO_PIECE_BYTES);
+        const ssize_t n = pwrite(fd, data, n_bytes < IO_PIECE_BYTES ? n_bytes : IO_PIECE_BYTES,
+                                 offset);
         if (n < 0 && errno == EINTR) continue;
         if (n < 0) return errno;
         data += n;
+        offset += n;
         n_bytes -= (size_t)n;
     }
     return 0;
@@ -261,41 +319,95 @@ static int open_temp(int dir, char name[64]) {
     return fd;
 }
 
-kr_status_t kri_file_write_atomic(const char *path, const void *data, size_t n_bytes,
-                                  kr_error_t *error) {
-    int dir = -1;
-    int fd = -1;
-    int os_error = 0;
+kr_status_t kri_file_writer_open(const char *path, kri_file_writer_t *writer,
+                                 kr_error_t *error) {
     const char *name = NULL;
-    const char *what = "write it";
-    char temp[64] = "";
-    KR_TRY(open_parent(path, &dir, &name, error));
-    fd = open_temp(dir, temp);
-    if (fd < 0) {
-        os_error = errno;
-        temp[0] = '\0';
-        what = "create a file beside it";
-        goto done;
+    writer->dir = writer->fd = -1;
+    writer->temp[0] = '\0';
+    KR_TRY(open_parent(path, &writer->dir, &name, error));
+    (void)snprintf(writer->path, sizeof writer->path, "%s", path);
+    writer->fd = open_temp(writer->dir, writer->temp);
+    if (writer->fd >= 0) return KR_OK;
+    const int os_error = errno;
+    writer->temp[0] = '\0';
+    kri_file_writer_discard(writer);
+    return fail_os(error, os_error, "create a file beside it", path);
+}
+
+kr_status_t kri_file_writer_adopt(const char *path, kri_file_writer_t *writer,
+                                  kr_error_t *error) {
+    const char *name = NULL;
+    writer->dir = writer->fd = -1;
+    writer->temp[0] = '\0';
+    KR_TRY(open_parent(path, &writer->dir, &name, error));
+    (void)snprintf(writer->path, sizeof writer->path, "%s", path);
+    int os_error = strlen(name) < sizeof writer->temp ? 0 : ENAMETOOLONG;
+    if (os_error == 0) {
+        writer->fd = openat(writer->dir, name, O_RDWR | O_NONBLOCK | O_CLOEXEC | O_NOFOLLOW);
+        if (writer->fd < 0) os_error = errno;
     }
-    os_error = write_all(fd, data, n_bytes);
-    if (os_error != 0) goto done;
-    if (fsync(fd) != 0) os_error = errno;
-    if (close(fd) != 0 && os_error == 0) os_error = errno; /* NFS reports here */
-    fd = -1;
-    if (os_error != 0) goto done;
-    if (renameat(dir, temp, dir, name) != 0) {
+    if (os_error == 0) {
+        memcpy(writer->temp, name, strlen(name) + 1);
+        return KR_OK;
+    }
+    kri_file_writer_discard(writer);
+    return fail_os(error, os_error, "open it", path);
+}
+
+kr_status_t kri_file_writer_put(kri_file_writer_t *writer, const void *data, size_t n_bytes,
+                                uint64_t offset, kr_error_t *error) {
+    const int os_error = write_all(writer->fd, data, n_bytes, (off_t)offset);
+    return os_error == 0 ? KR_OK : fail_os(error, os_error, "write it", writer->path);
+}
+
+void kri_file_writer_flush(const kri_file_writer_t *writer, uint64_t offset, uint64_t n_bytes,
+                           bool waits) {
+    unsigned flags = SYNC_FILE_RANGE_WRITE;
+    if (waits) flags |= SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WAIT_AFTER;
+    /* Only a hint: commit's fsync is what counts and what reports errors. */
+    (void)sync_file_range(writer->fd, (off_t)offset, (off_t)n_bytes, flags);
+}
+
+kr_status_t kri_file_writer_commit(kri_file_writer_t *writer, const char *name, bool is_synced,
+                                   kr_error_t *error) {
+    const char *what = "write it";
+    int os_error = is_synced && fsync(writer->fd) != 0 ? errno : 0;
+    if (close(writer->fd) != 0 && os_error == 0) os_error = errno; /* NFS reports here */
+    writer->fd = -1;
+    if (os_error == 0 && renameat(writer->dir, writer->temp, writer->dir, name) != 0) {
         os_error = errno;
         what = "replace it";
-        goto done;
     }
-    temp[0] = '\0';
-    /* The content is complete and in place; some file systems cannot sync a folder. */
-    if (fsync(dir) != 0 && errno != EINVAL && errno != ENOTSUP) os_error = errno;
-done:
-    if (fd >= 0) close(fd);
-    if (temp[0] != '\0') unlinkat(dir, temp, 0);
-    close(dir);
-    return os_error == 0 ? KR_OK : fail_os(error, os_error, what, path);
+    if (os_error == 0) {
+        writer->temp[0] = '\0';
+        /* The content is complete and in place; some file systems cannot sync a folder. */
+        if (is_synced && fsync(writer->dir) != 0 && errno != EINVAL && errno != ENOTSUP) {
+            os_error = errno;
+        }
+    }
+    kri_file_writer_discard(writer);
+    return os_error == 0 ? KR_OK : fail_os(error, os_error, what, writer->path);
+}
+
+void kri_file_writer_discard(kri_file_writer_t *writer) {
+    if (writer->fd >= 0) close(writer->fd);
+    if (writer->temp[0] != '\0') unlinkat(writer->dir, writer->temp, 0);
+    if (writer->dir >= 0) close(writer->dir);
+    writer->dir = writer->fd = -1;
+    writer->temp[0] = '\0';
+}
+
+kr_status_t kri_file_write_atomic(const char *path, const void *data, size_t n_bytes,
+                                  kr_error_t *error) {
+    kri_file_writer_t writer;
+    KR_TRY(kri_file_writer_open(path, &writer, error));
+    const char *slash = strrchr(path, '/');
+    kr_status_t status = kri_file_writer_put(&writer, data, n_bytes, 0, error);
+    if (status == KR_OK) {
+        status = kri_file_writer_commit(&writer, slash != NULL ? slash + 1 : path, true, error);
+    }
+    kri_file_writer_discard(&writer);
+    return status;
 }
 
 kr_status_t kri_dir_create(const char *path, kr_error_t *error) {
@@ -439,8 +551,15 @@ uint64_t kri_rss_peak_bytes(void) {
     return (uint64_t)usage.ru_maxrss * 1024;
 }
 
+uint64_t kri_process_id(void) { return (uint64_t)getpid(); }
+
 void kri_futex_wait(_Atomic uint32_t *word, uint32_t expected) {
     (void)syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, expected, NULL, NULL, 0);
+}
+
+void kri_futex_wait_ms(_Atomic uint32_t *word, uint32_t expected, uint32_t timeout_ms) {
+    const struct timespec time = {timeout_ms / 1000, (long)(timeout_ms % 1000) * 1000000};
+    (void)syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, expected, &time, NULL, 0);
 }
 
 void kri_futex_wake(_Atomic uint32_t *word, uint32_t n_threads) {
@@ -450,8 +569,8 @@ void kri_futex_wake(_Atomic uint32_t *word, uint32_t n_threads) {
 
 #ifdef KR_ASSERTIONS
 void kri_panic(const char *text) {
-    (void)write_all(STDERR_FILENO, text, strlen(text));
-    (void)write_all(STDERR_FILENO, "\n", 1);
+    const struct iovec parts[] = {{(void *)(uintptr_t)text, strlen(text)}, {"\n", 1}};
+    (void)!writev(STDERR_FILENO, parts, 2);
     abort();
 }
 #endif

@@ -15,6 +15,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 
+#include "base/alloc.h"
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/os.h"
@@ -123,26 +124,61 @@ static void forget_workers_in_child(void) {
     atomic_store(&pool->n_pinned, 0);
 }
 
-static kr_status_t spawn_worker(struct kri_pool_s *pool, uint32_t slot) {
+/* A thread with a small stack and no signals: the host's signals belong to the host's threads. */
+static kr_status_t spawn(bool is_detached, void *(*fn)(void *), void *ctx, pthread_t *thread) {
     pthread_attr_t attr;
     sigset_t all, before;
-    worker_t *worker = &pool->workers[slot];
     if (pthread_attr_init(&attr) != 0) return KR_E_NOMEM;
     (void)pthread_attr_setstacksize(&attr, STACK_BYTES);
-    (void)pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+    if (is_detached) (void)pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+    (void)sigfillset(&all);
+    (void)pthread_sigmask(SIG_BLOCK, &all, &before);
+    const int failed = pthread_create(thread, &attr, fn, ctx);
+    (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
+    (void)pthread_attr_destroy(&attr);
+    return failed == 0 ? KR_OK : KR_E_NOMEM;
+}
+
+static kr_status_t spawn_worker(struct kri_pool_s *pool, uint32_t slot) {
+    worker_t *worker = &pool->workers[slot];
     atomic_store(&worker->asleep, 0);
     worker->index = slot + 1;
     worker->is_pinned = false;
     worker->job_at_start = atomic_load(&pool->job);
-    /* The host's signals belong to the host's threads. */
-    (void)sigfillset(&all);
-    (void)pthread_sigmask(SIG_BLOCK, &all, &before);
-    const int failed = pthread_create(&worker->thread, &attr, worker_main, worker);
-    (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
-    (void)pthread_attr_destroy(&attr);
-    if (failed != 0) return KR_E_NOMEM;
+    KR_TRY(spawn(true, worker_main, worker, &worker->thread));
     atomic_store(&pool->n_workers, slot + 1);
     return KR_OK;
+}
+
+struct kri_background_s {
+    pthread_t thread;
+    uint64_t process_id;
+    kri_background_fn fn;
+    void *ctx;
+};
+
+static void *background_main(void *arg) {
+    const kri_background_t *background = arg;
+    background->fn(background->ctx);
+    return NULL;
+}
+
+kr_status_t kri_background_start(kri_background_fn fn, void *ctx, kri_background_t **background) {
+    kri_background_t *self = kri_calloc(1, sizeof *self, "thread");
+    if (self == NULL) return KR_E_NOMEM;
+    self->process_id = kri_process_id();
+    self->fn = fn;
+    self->ctx = ctx;
+    kr_status_t status = spawn(false, background_main, self, &self->thread);
+    if (status == KR_OK) *background = self;
+    else kri_free(self);
+    return status;
+}
+
+void kri_background_join(kri_background_t *background) {
+    if (background == NULL) return;
+    if (background->process_id == kri_process_id()) (void)pthread_join(background->thread, NULL);
+    kri_free(background);
 }
 
 /* ---- pinning ------------------------------------------------------------------------------ */

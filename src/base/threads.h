@@ -38,6 +38,13 @@ typedef void (*kri_team_fn)(void *ctx, kri_team_t *team, uint32_t thread_index);
  * through the same barriers. stop: word that kri_team_stopped reports, or NULL. */
 void kri_team_run(kri_pool_t *pool, uint32_t n_threads, const uint32_t *stop, kri_team_fn fn,
                   void *ctx);
+/* One thread for background work; it has no part in the pool. Join waits for fn
+ * to return (NULL is a no-op; in the child of a fork, which has no such thread, it only frees).
+ * KR_E_NOMEM. */
+typedef struct kri_background_s kri_background_t;
+typedef void (*kri_background_fn)(void *ctx);
+kr_status_t kri_background_start(kri_background_fn fn, void *ctx, kri_background_t **background);
+void kri_background_join(kri_background_t *background);
 /* Static split of n items in units of `unit`: thread i of n gets [*begin, *end). */
 void kri_split(uint64_t n_items, uint64_t unit, uint32_t thread_index, uint32_t n_threads,
                uint64_t *begin, uint64_t *end);

@@ -234,7 +234,12 @@ static kr_status_t run_step(struct kr_session_s *s, const kri_step_t *step, floa
                             kr_error_t *error) {
     const uint64_t begin_ns = kri_clock_ns();
     s->exec.step = step;
-    kr_status_t status = kri_forward_run(s->model, &s->exec, &s->state, logits);
+    kr_status_t status =
+        kri_weights_begin(s->model, s->exec.pool, s->exec.n_threads, step->cancel);
+    if (status == KR_OK) {
+        status = kri_forward_run(s->model, &s->exec, &s->state, logits);
+        kri_weights_end(s->model);
+    }
     if (status != KR_OK) return KRI_FAIL(error, status, NULL, "decoding was cancelled");
     KR_TRY(check_finite(logits, step->n_out_rows, s->model->hp.n_vocab, error));
     const bool is_decode = step->n_rows == step->n_seqs;

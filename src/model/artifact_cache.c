@@ -1,7 +1,8 @@
-/* artifact_cache.c: keeps derived files in one folder. Every trouble with the folder (missing,
- * read-only, full, damaged files, a lock nobody gives back) ends in building the artifact in
- * memory and one log line; only the builder itself can fail a call. The price of the single
- * atomic write is that header and payload are joined in memory once, when an artifact is new. */
+/* artifact_cache.c: keeps derived files in one folder; see the header. Locks: a user of a file
+ * holds a shared lock on it, which keeps evictors off; writers of one key take one of N_LOCKS lock
+ * files, so that two processes do not write the same bytes twice. Eviction lists the folder once
+ * per removed file instead of keeping a list: it allocates nothing, because it runs beside a
+ * decoding thread that may not see any allocation, and folders hold a handful of files. */
 #include "model/artifact_cache.h"
 
 #include <stdio.h>
@@ -14,18 +15,21 @@
 #include "base/log.h"
 
 #define MAGIC "KRARTIF"      /* 8 bytes with its NUL */
-#define FORMAT_VERSION 1u
+#define FORMAT_VERSION 2u
 #define SUFFIX ".kra"
+#define SUFFIX_UNSETTLED ".kru" /* complete, never fsynced */
+#define N_SUFFIX_BYTES 4u
 #define N_NAME_BYTES 36u     /* 32 hex digits and the suffix */
-#define N_LOCKS 16u          /* build locks are shared by keys so that they do not pile up */
-#define BUILD_LOCK_MS 120000u
+#define N_LOCKS 16u          /* write locks are shared by keys so that they do not pile up */
 #define PATH_BYTES 4096u
 #define N_ENTRIES_MAX 65536u
 #define TEMP_AGE_NS UINT64_C(3600000000000)
+#define PIECE_BYTES KRI_HUGE_PAGE_BYTES
+#define FLUSH_BYTES ((size_t)32 << 20)
 
 /* Offsets of the header's fields; numbers are little-endian, the rest of the page is zero. */
-enum { AT_MAGIC = 0, AT_VERSION = 8, AT_KEY_BYTES = 12, AT_N_BYTES = 16, AT_PAYLOAD_HASH = 24,
-       AT_HEADER_HASH = 32, AT_KEY = 40 };
+enum { AT_MAGIC = 0, AT_VERSION = 8, AT_INDEX_BYTES = 16, AT_INDEX_HASH = 24, AT_DATA_BYTES = 32,
+       AT_HEADER_HASH = 40, AT_KEY = 48 };
 
 static void put_u64(uint8_t *at, uint64_t value) {
     for (int i = 0; i < 8; i++) at[i] = (uint8_t)(value >> (8 * i));
@@ -43,32 +47,56 @@ static uint64_t header_hash(const uint8_t *header) {
     return XXH3_64bits_withSeed(header + AT_KEY, KRI_ARTIFACT_HEADER_BYTES - AT_KEY, front);
 }
 
-static void write_header(uint8_t *header, const char *key, const uint8_t *payload,
-                         size_t n_bytes) {
+static void write_header(uint8_t *header, const char *key,
+                         const kri_artifact_content_t *content) {
     size_t key_bytes = strlen(key);
     memset(header, 0, KRI_ARTIFACT_HEADER_BYTES);
     memcpy(header + AT_MAGIC, MAGIC, 8);
     put_u64(header + AT_VERSION, FORMAT_VERSION | (uint64_t)key_bytes << 32);
-    put_u64(header + AT_N_BYTES, n_bytes);
-    put_u64(header + AT_PAYLOAD_HASH, XXH3_64bits(payload, n_bytes));
+    put_u64(header + AT_INDEX_BYTES, content->index_bytes);
+    put_u64(header + AT_INDEX_HASH, XXH3_64bits(content->index, content->index_bytes));
+    put_u64(header + AT_DATA_BYTES, content->data_bytes);
     memcpy(header + AT_KEY, key, key_bytes);
     put_u64(header + AT_HEADER_HASH, header_hash(header));
 }
 
-kr_status_t kri_artifact_verify(const uint8_t *data, size_t n_bytes, const char *key) {
-    size_t key_bytes = strlen(key);
+/* Data begins behind the index on a huge-page boundary. */
+static bool place(uint64_t index_bytes, uint64_t data_bytes, size_t *data_offset,
+                  size_t *n_total) {
+    size_t end = 0;
+    if (index_bytes > SIZE_MAX || data_bytes > SIZE_MAX ||
+        !kri_add_size((size_t)index_bytes, KRI_ARTIFACT_HEADER_BYTES, &end)) {
+        return false;
+    }
+    *data_offset = *n_total = end;
+    if (data_bytes == 0) return true;
+    return kri_align_size(end, KRI_HUGE_PAGE_BYTES, data_offset) &&
+           kri_add_size(*data_offset, (size_t)data_bytes, n_total);
+}
+
+kr_status_t kri_artifact_verify(const uint8_t *bytes, size_t n_bytes, const char *key,
+                                kri_artifact_t *artifact) {
     if (n_bytes < KRI_ARTIFACT_HEADER_BYTES) return KR_E_TRUNCATED;
-    if (memcmp(data + AT_MAGIC, MAGIC, 8) != 0) return KR_E_BAD_FORMAT;
-    if (get_u64(data + AT_HEADER_HASH) != header_hash(data)) return KR_E_CORRUPT;
-    uint64_t version_and_key = get_u64(data + AT_VERSION);
+    if (memcmp(bytes + AT_MAGIC, MAGIC, 8) != 0) return KR_E_BAD_FORMAT;
+    if (get_u64(bytes + AT_HEADER_HASH) != header_hash(bytes)) return KR_E_CORRUPT;
+    const uint64_t version_and_key = get_u64(bytes + AT_VERSION);
     if ((uint32_t)version_and_key != FORMAT_VERSION) return KR_E_BAD_FORMAT;
-    if (key_bytes > KRI_ARTIFACT_KEY_BYTES_MAX || version_and_key >> 32 != key_bytes ||
-        memcmp(data + AT_KEY, key, key_bytes) != 0)
+    const uint64_t key_bytes = version_and_key >> 32;
+    if (key_bytes > KRI_ARTIFACT_KEY_BYTES_MAX) return KR_E_BAD_FORMAT;
+    if (key && (strlen(key) != key_bytes || memcmp(bytes + AT_KEY, key, key_bytes) != 0))
         return KR_E_CHANGED;
-    size_t n_payload = n_bytes - KRI_ARTIFACT_HEADER_BYTES;
-    if (get_u64(data + AT_N_BYTES) != n_payload) return KR_E_TRUNCATED;
-    if (get_u64(data + AT_PAYLOAD_HASH) != XXH3_64bits(data + KRI_ARTIFACT_HEADER_BYTES, n_payload))
+    size_t data_offset, n_total;
+    const uint64_t index_bytes = get_u64(bytes + AT_INDEX_BYTES);
+    const uint64_t data_bytes = get_u64(bytes + AT_DATA_BYTES);
+    if (!place(index_bytes, data_bytes, &data_offset, &n_total) || n_total != n_bytes)
+        return KR_E_TRUNCATED;
+    const uint8_t *index = bytes + KRI_ARTIFACT_HEADER_BYTES;
+    if (get_u64(bytes + AT_INDEX_HASH) != XXH3_64bits(index, (size_t)index_bytes))
         return KR_E_CORRUPT;
+    artifact->index = index;
+    artifact->index_bytes = (size_t)index_bytes;
+    artifact->data = data_bytes ? bytes + data_offset : NULL;
+    artifact->data_bytes = (size_t)data_bytes;
     return KR_OK;
 }
 
@@ -85,17 +113,17 @@ static bool default_dir(char *path, size_t cap) {
 
 kr_status_t kri_artifact_cache_init(kri_artifact_cache_t *cache, const char *dir,
                                     uint64_t max_bytes) {
-    char place[PATH_BYTES];
+    char place_of_dir[PATH_BYTES];
     kr_error_t error;
     kr_error_init(&error);
     memset(cache, 0, sizeof *cache);
     cache->max_bytes = max_bytes ? max_bytes : KRI_ARTIFACT_CACHE_BYTES_DEFAULT;
     if (dir && !dir[0]) return KR_OK;
-    if (!dir && !default_dir(place, sizeof place)) {
+    if (!dir && !default_dir(place_of_dir, sizeof place_of_dir)) {
         kri_log(KR_LOG_WARN, "artifact cache off: neither XDG_CACHE_HOME nor HOME is set");
         return KR_OK;
     }
-    if (!dir) dir = place;
+    if (!dir) dir = place_of_dir;
     if (strlen(dir) > PATH_BYTES - 64) {
         kri_log(KR_LOG_WARN, "artifact cache off: path over %u bytes", PATH_BYTES - 64);
         return KR_OK;
@@ -118,57 +146,62 @@ static void join(const kri_artifact_cache_t *cache, const char *name, char *path
     snprintf(path, PATH_BYTES, "%s/%.62s", cache->dir, name);
 }
 
-/* ---- eviction ----------------------------------------------------------------------------- */
+/* The names that belong to one key. */
+typedef struct names_s {
+    char settled[N_NAME_BYTES + 1], unsettled[N_NAME_BYTES + 1], lock[16];
+} names_t;
 
-typedef struct entry_s { char name[N_NAME_BYTES + 1]; uint64_t n_bytes, mtime_ns; } entry_t;
+static void names_of(const char *key, names_t *names) {
+    /* The version in the name keeps programs of two versions from fighting over one file. */
+    const XXH128_hash_t hash = XXH3_128bits_withSeed(key, strlen(key), FORMAT_VERSION);
+    char hex[33];
+    snprintf(hex, sizeof hex, "%016llx%016llx", (unsigned long long)hash.high64,
+             (unsigned long long)hash.low64);
+    snprintf(names->settled, sizeof names->settled, "%s" SUFFIX, hex);
+    snprintf(names->unsettled, sizeof names->unsettled, "%s" SUFFIX_UNSETTLED, hex);
+    snprintf(names->lock, sizeof names->lock, "lock-%02u", (unsigned)(hash.low64 % N_LOCKS));
+}
+
+static bool is_artifact(const char *name) {
+    if (strlen(name) != N_NAME_BYTES) return false;
+    const char *suffix = name + N_NAME_BYTES - N_SUFFIX_BYTES;
+    return strcmp(suffix, SUFFIX) == 0 || strcmp(suffix, SUFFIX_UNSETTLED) == 0;
+}
+
+/* ---- eviction ----------------------------------------------------------------------------- */
 
 typedef struct listing_s {
     const kri_artifact_cache_t *cache;
-    entry_t *entries;
-    size_t n, capacity;
-    uint64_t n_bytes, newest_ns;
-    bool is_sweep; /* second listing: removes temporary files of killed processes */
+    const char *keep;              /* never chosen */
+    uint64_t after_ns;             /* only files used later than this can be chosen */
+    uint64_t n_bytes, newest_ns;   /* of all artifacts */
+    char oldest[N_NAME_BYTES + 1]; /* the choice; "" = none */
+    uint64_t oldest_ns;
 } listing_t;
 
 static int list_entry(const char *name, const kri_file_id_t *id, void *user) {
     listing_t *listing = user;
-    size_t n = strlen(name), n_prefix = strlen(KRI_FILE_TEMP_PREFIX);
-    if (listing->is_sweep) {
-        char path[PATH_BYTES];
-        if (strncmp(name, KRI_FILE_TEMP_PREFIX, n_prefix) != 0 || n > 62) return 0;
-        if (listing->newest_ns < TEMP_AGE_NS || id->mtime_ns > listing->newest_ns - TEMP_AGE_NS)
-            return 0;
-        join(listing->cache, name, path);
-        (void)kri_file_remove(path, NULL);
-        return 0;
-    }
-    if (n != N_NAME_BYTES || strcmp(name + n - strlen(SUFFIX), SUFFIX) != 0) return 0;
-    if (listing->n == listing->capacity) {
-        size_t capacity = listing->capacity ? 2 * listing->capacity : 64;
-        if (capacity > N_ENTRIES_MAX) return 1;
-        entry_t *grown = kri_realloc(listing->entries, capacity * sizeof *grown, "artifact");
-        if (!grown) return 1;
-        listing->entries = grown;
-        listing->capacity = capacity;
-    }
-    entry_t *entry = &listing->entries[listing->n++];
-    memcpy(entry->name, name, n + 1);
-    entry->n_bytes = id->size;
-    entry->mtime_ns = id->mtime_ns;
+    if (!is_artifact(name)) return 0;
     listing->n_bytes += id->size;
     if (id->mtime_ns > listing->newest_ns) listing->newest_ns = id->mtime_ns;
+    if (strncmp(name, listing->keep, N_NAME_BYTES - N_SUFFIX_BYTES) == 0) return 0;
+    if (id->mtime_ns <= listing->after_ns) return 0;
+    if (listing->oldest[0] && id->mtime_ns >= listing->oldest_ns) return 0;
+    memcpy(listing->oldest, name, N_NAME_BYTES + 1);
+    listing->oldest_ns = id->mtime_ns;
     return 0;
 }
 
-/* The least recently used file that is not `keep`; files given up on have no name. */
-static entry_t *find_oldest(listing_t *listing, const char *keep) {
-    entry_t *oldest = NULL;
-    for (size_t i = 0; i < listing->n; i++) {
-        entry_t *entry = &listing->entries[i];
-        if (!entry->name[0] || strcmp(entry->name, keep) == 0) continue;
-        if (!oldest || entry->mtime_ns < oldest->mtime_ns) oldest = entry;
-    }
-    return oldest;
+/* Temporary files of killed writers. */
+static int sweep_entry(const char *name, const kri_file_id_t *id, void *user) {
+    const listing_t *listing = user;
+    char path[PATH_BYTES];
+    if (strncmp(name, KRI_FILE_TEMP_PREFIX, strlen(KRI_FILE_TEMP_PREFIX)) != 0) return 0;
+    if (strlen(name) > 62 || listing->newest_ns < TEMP_AGE_NS) return 0;
+    if (id->mtime_ns > listing->newest_ns - TEMP_AGE_NS) return 0;
+    join(listing->cache, name, path);
+    (void)kri_file_remove(path, NULL);
+    return 0;
 }
 
 /* Users hold a shared lock on their file, so an exclusive one that comes at once means unused. */
@@ -185,145 +218,232 @@ static bool remove_unused(const kri_artifact_cache_t *cache, const char *name) {
 static void evict(const kri_artifact_cache_t *cache, const char *keep) {
     char path[PATH_BYTES];
     int lock = -1;
-    listing_t listing = {.cache = cache};
+    listing_t listing = {.cache = cache, .keep = keep};
     join(cache, "lock-evict", path);
     if (kri_lock_acquire(path, 0, &lock, NULL) != KR_OK) return; /* another process is at it */
-    (void)kri_dir_list(cache->dir, list_entry, &listing, NULL);
-    while (listing.n_bytes > cache->max_bytes) {
-        entry_t *entry = find_oldest(&listing, keep);
-        if (!entry) break;
-        if (remove_unused(cache, entry->name)) {
-            listing.n_bytes -= entry->n_bytes;
-            kri_log(KR_LOG_INFO, "artifact cache: evicted %s", entry->name);
+    uint64_t after_ns = 0;
+    for (uint32_t i = 0; i < N_ENTRIES_MAX; i++) {
+        listing = (listing_t){.cache = cache, .keep = keep, .after_ns = after_ns};
+        (void)kri_dir_list(cache->dir, list_entry, &listing, NULL);
+        if (listing.n_bytes <= cache->max_bytes || !listing.oldest[0]) break;
+        if (remove_unused(cache, listing.oldest)) {
+            kri_log(KR_LOG_INFO, "artifact cache: evicted %s", listing.oldest);
+        } else {
+            after_ns = listing.oldest_ns; /* in use: only later ones are left to try */
         }
-        entry->name[0] = 0;
     }
-    listing.is_sweep = true;
-    (void)kri_dir_list(cache->dir, list_entry, &listing, NULL);
-    kri_free(listing.entries);
+    (void)kri_dir_list(cache->dir, sweep_entry, &listing, NULL);
     kri_lock_release(lock);
 }
 
-/* ---- finding and building ----------------------------------------------------------------- */
+/* ---- opening ------------------------------------------------------------------------------ */
 
-/* Opens and verifies a file; KR_E_NOT_FOUND quietly, anything else with a log line. */
+/* What no later look can make good. */
+static bool is_bad(kr_status_t status) {
+    return status == KR_E_TRUNCATED || status == KR_E_BAD_FORMAT || status == KR_E_CORRUPT ||
+           status == KR_E_CHANGED;
+}
+
 static kr_status_t open_file(const char *path, const char *key, kri_artifact_t *artifact) {
-    kri_map_t map = {0};
+    kri_artifact_t opened = {0};
     int lock = -1;
     kr_status_t status = kri_lock_share(path, &lock, NULL); /* before mapping: keeps evictors off */
-    if (status == KR_OK) status = kri_map_open(path, &map, NULL);
-    if (status == KR_OK) status = kri_artifact_verify(map.data, map.size, key);
+    if (status == KR_OK) status = kri_map_open_huge(path, &opened.map, NULL);
     if (status == KR_OK) {
-        (void)kri_file_touch(path); /* fails in a read-only folder, where nothing is evicted */
-        *artifact = (kri_artifact_t){map, NULL, map.data + KRI_ARTIFACT_HEADER_BYTES,
-                                     map.size - KRI_ARTIFACT_HEADER_BYTES, lock + 1};
+        status = kri_artifact_verify(opened.map.data, opened.map.size, key, &opened);
+    }
+    if (status == KR_OK) {
+        opened.use_lock = lock + 1;
+        opened.is_settled = strcmp(path + strlen(path) - N_SUFFIX_BYTES, SUFFIX) == 0;
+        *artifact = opened;
         return KR_OK;
     }
-    if (status != KR_E_NOT_FOUND)
+    kri_map_close(&opened.map);
+    kri_lock_release(lock);
+    return status;
+}
+
+kr_status_t kri_artifact_open(const kri_artifact_cache_t *cache, const char *key,
+                              kri_artifact_t *artifact) {
+    char path[PATH_BYTES];
+    names_t names;
+    if (!cache->dir) return KR_E_NOT_FOUND;
+    names_of(key, &names);
+    const char *const both[] = {names.settled, names.unsettled};
+    kr_status_t status = KR_E_NOT_FOUND;
+    for (int i = 0; i < 2 && status == KR_E_NOT_FOUND; i++) {
+        join(cache, both[i], path);
+        status = open_file(path, key, artifact);
+    }
+    if (status == KR_OK) {
+        (void)kri_file_touch(path); /* fails in a read-only folder, where nothing is evicted */
+    } else if (status != KR_E_NOT_FOUND) {
         kri_log(KR_LOG_WARN, "artifact cache: %s is not usable: %s", path, kr_status_text(status));
-    kri_map_close(&map);
-    kri_lock_release(lock);
+        /* Else it would hide what a hurried writer leaves. */
+        if (is_bad(status)) (void)kri_file_remove(path, NULL);
+    }
     return status;
-}
-
-static kr_status_t build_in_memory(kri_artifact_build_fn build, void *ctx,
-                                   kri_artifact_t *artifact, kr_error_t *error) {
-    void *data = NULL;
-    size_t n_bytes = 0;
-    KR_TRY(build(ctx, &data, &n_bytes, error));
-    *artifact = (kri_artifact_t){{0}, data, data, n_bytes, 0};
-    return KR_OK;
-}
-
-static kr_status_t write_file(const kri_artifact_cache_t *cache, const char *path,
-                              const char *key, const kri_artifact_t *artifact) {
-    kr_error_t error;
-    size_t n_total;
-    kr_error_init(&error);
-    if (!kri_add_size(artifact->n_bytes, KRI_ARTIFACT_HEADER_BYTES, &n_total) ||
-        n_total > cache->max_bytes) {
-        kri_log(KR_LOG_INFO, "artifact cache: %zu bytes are more than the cache may hold",
-                artifact->n_bytes);
-        return KR_E_LIMIT;
-    }
-    uint8_t *file = kri_alloc(n_total, "artifact");
-    if (!file) {
-        kri_log(KR_LOG_WARN, "artifact cache: no memory to write %zu bytes", n_total);
-        return KR_E_NOMEM;
-    }
-    if (artifact->n_bytes)
-        memcpy(file + KRI_ARTIFACT_HEADER_BYTES, artifact->data, artifact->n_bytes);
-    write_header(file, key, file + KRI_ARTIFACT_HEADER_BYTES, artifact->n_bytes);
-    kr_status_t status = kri_file_write_atomic(path, file, n_total, &error);
-    kri_free(file);
-    if (status != KR_OK) kri_log(KR_LOG_WARN, "artifact cache: not written: %s", error.message);
-    return status;
-}
-
-/* Builds under the key's lock, unless another process has built it while we waited. */
-static kr_status_t build_locked(const kri_artifact_cache_t *cache, const char *name,
-                                const char *path, const char *key, kri_artifact_build_fn build,
-                                void *ctx, kri_artifact_t *artifact, bool *built,
-                                kr_error_t *error) {
-    kri_artifact_t mapped;
-    *built = false;
-    if (open_file(path, key, artifact) == KR_OK) return KR_OK;
-    *built = true;
-    KR_TRY(build_in_memory(build, ctx, artifact, error));
-    if (write_file(cache, path, key, artifact) != KR_OK) return KR_OK;
-    if (open_file(path, key, &mapped) == KR_OK) { /* shared pages instead of private ones */
-        kri_free(artifact->owned);
-        *artifact = mapped;
-    }
-    evict(cache, name);
-    return KR_OK;
-}
-
-kr_status_t kri_artifact_get(const kri_artifact_cache_t *cache, const char *key,
-                             kri_artifact_build_fn build, void *ctx, kri_artifact_t *artifact,
-                             bool *built, kr_error_t *error) {
-    char name[N_NAME_BYTES + 1], lock_name[16], path[PATH_BYTES], lock_path[PATH_BYTES];
-    size_t key_bytes = strlen(key);
-    kri_artifact_t found;
-    bool is_built = true;
-    int lock = -1;
-    kr_error_t lock_error;
-    kr_status_t status;
-    if (key_bytes == 0 || key_bytes > KRI_ARTIFACT_KEY_BYTES_MAX)
-        return KRI_FAIL(error, KR_E_INVALID_ARG, "key", "artifact key of %zu bytes (1 to %u)",
-                        key_bytes, KRI_ARTIFACT_KEY_BYTES_MAX);
-    if (!cache->dir) {
-        status = build_in_memory(build, ctx, &found, error);
-        goto done;
-    }
-    XXH128_hash_t hash = XXH3_128bits(key, key_bytes);
-    snprintf(name, sizeof name, "%016llx%016llx" SUFFIX, (unsigned long long)hash.high64,
-             (unsigned long long)hash.low64);
-    snprintf(lock_name, sizeof lock_name, "lock-%02u", (unsigned)(hash.low64 % N_LOCKS));
-    join(cache, name, path);
-    join(cache, lock_name, lock_path);
-    is_built = false;
-    status = open_file(path, key, &found);
-    if (status == KR_OK) goto done;
-    kr_error_init(&lock_error);
-    if (kri_lock_acquire(lock_path, BUILD_LOCK_MS, &lock, &lock_error) != KR_OK) {
-        kri_log(KR_LOG_WARN, "artifact cache: not used: %s", lock_error.message);
-        is_built = true;
-        status = build_in_memory(build, ctx, &found, error);
-        goto done;
-    }
-    status = build_locked(cache, name, path, key, build, ctx, &found, &is_built, error);
-    kri_lock_release(lock);
-done:
-    if (status != KR_OK) return status;
-    *artifact = found;
-    *built = is_built;
-    return KR_OK;
 }
 
 void kri_artifact_close(kri_artifact_t *artifact) {
     kri_map_close(&artifact->map);
-    kri_free(artifact->owned);
     if (artifact->use_lock) kri_lock_release(artifact->use_lock - 1);
     memset(artifact, 0, sizeof *artifact);
+}
+
+void kri_artifact_discard(const kri_artifact_cache_t *cache, const char *key) {
+    char path[PATH_BYTES];
+    names_t names;
+    if (!cache->dir) return;
+    names_of(key, &names);
+    join(cache, names.settled, path);
+    (void)kri_file_remove(path, NULL);
+    join(cache, names.unsettled, path);
+    (void)kri_file_remove(path, NULL);
+}
+
+/* ---- writing ------------------------------------------------------------------------------ */
+
+static bool is_hurried(kri_artifact_pace_t pace) {
+    return pace.is_hurried && pace.is_hurried(pace.user);
+}
+
+/* Data first, so that what a killed process leaves has no header. */
+static kr_status_t put_content(kri_file_writer_t *writer, const char *key,
+                               const kri_artifact_content_t *content, size_t data_offset,
+                               kri_artifact_pace_t pace, kr_error_t *error) {
+    uint8_t header[KRI_ARTIFACT_HEADER_BYTES];
+    const uint8_t *data = content->data;
+    const size_t n = content->data_bytes;
+    for (size_t at = 0; at < n; at += PIECE_BYTES) {
+        if (is_hurried(pace)) {
+            if (n - at > KRI_ARTIFACT_HURRY_BYTES_MAX) return KR_E_CANCELLED;
+        } else if (at >= FLUSH_BYTES && at % FLUSH_BYTES == 0) {
+            /* Early, so that dirty memory stays small and the fsync short. */
+            kri_file_writer_flush(writer, data_offset + at - FLUSH_BYTES, FLUSH_BYTES, false);
+        }
+        const size_t n_piece = n - at < PIECE_BYTES ? n - at : PIECE_BYTES;
+        KR_TRY(kri_file_writer_put(writer, data + at, n_piece, data_offset + at, error));
+    }
+    write_header(header, key, content);
+    KR_TRY(kri_file_writer_put(writer, content->index, content->index_bytes,
+                               KRI_ARTIFACT_HEADER_BYTES, error));
+    return kri_file_writer_put(writer, header, sizeof header, 0, error);
+}
+
+/* Waits for the disk in steps, because an fsync cannot be hurried; false: hurried. */
+static bool drain(const kri_file_writer_t *writer, size_t n_total, kri_artifact_pace_t pace) {
+    for (size_t at = 0; at < n_total; at += FLUSH_BYTES) {
+        if (is_hurried(pace)) return false;
+        kri_file_writer_flush(writer, at, FLUSH_BYTES, true);
+    }
+    return !is_hurried(pace);
+}
+
+/* Under the key's lock. */
+static kr_status_t write_file(const kri_artifact_cache_t *cache, const names_t *names,
+                              const char *key, const kri_artifact_content_t *content,
+                              kri_artifact_pace_t pace, kr_error_t *error) {
+    char path[PATH_BYTES];
+    size_t data_offset, n_total;
+    if (!place(content->index_bytes, content->data_bytes, &data_offset, &n_total) ||
+        n_total > cache->max_bytes) {
+        return KRI_FAIL(error, KR_E_LIMIT, NULL, "%zu bytes are more than the cache may hold",
+                        content->data_bytes);
+    }
+    kri_file_writer_t writer;
+    join(cache, names->settled, path);
+    KR_TRY(kri_file_writer_open(path, &writer, error));
+    kr_status_t status = put_content(&writer, key, content, data_offset, pace, error);
+    if (status == KR_OK) {
+        const bool is_settled = drain(&writer, n_total, pace);
+        status = kri_file_writer_commit(&writer, is_settled ? names->settled : names->unsettled,
+                                        is_settled, error);
+        join(cache, names->unsettled, path);
+        if (is_settled && status == KR_OK) (void)kri_file_remove(path, NULL);
+    }
+    kri_file_writer_discard(&writer);
+    return status;
+}
+
+static kr_status_t lock_key(const kri_artifact_cache_t *cache, const names_t *names, int *lock,
+                            kr_error_t *error) {
+    char path[PATH_BYTES];
+    join(cache, names->lock, path);
+    const kr_status_t status = kri_lock_acquire(path, 0, lock, error);
+    return status == KR_E_TIMEOUT ? KR_E_BUSY : status;
+}
+
+kr_status_t kri_artifact_write(const kri_artifact_cache_t *cache, const char *key,
+                               const kri_artifact_content_t *content,
+                               kri_artifact_pace_t pace, kr_error_t *error) {
+    const size_t key_bytes = strlen(key);
+    names_t names;
+    int lock = -1;
+    if (key_bytes == 0 || key_bytes > KRI_ARTIFACT_KEY_BYTES_MAX) {
+        return KRI_FAIL(error, KR_E_INVALID_ARG, "key", "artifact key of %zu bytes (1 to %u)",
+                        key_bytes, KRI_ARTIFACT_KEY_BYTES_MAX);
+    }
+    if (!cache->dir) return KRI_FAIL(error, KR_E_NOT_FOUND, NULL, "the artifact cache is off");
+    names_of(key, &names);
+    KR_TRY(lock_key(cache, &names, &lock, error));
+    const kr_status_t status = write_file(cache, &names, key, content, pace, error);
+    kri_lock_release(lock);
+    if (status == KR_OK) evict(cache, names.settled);
+    return status;
+}
+
+kr_status_t kri_artifact_settle(const kri_artifact_cache_t *cache, const char *key,
+                                kri_artifact_pace_t pace, kr_error_t *error) {
+    char path[PATH_BYTES];
+    names_t names;
+    kri_file_writer_t writer;
+    int lock = -1;
+    if (!cache->dir) return KR_OK;
+    names_of(key, &names);
+    KR_TRY(lock_key(cache, &names, &lock, error));
+    join(cache, names.unsettled, path);
+    kr_status_t status = kri_file_writer_adopt(path, &writer, error);
+    if (status == KR_OK) {
+        kri_map_t map = {0};
+        status = kri_map_open(path, &map, error); /* for the size */
+        const bool is_settled = status == KR_OK && drain(&writer, map.size, pace);
+        kri_map_close(&map);
+        /* Hurried again: it keeps its name for the next one. */
+        status = kri_file_writer_commit(&writer, is_settled ? names.settled : names.unsettled,
+                                        is_settled, error);
+    } else if (status == KR_E_NOT_FOUND) {
+        status = KR_OK; /* settled by another process meanwhile */
+    }
+    kri_lock_release(lock);
+    return status;
+}
+
+/* ---- all of them -------------------------------------------------------------------------- */
+
+typedef struct walk_s {
+    const kri_artifact_cache_t *cache;
+    kri_artifact_fn fn;
+    void *user;
+} walk_t;
+
+static int visit(const char *name, const kri_file_id_t *id, void *user) {
+    const walk_t *walk = user;
+    char path[PATH_BYTES];
+    kri_artifact_t artifact = {0};
+    (void)id;
+    if (!is_artifact(name)) return 0;
+    join(walk->cache, name, path);
+    const kr_status_t status = open_file(path, NULL, &artifact);
+    if (status == KR_E_NOT_FOUND) return 0; /* evicted meanwhile */
+    const int stop = walk->fn(path, status == KR_OK ? &artifact : NULL, status, walk->user);
+    kri_artifact_close(&artifact);
+    return stop;
+}
+
+kr_status_t kri_artifact_each(const kri_artifact_cache_t *cache, kri_artifact_fn fn, void *user,
+                              kr_error_t *error) {
+    walk_t walk = {cache, fn, user};
+    if (!cache->dir) return KR_OK;
+    return kri_dir_list(cache->dir, visit, &walk, error);
 }

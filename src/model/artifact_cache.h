@@ -1,10 +1,12 @@
 /* artifact_cache.h: files derived from a model, kept between runs.
- * A key is a string of facts (source identity, kind, layout version); its xxh3 names the file.
- * Each file carries a header (magic, version, key in full, payload size, xxh3 of the payload) and
- * is written under a temporary name, fsynced and renamed, under a lock, so that two processes
- * can build the same artifact at once; a damaged file is rebuilt. Bounded by bytes, LRU by mtime;
- * a file in use (by any process) is never evicted.
- * Threads: any (each call opens what it needs). */
+ * A key is a string of facts (kind, layout version, content hash); its xxh3 names the file. A file
+ * is a header page (magic, version, key in full, sizes, hashes), an index and data. Header and
+ * index are verified when it is opened; data carries no hash of the cache, so that a large file
+ * can be opened at once: its owner keeps hashes in the index. A file is written under a temporary
+ * name, fsynced and renamed, so a reader sees all of it or nothing; a writer that is told to hurry
+ * leaves the complete file under a second name without the fsync (`settle` repeats that part).
+ * Bounded by bytes, LRU by mtime; a file in use (by any process) is never evicted.
+ * Threads: any (each call opens what it needs). Only init allocates. */
 #ifndef KRI_MODEL_ARTIFACT_CACHE_H
 #define KRI_MODEL_ARTIFACT_CACHE_H
 
@@ -12,9 +14,10 @@
 #include "kr.h"
 
 #define KRI_ARTIFACT_KEY_BYTES_MAX 1024u
-/* The payload begins on a page of its own, so that a mapping of it is page-aligned. */
 #define KRI_ARTIFACT_HEADER_BYTES 4096u
 #define KRI_ARTIFACT_CACHE_BYTES_DEFAULT ((uint64_t)16 << 30)
+/* What a writer that was told to hurry still writes; with more left it gives up. */
+#define KRI_ARTIFACT_HURRY_BYTES_MAX ((uint64_t)2 << 30)
 
 typedef struct kri_artifact_cache_s {
     char *dir;           /* owned; NULL = caching is off */
@@ -22,16 +25,27 @@ typedef struct kri_artifact_cache_s {
 } kri_artifact_cache_t;
 
 typedef struct kri_artifact_s {
-    kri_map_t map;       /* mapping of the file, or empty when built in memory */
-    void *owned;         /* kri_alloc'd payload when not mapped */
-    const uint8_t *data; /* payload */
-    size_t n_bytes;
-    int use_lock;        /* 0 = none, else the shared lock of the file in use, plus 1 */
+    kri_map_t map;        /* of the whole file */
+    const uint8_t *index;
+    size_t index_bytes;
+    const uint8_t *data;  /* on a huge-page boundary; NULL without data */
+    size_t data_bytes;
+    bool is_settled;      /* false: complete, but never fsynced */
+    int use_lock;         /* 0 = none, else the shared lock of the file in use, plus 1 */
 } kri_artifact_t;
 
-/* Builds the payload: kri_alloc'd, ownership passes to the cache. */
-typedef kr_status_t (*kri_artifact_build_fn)(void *ctx, void **data, size_t *n_bytes,
-                                             kr_error_t *error);
+/* How a writer is to go on, asked before every piece of 2 MiB; it may sleep while others need the
+ * machine. True: hurry (see above). NULL function: never. */
+typedef struct kri_artifact_pace_s {
+    bool (*is_hurried)(void *user);
+    void *user;
+} kri_artifact_pace_t;
+
+/* What is to be written; all of it borrowed. */
+typedef struct kri_artifact_content_s {
+    const void *index, *data;
+    size_t index_bytes, data_bytes;
+} kri_artifact_content_t;
 
 /* dir: C string; NULL = $XDG_CACHE_HOME/kr or ~/.cache/kr; "" = off. A folder that cannot
  * be created switches the cache off with a log line: a cache never makes an open fail.
@@ -39,15 +53,38 @@ typedef kr_status_t (*kri_artifact_build_fn)(void *ctx, void **data, size_t *n_b
 kr_status_t kri_artifact_cache_init(kri_artifact_cache_t *cache, const char *dir,
                                     uint64_t max_bytes);
 void kri_artifact_cache_deinit(kri_artifact_cache_t *cache);
-/* Finds or builds the artifact of `key` (C string, at most 1024 bytes); *built says which. The
- * artifact is written whole and untouched on failure. Errors: build's, KR_E_INVALID_ARG (key). */
-kr_status_t kri_artifact_get(const kri_artifact_cache_t *cache, const char *key,
-                             kri_artifact_build_fn build, void *ctx, kri_artifact_t *artifact,
-                             bool *built, kr_error_t *error);
+
+/* Opens the artifact of `key` (C string, 1 to 1024 bytes). KR_E_NOT_FOUND; a file that is there
+ * but cannot be used gives another status and one log line, and is removed when it is damaged.
+ * *artifact is untouched on failure. */
+kr_status_t kri_artifact_open(const kri_artifact_cache_t *cache, const char *key,
+                              kri_artifact_t *artifact);
 void kri_artifact_close(kri_artifact_t *artifact); /* a zeroed one is a no-op */
 
-/* Checks the bytes of a cache file against a key; on KR_OK the payload follows the header.
- * Errors KR_E_TRUNCATED, KR_E_BAD_FORMAT, KR_E_CHANGED (another key), KR_E_CORRUPT. */
-kr_status_t kri_artifact_verify(const uint8_t *data, size_t n_bytes, const char *key);
+/* Writes the artifact of `key`, then evicts. Once hurried it ends soon: the fsync is left out, or
+ * with much left to write the file is given up (KR_E_CANCELLED).
+ * KR_E_BUSY while another process writes it, KR_E_LIMIT over the cache's size, KR_E_NOSPC,
+ * KR_E_PERMISSION, KR_E_IO; nothing is left behind then. Logs nothing. */
+kr_status_t kri_artifact_write(const kri_artifact_cache_t *cache, const char *key,
+                               const kri_artifact_content_t *content,
+                               kri_artifact_pace_t pace, kr_error_t *error);
+/* The fsync and the rename that a hurried writer left out; nothing to do is KR_OK. */
+kr_status_t kri_artifact_settle(const kri_artifact_cache_t *cache, const char *key,
+                                kri_artifact_pace_t pace, kr_error_t *error);
+/* Removes the files of a key. */
+void kri_artifact_discard(const kri_artifact_cache_t *cache, const char *key);
+
+/* Calls fn for each artifact of the folder: opened and verified (artifact NULL: status says why
+ * not), path a C string, both borrowed. fn returns non-zero to stop. Errors of listing only. */
+typedef int (*kri_artifact_fn)(const char *path, const kri_artifact_t *artifact,
+                               kr_status_t status, void *user);
+kr_status_t kri_artifact_each(const kri_artifact_cache_t *cache, kri_artifact_fn fn, void *user,
+                              kr_error_t *error);
+
+/* Checks the bytes of a cache file and finds its sections (the artifact's map is untouched).
+ * key NULL: whatever key it carries. Errors KR_E_TRUNCATED, KR_E_BAD_FORMAT, KR_E_CHANGED
+ * (another key), KR_E_CORRUPT. */
+kr_status_t kri_artifact_verify(const uint8_t *bytes, size_t n_bytes, const char *key,
+                                kri_artifact_t *artifact);
 
 #endif

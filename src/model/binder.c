@@ -1,7 +1,6 @@
 /* binder.c: from the architecture's tensor table to bound weights. First every tensor is found and
- * its shape checked, then the packed size is known and taken at once, then matrices are packed in
- * parallel and their file pages released, so that weights are in memory once. Tensors that the
- * table does not name are refused: ignoring one would silently compute another model. */
+ * its shape checked, then the packed size is known, and weights.c fills it. Tensors that the table
+ * does not name are refused: ignoring one would silently compute another model. */
 #include <stdio.h>
 #include <string.h>
 
@@ -13,18 +12,9 @@
 
 #define NAME_BYTES_MAX 160
 
-typedef struct pack_job_s {
-    const kri_gguf_tensor_t *source;
-    kri_weight_part_t *part;
-    size_t n_in, dst_offset;
-} pack_job_t;
-
 typedef struct binding_s {
     struct kr_model_s *model;
     uint8_t *used;        /* [n_tensors] */
-    pack_job_t *jobs;     /* [n_tensors + 1]: one more for a tied head */
-    size_t n_jobs;
-    size_t packed_bytes;
     uint64_t vector_bytes;
     kr_error_t *error;
 } binding_t;
@@ -102,9 +92,10 @@ static kr_status_t add_matrix(binding_t *b, const kri_gguf_tensor_t *t, kri_weig
     w->n_in = (uint32_t)x->shape[1];
     w->n_ranks = 1;
     if (part_index >= w->n_parts) w->n_parts = part_index + 1;
-    b->jobs[b->n_jobs++] =
-        (pack_job_t){.source = t, .part = part, .n_in = w->n_in, .dst_offset = b->packed_bytes};
-    if (!kri_add_size(b->packed_bytes, bytes, &b->packed_bytes)) {
+    struct kr_model_s *m = b->model;
+    m->packed_tensors[m->n_packed_tensors++] = (kri_packed_tensor_t){
+        .source = t, .part = part, .n_in = w->n_in, .offset = m->packed_bytes, .n_bytes = bytes};
+    if (!kri_add_size(m->packed_bytes, bytes, &m->packed_bytes)) {
         return KRI_FAIL(b->error, KR_E_LIMIT, t->name, "packed weights are too large");
     }
     return KR_OK;
@@ -201,79 +192,6 @@ static void group_layers(struct kr_model_s *m) {
     }
 }
 
-/* Groups [begin, end) of one matrix, split over the threads. */
-typedef struct pack_run_s {
-    const pack_job_t *job;
-    uint8_t *dst;
-    size_t begin, end;
-} pack_run_t;
-
-static size_t row_bytes(const kri_tensor_t *x) { return (size_t)(x->n_bytes / x->shape[0]); }
-
-static void pack_thread(void *ctx, uint32_t thread_index, uint32_t n_threads) {
-    const pack_run_t *run = ctx;
-    const kri_tensor_t *x = &run->job->source->tensor;
-    uint64_t begin, end;
-    kri_split(run->end - run->begin, 1, thread_index, n_threads, &begin, &end);
-    kri_pack_rows(x->dtype, x->data, row_bytes(x), (size_t)x->shape[0], run->job->n_in,
-                  run->begin + (size_t)begin, run->begin + (size_t)end, run->dst);
-}
-
-/* Slices bound the file pages that are in memory together with their packed copy. */
-#define SLICE_BYTES ((size_t)8 << 20)
-
-static kr_status_t pack_job(const binding_t *b, const pack_job_t *job, kri_pool_t *pool,
-                            uint32_t n_threads, const kr_model_params_t *params) {
-    const struct kr_model_s *m = b->model;
-    const kri_tensor_t *x = &job->source->tensor;
-    const size_t n_groups = kri_ceil_div((size_t)x->shape[0], KRI_GROUP_ROWS);
-    const size_t group_file_bytes = row_bytes(x) * KRI_GROUP_ROWS;
-    const size_t step = kri_ceil_div(SLICE_BYTES, group_file_bytes);
-    pack_run_t run = {.job = job, .dst = m->packed + job->dst_offset};
-    job->part->packed = run.dst;
-    for (size_t at = 0; at < n_groups; at += step) {
-        const size_t done = job->dst_offset + at * job->part->group_bytes;
-        if (params->progress &&
-            params->progress("pack", done, b->packed_bytes, params->progress_user)) {
-            return KRI_FAIL(b->error, KR_E_CANCELLED, NULL, "loading was cancelled");
-        }
-        run.begin = at;
-        run.end = at + step < n_groups ? at + step : n_groups;
-        kri_pool_run(pool, n_threads, pack_thread, &run);
-        kri_gguf_release(m->gguf, job->source, at * group_file_bytes,
-                         run.end * group_file_bytes);
-    }
-    return KR_OK;
-}
-
-static kr_status_t pack_all(binding_t *b, const kr_model_params_t *params) {
-    struct kr_model_s *m = b->model;
-    m->packed = kri_pages_alloc(b->packed_bytes);
-    if (!m->packed) {
-        return KRI_FAIL(b->error, KR_E_NOMEM, NULL, "no memory for %zu bytes of packed weights",
-                        b->packed_bytes);
-    }
-    m->packed_bytes = b->packed_bytes;
-    /* All threads read all weights over time; on several memory nodes no single one should have
-     * to deliver them. */
-    if (params->n_threads != 1) (void)kri_pages_interleave(m->packed, m->packed_bytes);
-    const uint32_t n_threads = params->n_threads ? params->n_threads : kri_cpu_count();
-    kri_pool_t *pool = NULL;
-    kr_status_t status = kri_pool_shared(n_threads, &pool);
-    if (status != KR_OK) {
-        return KRI_FAIL(b->error, status, "n_threads", "cannot %s %u threads%s",
-                        status == KR_E_UNSUPPORTED ? "pin" : "start", n_threads,
-                        status == KR_E_UNSUPPORTED ? ": there are fewer cores" : "");
-    }
-    for (size_t i = 0; i < b->n_jobs; i++) {
-        KR_TRY(pack_job(b, &b->jobs[i], pool, n_threads, params));
-    }
-    if (params->progress) {
-        params->progress("pack", b->packed_bytes, b->packed_bytes, params->progress_user);
-    }
-    return KR_OK;
-}
-
 kr_status_t kri_model_bind(struct kr_model_s *model, const kr_model_params_t *params,
                            kr_error_t *error) {
     const size_t n_tensors = kri_gguf_n_tensors(model->gguf);
@@ -293,8 +211,10 @@ kr_status_t kri_model_bind(struct kr_model_s *model, const kr_model_params_t *pa
     memset(layers, 0, layer_bytes);
     model->layers = layers;
     b.used = kri_calloc(n_tensors, 1, "binder");
-    b.jobs = kri_calloc(n_tensors + 1, sizeof(*b.jobs), "binder");
-    if (!b.used || !b.jobs) {
+    /* One more for a tied head. */
+    model->packed_tensors =
+        kri_calloc(n_tensors + 1, sizeof(*model->packed_tensors), "binder");
+    if (!b.used || !model->packed_tensors) {
         status = KRI_FAIL(error, KR_E_NOMEM, NULL, "no memory to bind %zu tensors", n_tensors);
         goto done;
     }
@@ -306,11 +226,10 @@ kr_status_t kri_model_bind(struct kr_model_s *model, const kr_model_params_t *pa
         goto done;
     }
     group_layers(model);
-    model->bytes_per_token = b.packed_bytes + b.vector_bytes +
+    model->bytes_per_token = model->packed_bytes + b.vector_bytes +
                              model->embed.n_bytes / model->embed.shape[0];
-    KR_TRY_DONE(pack_all(&b, params));
+    status = kri_weights_load(model, params, error);
 done:
-    kri_free(b.jobs);
     kri_free(b.used);
     return status;
 }

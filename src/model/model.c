@@ -6,6 +6,7 @@
 
 #include "base/alloc.h"
 #include "base/error.h"
+#include "model/packed_image.h"
 
 static kr_status_t load(struct kr_model_s *m, const kr_model_params_t *params,
                         kr_error_t *error) {
@@ -53,7 +54,7 @@ kr_status_t kri_model_open(const char *path, const kr_model_params_t *params,
 kr_status_t kri_model_open_memory(const void *data, size_t n_bytes, struct kr_model_s **model,
                                   kr_error_t *error) {
     kri_gguf_t *gguf = NULL;
-    kr_model_params_t params = {.struct_bytes = sizeof(params), .n_threads = 1};
+    kr_model_params_t params = {.struct_bytes = sizeof(params), .n_threads = 1, .cache_dir = ""};
     KR_TRY(kri_gguf_open_memory(data, n_bytes, &gguf, error));
     return open_with(gguf, &params, model, error);
 }
@@ -69,7 +70,9 @@ void kri_model_close(struct kr_model_s *model) {
     kri_tokenizer_destroy(model->tokenizer);
     kri_free(model->chat_template_source);
     kri_free(model->name);
+    kri_image_close(model); /* first: its thread reads what is freed below */
     if (model->packed) kri_pages_free(model->packed, model->packed_bytes);
+    kri_free(model->packed_tensors);
     kr_arena_destroy(model->arena);
     kri_gguf_close(model->gguf);
     kri_free(model);

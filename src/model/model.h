@@ -125,6 +125,14 @@ typedef struct kri_arch_s {
 
 /* ---- the model ---------------------------------------------------------------------------- */
 
+/* A matrix in the block of packed weights, and where it comes from. */
+typedef struct kri_packed_tensor_s {
+    const kri_gguf_tensor_t *source;
+    kri_weight_part_t *part;
+    size_t n_in;
+    size_t offset, n_bytes; /* in the block; tensors lie in order, without gaps */
+} kri_packed_tensor_t;
+
 struct kr_model_s {
     uint32_t n_refs;               /* atomic */
     uint32_t vocab_only;
@@ -139,8 +147,11 @@ struct kr_model_s {
     uint32_t n_kv_groups;
     kri_kv_desc_t kv_groups[KRI_KV_GROUPS_MAX];
     kr_arena_t arena;              /* layers and vectors */
-    uint8_t *packed;               /* pack.h images of all matrices, one block of pages */
+    uint8_t *packed;               /* private block of pages; unused where the image is mapped */
     size_t packed_bytes;
+    kri_packed_tensor_t *packed_tensors; /* [n_packed_tensors] */
+    uint32_t n_packed_tensors;
+    struct kri_image_s *image;     /* packed_image.h; NULL: nothing is kept between runs */
     uint64_t bytes_per_token, n_params;
     kri_tokenizer_t *tokenizer;
     kri_template_t *chat_template; /* NULL: no source, or the error below */
@@ -165,6 +176,22 @@ kr_status_t kri_model_read_hparams(struct kr_model_s *model, kr_error_t *error);
 kr_status_t kri_model_bind(struct kr_model_s *model, const kr_model_params_t *params,
                            kr_error_t *error);
 kr_status_t kri_model_load_text(struct kr_model_s *model, kr_error_t *error);
+/* Packed weights: from the image kept by an earlier run, or packed now. */
+kr_status_t kri_weights_load(struct kr_model_s *model, const kr_model_params_t *params,
+                             kr_error_t *error);
+/* Packs one matrix into the private block and binds it there. params (for progress) may be NULL;
+ * KR_E_CANCELLED only with it. */
+kr_status_t kri_weights_pack(struct kr_model_s *model, const kri_packed_tensor_t *tensor,
+                             kri_pool_t *pool, uint32_t n_threads,
+                             const kr_model_params_t *params, kr_error_t *error);
+
+/* Around every forward pass. The first begin checks mapped weights against their hashes, on all
+ * threads, and packs anew what is damaged; later ones cost two atomic additions. KR_E_CANCELLED
+ * when *cancel (may be NULL) becomes non-zero; end follows on KR_OK only. Between the two the
+ * background thread of the image rests. Any thread. */
+kr_status_t kri_weights_begin(struct kr_model_s *model, kri_pool_t *pool, uint32_t n_threads,
+                              const uint32_t *cancel);
+void kri_weights_end(struct kr_model_s *model);
 
 /* Floats of each buffer for n_rows rows; false on overflow. */
 typedef struct kri_state_plan_s {

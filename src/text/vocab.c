@@ -67,8 +67,9 @@ static text_t token_text(const kri_vocab_desc_t *desc, uint32_t id) {
 }
 
 static bool text_is(text_t text, const char *wanted) {
-    const size_t n_bytes = strlen(wanted);
-    return text.n_bytes == n_bytes && memcmp(text.data, wanted, n_bytes) == 0;
+    /* strlen is for the few that begin alike: a vocabulary has 262,144 texts, the list 50. */
+    if (text.n_bytes < 2 || text.data[0] != wanted[0] || text.data[1] != wanted[1]) return false;
+    return text.n_bytes == strlen(wanted) && memcmp(text.data, wanted, text.n_bytes) == 0;
 }
 
 static bool id_is_valid(const kri_vocab_desc_t *desc, kr_token_t id) {
@@ -140,7 +141,11 @@ static void classify(kri_vocab_t *vocab, const kri_vocab_desc_t *desc, uint8_t *
     memcpy(types, desc->types, desc->n_tokens);
     for (uint32_t id = 0; id < desc->n_tokens; id++) {
         const text_t text = token_text(desc, id);
-        if (text.n_bytes < 4 || !memchr("<[_\xE2", text.data[0], 4)) continue;
+        /* How every spelling of the list begins and ends. */
+        if (text.n_bytes < 4 || !memchr("<[_\xE2", text.data[0], 4) ||
+            !memchr(">][", text.data[text.n_bytes - 1], 3)) {
+            continue;
+        }
         for (size_t i = 0; i < N_SPELLINGS; i++) {
             if (!text_is(text, spellings[i].text)) continue;
             if (spellings[i].is_end) {
@@ -183,6 +188,11 @@ static int alphabet_byte(uint32_t code_point) {
 static size_t decode_byte_level(text_t text, char *out) {
     size_t n_out = 0;
     for (size_t at = 0; at < text.n_bytes;) {
+        const uint8_t first = (uint8_t)text.data[at];
+        if (first > 0x20 && first < 0x7F) { /* most of all texts; stands for itself */
+            out[n_out++] = text.data[at++];
+            continue;
+        }
         uint32_t code_point = 0;
         /* Four bytes hold any character: looking further would be quadratic in long tokens. */
         const size_t n_look = text.n_bytes - at < 4 ? text.n_bytes - at : 4;

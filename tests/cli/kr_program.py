@@ -22,7 +22,7 @@ class Result:
 
 def environment(**changes):
     env = dict(os.environ)
-    for name in ("KR_MODEL", "KR_ISA", "KR_THREADS"):
+    for name in ("KR_MODEL", "KR_ISA", "KR_THREADS", "KR_CACHE_DIR", "KR_CACHE_SIZE"):
         env.pop(name, None)
     env.update({name: str(value) for name, value in changes.items()})
     return env

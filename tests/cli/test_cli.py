@@ -34,7 +34,7 @@ class Options(ProgramTest):
                      "--ignore-eos", "--temp", "--top-k", "--top-p", "--min-p", "--typical",
                      "--seed", "--logit-bias", "--repeat-penalty", "--presence-penalty",
                      "--frequency-penalty", "--logprobs", "--json", "--isa", "--device", "--kv",
-                     "--pin", "--invariant", "--no-cache"):
+                     "--pin", "--invariant", "--no-cache", "--cache-dir", "--cache-size"):
             self.assertRegex(text, rf"(?m)^ .*{flag}\b")
         for absent in ("--json-schema", "--regex", "--grammar", "cuda", "neon"):
             self.assertNotIn(absent, text)
@@ -437,7 +437,8 @@ class OtherCommands(ProgramTest):
         self.assert_fails(2, "context holds", "bench", "model", "-m", self.model, "-p", "99999")
 
     def test_models_lists_and_verifies(self):
-        env = environment(KR_MODELS_DIR=self.scratch / "models")
+        env = environment(KR_MODELS_DIR=self.scratch / "models",
+                          KR_CACHE_DIR=self.scratch / "cache")
         listed = self.assert_done("models", "--json", env=env).json()["models"]
         self.assertEqual([m["alias"] for m in listed], ["smollm2", "gemma3", "qwen25"])
         self.assertEqual({m["state"] for m in listed}, {"missing"})

@@ -67,6 +67,7 @@ impl Bpe {
         let n_merges = offsets.len() - 1;
         let mut pairs = HashMap::with_capacity_and_hasher(n_merges, RandomState::new());
         let mut product = Vec::new();
+        let mut next = 0;
         for rank in 0..n_merges {
             let rule = &merges[offsets[rank] as usize..offsets[rank + 1] as usize];
             let bad = |why: &str| {
@@ -81,7 +82,15 @@ impl Bpe {
             product.clear();
             product.extend_from_slice(left);
             product.extend_from_slice(right);
-            let ids = (find(left), find(right), find(&product));
+            // Vocabularies list the products in the order of their rules: one look beside the last
+            // product saves most look-ups in the index.
+            let is_next = vocab.is_surely(next, &product) && vocab.is_ordinary(next);
+            let ids = (
+                find(left),
+                find(right),
+                if is_next { Some(next) } else { find(&product) },
+            );
+            next = ids.2.map_or(next, |id| id + 1);
             if let (Some(left), Some(right), Some(product)) = ids {
                 let key = u64::from(left) << 32 | u64::from(right);
                 pairs.entry(key).or_insert((rank as u32, product));

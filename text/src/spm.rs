@@ -40,23 +40,34 @@ impl Spm {
                 Error::new(Status::BadFormat, message)
             })?;
         }
-        let mut order: Vec<u32> = (0..scores.len() as u32).collect();
-        order.sort_unstable_by(|&a, &b| scores[b as usize].total_cmp(&scores[a as usize]));
+        // Sorted as whole numbers, best score first: a look into `scores` at each comparison would
+        // cost more than the sort.
+        let mut order: Vec<u64> = (0u64..)
+            .zip(scores)
+            .map(|(id, score)| {
+                let bits = score.to_bits();
+                let ascending = if bits >> 31 == 1 { !bits } else { bits | 1 << 31 };
+                u64::from(!ascending) << 32 | id
+            })
+            .collect();
+        order.sort_unstable();
         let mut ranks = vec![0u32; scores.len()];
         let mut rank = 0;
-        for (i, &id) in order.iter().enumerate() {
-            if i > 0 && scores[order[i - 1] as usize] != scores[id as usize] {
+        let mut last = None;
+        for id in order.iter().map(|&key| key as u32 as usize) {
+            if last.is_some_and(|score| score != scores[id]) {
                 rank += 1;
             }
-            ranks[id as usize] = rank;
+            last = Some(scores[id]);
+            ranks[id] = rank;
         }
         let mut neighbours = vec![0u64; 1 << (FILTER_BITS - 6)];
         let mut text_max = 0;
         for id in 0..vocab.len() as u32 {
-            let Ok(text) = std::str::from_utf8(vocab.text(id)) else { continue };
             if !vocab.is_ordinary(id) {
                 continue;
             }
+            let Some(text) = vocab.utf8(id) else { continue };
             text_max = text_max.max(text.len());
             for (a, b) in text.chars().zip(text.chars().skip(1)) {
                 let slot = filter_slot(a, b);

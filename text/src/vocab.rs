@@ -20,6 +20,10 @@ pub struct Vocab {
     types: Vec<u8>,
     index: HashTable<u32>,
     hasher: RandomState,
+    /// No two tokens have equal texts.
+    distinct: bool,
+    /// All texts together are valid UTF-8, so one of them is unless it cuts a character.
+    utf8: bool,
 }
 
 impl Vocab {
@@ -33,6 +37,8 @@ impl Vocab {
             index: HashTable::with_capacity(types.len()),
             // Seeded per process: a file cannot be built so that its texts collide.
             hasher: RandomState::new(),
+            distinct: true,
+            utf8: std::str::from_utf8(text).is_ok(),
         };
         for id in 0..types.len() as u32 {
             vocab.insert(id);
@@ -42,7 +48,7 @@ impl Vocab {
 
     /// Of equal texts the last wins, but never a special token over an ordinary one.
     fn insert(&mut self, id: u32) {
-        let Vocab { text, offsets, types, index, hasher } = self;
+        let Vocab { text, offsets, types, index, hasher, distinct, .. } = self;
         let slice =
             |id: u32| &text[offsets[id as usize] as usize..offsets[id as usize + 1] as usize];
         let key = slice(id);
@@ -52,6 +58,7 @@ impl Vocab {
         let hash = hasher.hash_one(key);
         match index.find_mut(hash, |&other| slice(other) == key) {
             Some(old) => {
+                *distinct = false;
                 if ordinary(types[id as usize]) || !ordinary(types[*old as usize]) {
                     *old = id;
                 }
@@ -71,6 +78,18 @@ impl Vocab {
         &self.text[self.offsets[id] as usize..self.offsets[id + 1] as usize]
     }
 
+    /// The text as a string, if it is one.
+    pub fn utf8(&self, id: u32) -> Option<&str> {
+        let bytes = self.text(id);
+        let is_char = |byte: Option<&u8>| byte.is_none_or(|&byte| byte & 0xC0 != 0x80);
+        let end = self.offsets[id as usize + 1] as usize;
+        if self.utf8 && is_char(bytes.first()) && is_char(self.text.get(end)) {
+            // SAFETY: a part of valid UTF-8 that begins and ends at characters is valid.
+            return Some(unsafe { std::str::from_utf8_unchecked(bytes) });
+        }
+        std::str::from_utf8(bytes).ok()
+    }
+
     pub fn kind(&self, id: u32) -> u8 {
         self.types[id as usize]
     }
@@ -85,6 +104,12 @@ impl Vocab {
     pub fn find(&self, text: &[u8]) -> Option<u32> {
         let hash = self.hasher.hash_one(text);
         self.index.find(hash, |&id| self.text(id) == text).copied()
+    }
+
+    /// Whether `find` would answer `id`, without a look into the index; false if that is not sure.
+    #[inline]
+    pub fn is_surely(&self, id: u32, text: &[u8]) -> bool {
+        self.distinct && (id as usize) < self.len() && self.text(id) == text
     }
 
     pub fn ids_of(&self, wanted: &'static [u8]) -> impl Iterator<Item = u32> + '_ {

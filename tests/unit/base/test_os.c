@@ -214,13 +214,80 @@ TEST(map_shows_the_file_also_after_release) {
     kri_map_release(&map, 1, 2);
     kri_map_release(&map, sizeof content + 5, 2);
     kri_map_release(&map, 100, SIZE_MAX);
-    kri_map_prefetch(&map, 5000, 100000);
-    kri_map_prefetch(&map, 5000, SIZE_MAX);
-    kri_map_prefetch(&map, SIZE_MAX, 1);
     assert_memory_equal(map.data, content, sizeof content);
     kri_map_close(&map);
     assert_null(map.data);
     kri_map_close(&map);
+    leave_folder();
+}
+
+TEST(map_huge_lies_on_a_huge_page_boundary_and_shows_the_file) {
+    enter_folder();
+    const char *path = in_folder("file");
+    const size_t n_bytes = 2 * KRI_HUGE_PAGE_BYTES + 12345;
+    char *content = malloc(n_bytes);
+    assert_non_null(content);
+    for (size_t i = 0; i < n_bytes; i++) content[i] = (char)(i * 31 % 251);
+    assert_status(kri_file_write_atomic(path, content, n_bytes, NULL), KR_OK);
+    kri_map_t map = {0};
+    assert_status(kri_map_open_huge(path, &map, NULL), KR_OK);
+    assert_int_equal((uintptr_t)map.data % KRI_HUGE_PAGE_BYTES, 0);
+    assert_int_equal(map.size, n_bytes);
+    assert_int_equal(kri_map_huge_bytes(&map, 0, n_bytes), 0); /* nothing was touched */
+    assert_memory_equal(map.data, content, n_bytes);
+    /* How many depends on the file system. */
+    const size_t n_huge = kri_map_huge_bytes(&map, 0, SIZE_MAX);
+    assert_true(n_huge % KRI_HUGE_PAGE_BYTES == 0 && n_huge <= 2 * KRI_HUGE_PAGE_BYTES);
+    assert_int_equal(kri_map_huge_bytes(&map, n_bytes, 1), 0);
+    kri_map_close(&map);
+    assert_status(kri_file_write_atomic(path, "", 0, NULL), KR_OK);
+    assert_status(kri_map_open_huge(path, &map, NULL), KR_OK);
+    assert_null(map.data);
+    assert_status(kri_map_open_huge(in_folder("none"), &map, NULL), KR_E_NOT_FOUND);
+    free(content);
+    leave_folder();
+}
+
+TEST(file_writer_gives_the_name_only_at_commit) {
+    enter_folder();
+    kri_file_writer_t writer;
+    const char *path = in_folder("file");
+    for (int is_synced = 0; is_synced < 2; is_synced++) {
+        assert_status(kri_file_writer_open(path, &writer, NULL), KR_OK);
+        assert_status(kri_file_writer_put(&writer, "wor", 3, 2, NULL), KR_OK);
+        assert_status(kri_file_writer_put(&writer, "He", 2, 0, NULL), KR_OK);
+        kri_file_writer_flush(&writer, 0, 5, true);
+        assert_int_equal(access(path, F_OK), -1);
+        assert_status(kri_file_writer_commit(&writer, "file", is_synced, NULL), KR_OK);
+        kri_file_writer_discard(&writer); /* a no-op now */
+        assert_content(path, "Hewor");
+        assert_int_equal(list().n_files, 1);
+        assert_status(kri_file_remove(path, NULL), KR_OK);
+    }
+    leave_folder();
+}
+
+TEST(file_writer_discard_leaves_nothing) {
+    enter_folder();
+    kri_file_writer_t writer;
+    assert_status(kri_file_writer_open(in_folder("file"), &writer, NULL), KR_OK);
+    assert_status(kri_file_writer_put(&writer, "abc", 3, 0, NULL), KR_OK);
+    kri_file_writer_discard(&writer);
+    assert_int_equal(list().n_files, 0);
+    assert_status(kri_file_writer_open(in_folder("none/file"), &writer, NULL), KR_E_NOT_FOUND);
+    kri_file_writer_discard(&writer);
+    leave_folder();
+}
+
+TEST(file_writer_adopts_a_file_under_its_name) {
+    enter_folder();
+    kri_file_writer_t writer;
+    assert_status(kri_file_writer_adopt(in_folder("old"), &writer, NULL), KR_E_NOT_FOUND);
+    assert_status(kri_file_write_atomic(in_folder("old"), "abc", 3, NULL), KR_OK);
+    assert_status(kri_file_writer_adopt(in_folder("old"), &writer, NULL), KR_OK);
+    assert_status(kri_file_writer_commit(&writer, "new", true, NULL), KR_OK);
+    assert_content(in_folder("new"), "abc");
+    assert_int_equal(access(in_folder("old"), F_OK), -1);
     leave_folder();
 }
 
@@ -233,7 +300,6 @@ TEST(map_of_an_empty_file_has_no_data) {
     assert_null(map.data);
     assert_int_equal(map.size, 0);
     kri_map_release(&map, 0, 10);
-    kri_map_prefetch(&map, 0, 10);
     kri_map_close(&map);
     assert_status(kri_map_open(in_folder("none"), &map, NULL), KR_E_NOT_FOUND);
     leave_folder();

@@ -1,5 +1,5 @@
-/* test_artifact_cache.c: the folder of derived files: hits, damage, eviction, two processes, and
- * that no trouble with the folder ever fails a call. */
+/* test_artifact_cache.c: the folder of derived files: hits, damage, hurried writers, eviction,
+ * several processes, and what is said about a folder that cannot be used. */
 #include "test.h"
 
 #include <dirent.h>
@@ -10,22 +10,9 @@
 #include <unistd.h>
 
 #include "base/alloc.h"
-#include "base/error.h"
 #include "model/artifact_cache.h"
 
-typedef struct maker_s { size_t n_bytes; uint8_t fill; int n_calls; kr_status_t status; } maker_t;
-
-static kr_status_t make(void *ctx, void **data, size_t *n_bytes, kr_error_t *error) {
-    maker_t *maker = ctx;
-    maker->n_calls++;
-    if (maker->status != KR_OK) return KRI_FAIL(error, maker->status, "maker", "cannot make it");
-    uint8_t *bytes = kri_alloc(maker->n_bytes, "test");
-    if (!bytes) return KR_E_NOMEM;
-    memset(bytes, maker->fill, maker->n_bytes);
-    *data = bytes;
-    *n_bytes = maker->n_bytes;
-    return KR_OK;
-}
+#define INDEX_BYTES 100
 
 static char dir[64];
 static int n_log_lines;
@@ -48,24 +35,6 @@ static void open_cache(kri_artifact_cache_t *cache, uint64_t max_bytes) {
     assert_string_equal(cache->dir, dir);
 }
 
-/* Calls fn for the path of each artifact; returns how many there are. */
-static int each_artifact(void (*fn)(const char *path, void *user), void *user) {
-    DIR *folder = opendir(dir);
-    struct dirent *entry;
-    char path[512];
-    int n = 0;
-    assert_non_null(folder);
-    while ((entry = readdir(folder))) {
-        size_t length = strlen(entry->d_name);
-        if (length < 4 || strcmp(entry->d_name + length - 4, ".kra") != 0) continue;
-        snprintf(path, sizeof path, "%s/%s", dir, entry->d_name);
-        if (fn) fn(path, user);
-        n++;
-    }
-    closedir(folder);
-    return n;
-}
-
 static void close_cache(kri_artifact_cache_t *cache) {
     char command[192];
     kri_artifact_cache_deinit(cache);
@@ -74,85 +43,124 @@ static void close_cache(kri_artifact_cache_t *cache) {
     assert_int_equal(system(command), 0);
 }
 
-/* One get and close; checks the payload; returns *built. */
-static bool get(const kri_artifact_cache_t *cache, const char *key, maker_t *maker) {
-    kri_artifact_t artifact;
-    bool built = false;
-    assert_status(kri_artifact_get(cache, key, make, maker, &artifact, &built, NULL), KR_OK);
-    assert_int_equal(artifact.n_bytes, maker->n_bytes);
-    for (size_t i = 0; i < artifact.n_bytes; i++)
-        assert_int_equal(artifact.data[i], maker->fill);
-    kri_artifact_close(&artifact);
-    return built;
+/* Calls fn for the path of each file that ends in `suffix`; returns how many there are. */
+static int each_file(const char *suffix, void (*fn)(const char *path, void *user), void *user) {
+    DIR *folder = opendir(dir);
+    struct dirent *entry;
+    char path[512];
+    int n = 0;
+    assert_non_null(folder);
+    while ((entry = readdir(folder))) {
+        size_t length = strlen(entry->d_name);
+        if (length < 4 || strcmp(entry->d_name + length - 4, suffix) != 0) continue;
+        snprintf(path, sizeof path, "%s/%s", dir, entry->d_name);
+        if (fn) fn(path, user);
+        n++;
+    }
+    closedir(folder);
+    return n;
 }
 
-TEST(artifact_is_built_once_and_found_afterwards) {
+static kr_status_t put(const kri_artifact_cache_t *cache, const char *key, uint8_t fill,
+                       size_t data_bytes, kri_artifact_pace_t pace) {
+    uint8_t index[INDEX_BYTES];
+    uint8_t *data = malloc(data_bytes + 1);
+    assert_non_null(data);
+    memset(index, fill, sizeof index);
+    memset(data, fill, data_bytes);
+    const kri_artifact_content_t content = {index, data, sizeof index, data_bytes};
+    const kr_status_t status = kri_artifact_write(cache, key, &content, pace, NULL);
+    free(data);
+    return status;
+}
+
+static const kri_artifact_pace_t calm = {NULL, NULL};
+
+static bool always(void *user) { return user == NULL; }
+static const kri_artifact_pace_t hurried = {always, NULL};
+
+static bool is_filled(const kri_artifact_t *artifact, uint8_t fill, size_t data_bytes) {
+    bool is_good = artifact->index_bytes == INDEX_BYTES && artifact->data_bytes == data_bytes;
+    for (size_t i = 0; i < artifact->index_bytes; i++)
+        is_good = is_good && artifact->index[i] == fill;
+    for (size_t i = 0; i < artifact->data_bytes; i++)
+        is_good = is_good && artifact->data[i] == fill;
+    return is_good;
+}
+
+/* Opens, checks and closes. */
+static kr_status_t get(const kri_artifact_cache_t *cache, const char *key, uint8_t fill,
+                       size_t data_bytes) {
+    kri_artifact_t artifact;
+    const kr_status_t status = kri_artifact_open(cache, key, &artifact);
+    if (status != KR_OK) return status;
+    assert_true(is_filled(&artifact, fill, data_bytes));
+    kri_artifact_close(&artifact);
+    return KR_OK;
+}
+
+TEST(artifact_is_found_after_it_was_written) {
     kri_artifact_cache_t cache;
-    maker_t one = {10000, 1, 0, KR_OK}, two = {5, 2, 0, KR_OK};
     open_cache(&cache, 0);
-    assert_true(get(&cache, "key one", &one));
-    assert_false(get(&cache, "key one", &one));
-    assert_true(get(&cache, "key two", &two));
-    assert_false(get(&cache, "key one", &one));
-    assert_false(get(&cache, "key two", &two));
-    assert_int_equal(one.n_calls, 1);
-    assert_int_equal(two.n_calls, 1);
+    assert_status(get(&cache, "key one", 1, 0), KR_E_NOT_FOUND);
+    assert_status(put(&cache, "key one", 1, 5000000, calm), KR_OK);
+    assert_status(put(&cache, "key two", 2, 0, calm), KR_OK);
+    assert_status(get(&cache, "key one", 1, 5000000), KR_OK);
+    assert_status(get(&cache, "key two", 2, 0), KR_OK);
+    assert_status(get(&cache, "key three", 2, 0), KR_E_NOT_FOUND);
+    assert_status(put(&cache, "key two", 7, 10, calm), KR_OK); /* replaced */
+    assert_status(get(&cache, "key two", 7, 10), KR_OK);
+    kri_artifact_discard(&cache, "key two");
+    assert_status(get(&cache, "key two", 7, 10), KR_E_NOT_FOUND);
     assert_int_equal(n_log_lines, 0);
     close_cache(&cache);
 }
 
-TEST(artifact_payload_is_mapped_page_aligned) {
+TEST(artifact_data_is_mapped_on_a_huge_page_boundary) {
     kri_artifact_cache_t cache;
     kri_artifact_t artifact;
-    bool built;
-    maker_t maker = {100, 3, 0, KR_OK};
     open_cache(&cache, 0);
-    assert_status(kri_artifact_get(&cache, "k", make, &maker, &artifact, &built, NULL), KR_OK);
-    assert_non_null(artifact.map.data);
-    assert_null(artifact.owned);
-    assert_int_equal((uintptr_t)artifact.data % KRI_ARTIFACT_HEADER_BYTES, 0);
+    assert_status(put(&cache, "k", 3, 3 * KRI_HUGE_PAGE_BYTES, calm), KR_OK);
+    assert_status(kri_artifact_open(&cache, "k", &artifact), KR_OK);
+    assert_int_equal((uintptr_t)artifact.data % KRI_HUGE_PAGE_BYTES, 0);
+    assert_true(artifact.is_settled);
     kri_artifact_close(&artifact);
     kri_artifact_close(&artifact); /* zeroed by the first */
     close_cache(&cache);
 }
 
-TEST(artifact_builder_failure_is_passed_on) {
+TEST(artifact_hurried_writer_leaves_a_complete_file_that_settles_later) {
     kri_artifact_cache_t cache;
     kri_artifact_t artifact;
-    bool built = false;
-    kr_error_t error;
-    maker_t maker = {100, 3, 0, KR_E_LIMIT};
-    kr_error_init(&error);
     open_cache(&cache, 0);
-    memset(&artifact, 0x5a, sizeof artifact);
-    kri_artifact_t before = artifact;
-    assert_status(kri_artifact_get(&cache, "k", make, &maker, &artifact, &built, &error),
-                  KR_E_LIMIT);
-    assert_string_equal(error.message, "cannot make it");
-    assert_memory_equal(&artifact, &before, sizeof artifact);
-    assert_false(built);
-    assert_int_equal(each_artifact(NULL, NULL), 0);
-    maker.status = KR_OK;
-    assert_true(get(&cache, "k", &maker));
+    assert_status(put(&cache, "k", 3, 3000000, hurried), KR_OK);
+    assert_int_equal(each_file(".kra", NULL, NULL), 0);
+    assert_int_equal(each_file(".kru", NULL, NULL), 1);
+    assert_status(kri_artifact_open(&cache, "k", &artifact), KR_OK);
+    assert_false(artifact.is_settled);
+    assert_true(is_filled(&artifact, 3, 3000000));
+    kri_artifact_close(&artifact);
+    assert_status(kri_artifact_settle(&cache, "k", hurried, NULL), KR_OK); /* hurried again */
+    assert_int_equal(each_file(".kru", NULL, NULL), 1);
+    assert_status(kri_artifact_settle(&cache, "k", calm, NULL), KR_OK);
+    assert_int_equal(each_file(".kru", NULL, NULL), 0);
+    assert_status(get(&cache, "k", 3, 3000000), KR_OK);
+    assert_status(kri_artifact_settle(&cache, "k", calm, NULL), KR_OK); /* nothing to do */
+    assert_status(get(&cache, "k", 3, 3000000), KR_OK);
     close_cache(&cache);
 }
 
 TEST(artifact_key_length_is_limited) {
     kri_artifact_cache_t cache;
-    kri_artifact_t artifact;
-    bool built;
     char key[KRI_ARTIFACT_KEY_BYTES_MAX + 2];
-    maker_t maker = {7, 3, 0, KR_OK};
     open_cache(&cache, 0);
     memset(key, 'k', sizeof key);
     key[KRI_ARTIFACT_KEY_BYTES_MAX + 1] = 0;
-    assert_status(kri_artifact_get(&cache, key, make, &maker, &artifact, &built, NULL),
-                  KR_E_INVALID_ARG);
-    assert_status(kri_artifact_get(&cache, "", make, &maker, &artifact, &built, NULL),
-                  KR_E_INVALID_ARG);
+    assert_status(put(&cache, key, 1, 10, calm), KR_E_INVALID_ARG);
+    assert_status(put(&cache, "", 1, 10, calm), KR_E_INVALID_ARG);
     key[KRI_ARTIFACT_KEY_BYTES_MAX] = 0;
-    assert_true(get(&cache, key, &maker));
-    assert_false(get(&cache, key, &maker));
+    assert_status(put(&cache, key, 1, 10, calm), KR_OK);
+    assert_status(get(&cache, key, 1, 10), KR_OK);
     close_cache(&cache);
 }
 
@@ -174,23 +182,21 @@ static void damage_file(const char *path, void *user) {
     close(fd);
 }
 
-TEST(artifact_damaged_file_is_rebuilt) {
+TEST(artifact_damaged_header_or_index_is_refused_with_one_line) {
     static const damage_t damages[] = {
-        {0, -1}, {8, -1}, {12, -1}, {16, -1}, {24, -1}, {32, -1}, {40, -1}, {1000, -1},
-        {4095, -1}, {4096, -1}, {4096 + 499, -1}, {0, 0}, {0, 1}, {0, 4095}, {0, 4096},
-        {0, 4096 + 499}};
+        {0, -1}, {8, -1}, {12, -1}, {16, -1}, {24, -1}, {32, -1}, {40, -1}, {48, -1}, {1000, -1},
+        {4095, -1}, {4096, -1}, {4096 + 99, -1}, {0, 0}, {0, 1}, {0, 4095}, {0, 4096},
+        {0, 4096 + 99}, {0, 1 << 21}, {0, (1 << 21) + 499}, {0, (1 << 21) + 501}};
     kri_artifact_cache_t cache;
-    maker_t maker = {500, 9, 0, KR_OK};
     open_cache(&cache, 0);
-    assert_true(get(&cache, "k", &maker));
     for (size_t i = 0; i < sizeof damages / sizeof damages[0]; i++) {
         damage_t damage = damages[i];
-        assert_int_equal(each_artifact(damage_file, &damage), 1);
+        assert_status(put(&cache, "k", 9, 500, calm), KR_OK);
+        assert_int_equal(each_file(".kra", damage_file, &damage), 1);
         n_log_lines = 0;
-        assert_true(get(&cache, "k", &maker));
-        assert_true(n_log_lines > 0);
+        assert_true(get(&cache, "k", 9, 500) != KR_OK);
+        assert_int_equal(n_log_lines, 1);
         assert_non_null(strstr(log_text, "is not usable"));
-        assert_false(get(&cache, "k", &maker));
     }
     close_cache(&cache);
 }
@@ -202,39 +208,37 @@ static void take_path(const char *path, void *user) { strcpy(user, path); }
 
 TEST(artifact_of_another_key_is_refused) {
     kri_artifact_cache_t cache;
-    char kept[600], wanted[600];
-    maker_t a = {50, 1, 0, KR_OK}, b = {50, 2, 0, KR_OK};
+    char wanted[600];
     open_cache(&cache, 0);
-    assert_true(get(&cache, "b", &b));
-    each_artifact(take_path, wanted);
+    assert_status(put(&cache, "b", 2, 50, calm), KR_OK);
+    each_file(".kra", take_path, wanted);
     assert_int_equal(unlink(wanted), 0);
-    assert_true(get(&cache, "a", &a));
-    snprintf(kept, sizeof kept, "%s", wanted);
-    assert_int_equal(each_artifact(rename_file, kept), 1); /* a's file under b's name */
-    assert_true(get(&cache, "b", &b));
-    assert_false(get(&cache, "b", &b));
+    assert_status(put(&cache, "a", 1, 50, calm), KR_OK);
+    assert_int_equal(each_file(".kra", rename_file, wanted), 1); /* a's file under b's name */
+    assert_status(get(&cache, "b", 2, 50), KR_E_CHANGED);
     close_cache(&cache);
 }
 
 TEST(artifact_verify_refuses_every_truncation_and_flip) {
     kri_artifact_cache_t cache;
+    kri_artifact_t artifact = {0};
     char path[600];
-    static uint8_t bytes[KRI_ARTIFACT_HEADER_BYTES + 40];
-    maker_t maker = {40, 7, 0, KR_OK};
+    static uint8_t bytes[KRI_ARTIFACT_HEADER_BYTES + INDEX_BYTES];
     open_cache(&cache, 0);
-    assert_true(get(&cache, "k", &maker));
-    each_artifact(take_path, path);
+    assert_status(put(&cache, "k", 7, 0, calm), KR_OK);
+    each_file(".kra", take_path, path);
     FILE *file = fopen(path, "rb");
     assert_non_null(file);
     assert_int_equal(fread(bytes, 1, sizeof bytes, file), sizeof bytes);
     fclose(file);
-    assert_status(kri_artifact_verify(bytes, sizeof bytes, "k"), KR_OK);
-    assert_status(kri_artifact_verify(bytes, sizeof bytes, "kk"), KR_E_CHANGED);
+    assert_status(kri_artifact_verify(bytes, sizeof bytes, "k", &artifact), KR_OK);
+    assert_status(kri_artifact_verify(bytes, sizeof bytes, NULL, &artifact), KR_OK);
+    assert_status(kri_artifact_verify(bytes, sizeof bytes, "kk", &artifact), KR_E_CHANGED);
     for (size_t n = 0; n < sizeof bytes; n++)
-        assert_true(kri_artifact_verify(bytes, n, "k") != KR_OK);
+        assert_true(kri_artifact_verify(bytes, n, "k", &artifact) != KR_OK);
     for (size_t i = 0; i < sizeof bytes; i++) {
         bytes[i] ^= 0x40;
-        assert_true(kri_artifact_verify(bytes, sizeof bytes, "k") != KR_OK);
+        assert_true(kri_artifact_verify(bytes, sizeof bytes, "k", &artifact) != KR_OK);
         bytes[i] ^= 0x40;
     }
     close_cache(&cache);
@@ -244,79 +248,74 @@ static void set_mtime(const char *path, long seconds) {
     struct timespec times[2] = {{seconds, 0}, {seconds, 0}};
     assert_int_equal(utimensat(AT_FDCWD, path, times, 0), 0);
 }
-static void make_old(const char *path, void *user) { set_mtime(path, *(const long *)user); }
+/* Every file a second later than the one before. */
+static void make_old(const char *path, void *user) { set_mtime(path, ++*(long *)user); }
 
 TEST(artifact_eviction_removes_the_least_recently_used) {
     kri_artifact_cache_t cache;
     long old = 1000000;
-    maker_t maker = {KRI_ARTIFACT_HEADER_BYTES, 1, 0, KR_OK}; /* files of 8 KiB */
-    open_cache(&cache, 20000);
-    assert_true(get(&cache, "a", &maker));
-    assert_true(get(&cache, "b", &maker));
-    each_artifact(make_old, &old);
-    assert_false(get(&cache, "a", &maker)); /* touches a, so b is the oldest */
-    assert_true(get(&cache, "c", &maker));
-    assert_int_equal(each_artifact(NULL, NULL), 2);
-    assert_false(get(&cache, "a", &maker));
-    assert_false(get(&cache, "c", &maker));
-    assert_true(get(&cache, "b", &maker));
+    open_cache(&cache, 10000); /* files are 4196 bytes */
+    assert_status(put(&cache, "a", 1, 0, calm), KR_OK);
+    assert_status(put(&cache, "b", 2, 0, calm), KR_OK);
+    each_file(".kra", make_old, &old);
+    assert_status(get(&cache, "a", 1, 0), KR_OK); /* touches a, so b is the oldest */
+    assert_status(put(&cache, "c", 3, 0, calm), KR_OK);
+    assert_int_equal(each_file(".kra", NULL, NULL), 2);
+    assert_status(get(&cache, "a", 1, 0), KR_OK);
+    assert_status(get(&cache, "c", 3, 0), KR_OK);
+    assert_status(get(&cache, "b", 2, 0), KR_E_NOT_FOUND);
     close_cache(&cache);
 }
 
 TEST(artifact_eviction_spares_files_in_use) {
     kri_artifact_cache_t cache;
     kri_artifact_t held;
-    bool built;
     long old = 1000000;
-    maker_t maker = {KRI_ARTIFACT_HEADER_BYTES, 1, 0, KR_OK};
-    open_cache(&cache, 10000); /* room for one file */
-    assert_status(kri_artifact_get(&cache, "a", make, &maker, &held, &built, NULL), KR_OK);
-    each_artifact(make_old, &old);
-    assert_true(get(&cache, "b", &maker));
-    assert_int_equal(each_artifact(NULL, NULL), 2); /* over the limit rather than unusable */
-    assert_false(get(&cache, "a", &maker));
+    open_cache(&cache, 6000); /* room for one file */
+    assert_status(put(&cache, "a", 1, 0, calm), KR_OK);
+    assert_status(kri_artifact_open(&cache, "a", &held), KR_OK);
+    each_file(".kra", make_old, &old);
+    assert_status(put(&cache, "b", 2, 0, calm), KR_OK);
+    assert_int_equal(each_file(".kra", NULL, NULL), 2); /* over the limit rather than unusable */
+    assert_true(is_filled(&held, 1, 0));
     kri_artifact_close(&held);
-    each_artifact(make_old, &old);
-    assert_true(get(&cache, "c", &maker));
-    assert_int_equal(each_artifact(NULL, NULL), 1);
-    assert_false(get(&cache, "c", &maker));
+    each_file(".kra", make_old, &old);
+    assert_status(put(&cache, "c", 3, 0, calm), KR_OK);
+    assert_int_equal(each_file(".kra", NULL, NULL), 1);
+    assert_status(get(&cache, "c", 3, 0), KR_OK);
     close_cache(&cache);
 }
 
 TEST(artifact_over_the_cache_size_is_not_written) {
     kri_artifact_cache_t cache;
-    maker_t big = {20000, 1, 0, KR_OK};
     open_cache(&cache, 20000);
-    assert_true(get(&cache, "big", &big));
-    assert_true(get(&cache, "big", &big));
-    assert_int_equal(each_artifact(NULL, NULL), 0);
+    assert_status(put(&cache, "big", 1, 20000, calm), KR_E_LIMIT);
+    assert_int_equal(each_file(".kra", NULL, NULL), 0);
     close_cache(&cache);
 }
 
 TEST(artifact_leftovers_of_killed_writers_are_swept) {
     kri_artifact_cache_t cache;
     char fresh[128], stale[128];
-    maker_t maker = {10, 1, 0, KR_OK};
     open_cache(&cache, 0);
     snprintf(fresh, sizeof fresh, "%s/" KRI_FILE_TEMP_PREFIX "1-1", dir);
     snprintf(stale, sizeof stale, "%s/" KRI_FILE_TEMP_PREFIX "2-1", dir);
     close(open(fresh, O_CREAT | O_WRONLY, 0600));
     close(open(stale, O_CREAT | O_WRONLY, 0600));
     set_mtime(stale, 1000000);
-    assert_true(get(&cache, "a", &maker));
+    assert_status(put(&cache, "a", 1, 0, calm), KR_OK);
     assert_int_equal(access(fresh, F_OK), 0);
     assert_int_equal(access(stale, F_OK), -1);
     close_cache(&cache);
 }
 
-TEST(artifact_cache_off_builds_each_time) {
+TEST(artifact_cache_off_finds_and_writes_nothing) {
     kri_artifact_cache_t cache;
-    maker_t maker = {64, 4, 0, KR_OK};
     assert_status(kri_artifact_cache_init(&cache, "", 0), KR_OK);
     assert_null(cache.dir);
-    assert_true(get(&cache, "k", &maker));
-    assert_true(get(&cache, "k", &maker));
-    assert_int_equal(maker.n_calls, 2);
+    assert_status(put(&cache, "k", 1, 10, calm), KR_E_NOT_FOUND);
+    assert_status(get(&cache, "k", 1, 10), KR_E_NOT_FOUND);
+    kri_artifact_discard(&cache, "k");
     kri_artifact_cache_deinit(&cache);
 }
 
@@ -324,7 +323,6 @@ TEST(artifact_cache_switches_itself_off_when_folder_is_impossible) {
     kri_artifact_cache_t cache;
     kri_artifact_cache_t unused;
     char path[128];
-    maker_t maker = {64, 4, 0, KR_OK};
     open_cache(&unused, 0);
     snprintf(path, sizeof path, "%s/file", dir);
     close(open(path, O_CREAT | O_WRONLY, 0600));
@@ -334,7 +332,6 @@ TEST(artifact_cache_switches_itself_off_when_folder_is_impossible) {
     assert_null(cache.dir);
     assert_int_equal(n_log_lines, 1);
     assert_non_null(strstr(log_text, "artifact cache off"));
-    assert_true(get(&cache, "k", &maker));
     kri_artifact_cache_deinit(&cache);
     close_cache(&unused);
 }
@@ -342,15 +339,12 @@ TEST(artifact_cache_switches_itself_off_when_folder_is_impossible) {
 TEST(artifact_cache_default_folder_follows_the_environment) {
     kri_artifact_cache_t cache, fallback;
     char expected[128];
-    maker_t maker = {64, 4, 0, KR_OK};
     open_cache(&cache, 0);
     kri_artifact_cache_deinit(&cache);
     assert_int_equal(setenv("XDG_CACHE_HOME", dir, 1), 0);
     assert_status(kri_artifact_cache_init(&cache, NULL, 0), KR_OK);
     snprintf(expected, sizeof expected, "%s/kr", dir);
     assert_string_equal(cache.dir, expected);
-    assert_true(get(&cache, "k", &maker));
-    assert_false(get(&cache, "k", &maker));
     assert_int_equal(unsetenv("XDG_CACHE_HOME"), 0);
     assert_int_equal(setenv("HOME", dir, 1), 0);
     assert_status(kri_artifact_cache_init(&fallback, NULL, 0), KR_OK);
@@ -363,11 +357,10 @@ TEST(artifact_cache_default_folder_follows_the_environment) {
     close_cache(&cache);
 }
 
-TEST(artifact_cache_works_in_a_folder_that_cannot_be_written) {
+TEST(artifact_cache_reads_from_a_folder_that_cannot_be_written) {
     kri_artifact_cache_t cache;
-    maker_t a = {64, 4, 0, KR_OK}, b = {64, 5, 0, KR_OK};
     open_cache(&cache, 0);
-    assert_true(get(&cache, "a", &a));
+    assert_status(put(&cache, "a", 1, 10, calm), KR_OK);
     if (geteuid() == 0) { /* root may write anywhere: take the lock files' place instead */
         char path[128];
         for (int i = 0; i < 16; i++) {
@@ -378,73 +371,55 @@ TEST(artifact_cache_works_in_a_folder_that_cannot_be_written) {
     } else {
         assert_int_equal(chmod(dir, 0500), 0);
     }
-    assert_false(get(&cache, "a", &a));
-    n_log_lines = 0;
-    assert_true(get(&cache, "b", &b));
-    assert_true(get(&cache, "b", &b));
-    assert_true(n_log_lines >= 1);
-    assert_non_null(strstr(log_text, "artifact cache: not"));
-    assert_int_equal(each_artifact(NULL, NULL), 1);
+    assert_status(get(&cache, "a", 1, 10), KR_OK);
+    assert_true(put(&cache, "b", 2, 10, calm) != KR_OK);
+    assert_int_equal(each_file(".kra", NULL, NULL), 1);
     close_cache(&cache);
 }
 
-TEST(artifact_survives_every_failing_allocation) {
+TEST(artifact_use_and_writing_allocate_nothing) {
     kri_artifact_cache_t cache;
+    const uint8_t index[INDEX_BYTES] = {0};
+    const kri_artifact_content_t content = {index, index, sizeof index, sizeof index};
     kri_artifact_t artifact;
-    bool built;
-    maker_t maker = {64, 4, 0, KR_OK};
-    open_cache(&cache, 0);
-    for (uint64_t k = 1; k < 12; k++) {
-        char key[24];
-        snprintf(key, sizeof key, "k%u", (unsigned)k);
-        kri_alloc_fail(k, false);
-        kr_status_t status =
-            kri_artifact_get(&cache, key, make, &maker, &artifact, &built, NULL);
-        kri_alloc_fail(0, false);
-        assert_status(status, k == 1 ? KR_E_NOMEM : KR_OK); /* only the builder's own failure */
-        if (status == KR_OK) kri_artifact_close(&artifact);
-    }
+    open_cache(&cache, 6000);
+    kri_alloc_guard_begin("artifact"); /* it runs beside a decoding thread */
+    kr_status_t status = kri_artifact_write(&cache, "a", &content, calm, NULL);
+    if (status == KR_OK) status = kri_artifact_open(&cache, "a", &artifact);
+    assert_int_equal(kri_alloc_guard_end(), 0);
+    assert_status(status, KR_E_LIMIT); /* 2 MiB up to the data */
+    kri_alloc_guard_begin("artifact");
+    cache.max_bytes = 1 << 23;
+    status = kri_artifact_write(&cache, "a", &content, calm, NULL);
+    if (status == KR_OK) status = kri_artifact_open(&cache, "a", &artifact);
+    if (status == KR_OK) kri_artifact_close(&artifact);
+    assert_int_equal(kri_alloc_guard_end(), 0);
+    assert_status(status, KR_OK);
     close_cache(&cache);
 }
 
-/* Says with its exit code whether it built the artifact. */
-static int child_get(const kri_artifact_cache_t *cache, const char *key, maker_t *maker) {
-    kri_artifact_t artifact;
-    bool built = false;
-    kr_status_t status = kri_artifact_get(cache, key, make, maker, &artifact, &built, NULL);
-    if (status != KR_OK || artifact.n_bytes != maker->n_bytes) return 9;
-    for (size_t i = 0; i < artifact.n_bytes; i++)
-        if (artifact.data[i] != maker->fill) return 9;
-    kri_artifact_close(&artifact);
-    return built ? 1 : 0;
+typedef struct seen_s { int n, n_good; } seen_t;
+static int see(const char *path, const kri_artifact_t *artifact, kr_status_t status, void *user) {
+    seen_t *seen = user;
+    assert_int_equal(strncmp(path, dir, strlen(dir)), 0);
+    assert_int_equal(artifact != NULL, status == KR_OK);
+    seen->n++;
+    seen->n_good += status == KR_OK;
+    return 0;
 }
 
-TEST(artifact_is_built_once_by_several_processes) {
-    enum { N_CHILDREN = 6, N_KEYS = 5 };
+TEST(artifact_each_visits_good_and_damaged_files) {
     kri_artifact_cache_t cache;
-    pid_t children[N_CHILDREN];
+    seen_t seen = {0, 0};
+    damage_t damage = {4096, -1};
     open_cache(&cache, 0);
-    for (int k = 0; k < N_KEYS; k++) {
-        char key[24];
-        int n_built = 0;
-        snprintf(key, sizeof key, "shared %u", (unsigned)k % 100);
-        for (int i = 0; i < N_CHILDREN; i++) {
-            children[i] = fork();
-            assert_true(children[i] >= 0);
-            if (children[i] == 0) {
-                maker_t maker = {300000, (uint8_t)k, 0, KR_OK};
-                _exit(child_get(&cache, key, &maker));
-            }
-        }
-        for (int i = 0; i < N_CHILDREN; i++) {
-            int result;
-            assert_int_equal(waitpid(children[i], &result, 0), children[i]);
-            assert_true(WIFEXITED(result) && WEXITSTATUS(result) < 2);
-            n_built += WEXITSTATUS(result);
-        }
-        assert_int_equal(n_built, 1);
-    }
-    assert_int_equal(each_artifact(NULL, NULL), N_KEYS);
+    assert_status(put(&cache, "a", 1, 10, calm), KR_OK);
+    each_file(".kra", damage_file, &damage);
+    assert_status(put(&cache, "b", 2, 10, calm), KR_OK);
+    assert_status(put(&cache, "c", 2, 0, calm), KR_OK);
+    assert_status(kri_artifact_each(&cache, see, &seen, NULL), KR_OK);
+    assert_int_equal(seen.n, 3);
+    assert_int_equal(seen.n_good, 2);
     close_cache(&cache);
 }
 
@@ -452,19 +427,26 @@ TEST(artifact_processes_with_a_full_cache_still_get_right_bytes) {
     enum { N_CHILDREN = 4 };
     kri_artifact_cache_t cache;
     pid_t children[N_CHILDREN];
-    open_cache(&cache, 3 * 2 * KRI_ARTIFACT_HEADER_BYTES); /* three files */
+    open_cache(&cache, 15000); /* three files */
     for (int i = 0; i < N_CHILDREN; i++) {
         children[i] = fork();
         assert_true(children[i] >= 0);
         if (children[i] == 0) {
-            int result = 0;
-            for (int n = 0; n < 40 && result < 2; n++) {
+            int n_bad = 0;
+            for (int n = 0; n < 40; n++) {
                 char key[24];
-                maker_t maker = {KRI_ARTIFACT_HEADER_BYTES, (uint8_t)(n % 7), 0, KR_OK};
+                kri_artifact_t artifact;
+                const uint8_t fill = (uint8_t)(n % 7);
                 snprintf(key, sizeof key, "k%d", n % 7);
-                result = child_get(&cache, key, &maker);
+                const kr_status_t written = put(&cache, key, fill, 0, calm);
+                n_bad += written != KR_OK && written != KR_E_BUSY;
+                const kr_status_t opened = kri_artifact_open(&cache, key, &artifact);
+                /* Evicted meanwhile, or an evictor is looking at it. */
+                if (opened == KR_E_NOT_FOUND || opened == KR_E_BUSY) continue;
+                n_bad += opened != KR_OK || !is_filled(&artifact, fill, 0);
+                if (opened == KR_OK) kri_artifact_close(&artifact);
             }
-            _exit(result < 2 ? 0 : 9);
+            _exit(n_bad != 0);
         }
     }
     for (int i = 0; i < N_CHILDREN; i++) {
