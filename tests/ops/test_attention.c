@@ -192,6 +192,7 @@ static void check_bad_query(kri_attention_fn *fn, bool half) {
 #define RUN_quant(slot, tol)
 #define RUN_linear(slot, tol)
 #define RUN_rms_norm(slot, tol)
+#define RUN_rms_norm_q8(slot, tol)
 #define RUN_rope(slot, tol)
 #define RUN_gated_act(slot, tol)
 #define RUN_add(slot, tol)

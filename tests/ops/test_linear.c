@@ -207,6 +207,7 @@ static void check_bad_values(const char *slot, kri_linear_fn *fn, const char *is
 
 #define RUN_quant(slot)
 #define RUN_rms_norm(slot)
+#define RUN_rms_norm_q8(slot)
 #define RUN_rope(slot)
 #define RUN_gated_act(slot)
 #define RUN_add(slot)
