@@ -24,6 +24,8 @@
 #define LINE_BYTES 64
 #define STACK_BYTES ((size_t)4 << 20) /* the text library alone asks for 2 MiB */
 #define SPIN_NS 40000u
+/* Between two jobs, where a caller picks a token: waking sleeping workers would cost it more. */
+#define SPIN_JOB_NS 100000u
 /* With more threads than CPUs a spinning thread may hold the CPU that the work needs. */
 #define SPIN_CROWDED_NS 1000u
 /* Pauses between two looks at the clock. */
@@ -246,14 +248,16 @@ kr_status_t kri_pool_shared(uint32_t n_threads, kri_pool_t **pool) {
     return status;
 }
 
-static uint32_t spin_of(const struct kri_pool_s *pool, uint32_t n_threads) {
-    return n_threads > pool->n_cpus ? SPIN_CROWDED_NS : SPIN_NS;
+static bool is_crowded(const struct kri_pool_s *pool, uint32_t n_threads) {
+    return n_threads > pool->n_cpus;
 }
 
 static void publish(struct kri_pool_s *pool, uint32_t n_threads, kri_pool_fn fn, void *ctx) {
     pool->fn = fn;
     pool->ctx = ctx;
-    atomic_store_explicit(&pool->spin_ns, spin_of(pool, n_threads), memory_order_relaxed);
+    atomic_store_explicit(&pool->spin_ns,
+                          is_crowded(pool, n_threads) ? SPIN_CROWDED_NS : SPIN_JOB_NS,
+                          memory_order_relaxed);
     atomic_store_explicit(&pool->n_pending, n_threads - 1, memory_order_relaxed);
     const uint64_t before = atomic_load_explicit(&pool->job, memory_order_relaxed);
     const uint64_t count = (before >> JOB_THREADS_BITS) + 1;
@@ -328,7 +332,8 @@ void kri_team_run(kri_pool_t *pool, uint32_t n_threads, const uint32_t *stop, kr
     pthread_mutex_lock(&pool->mutex);
     const uint32_t n = n_available(pool, n_threads);
     team_job_t job = {&pool->team, fn, ctx};
-    kri_team_init(&pool->team, n, spin_of(pool, n), n > pool->n_cpus, stop);
+    const bool crowded = is_crowded(pool, n);
+    kri_team_init(&pool->team, n, crowded ? SPIN_CROWDED_NS : SPIN_NS, crowded, stop);
     run_locked(pool, n, team_thread, &job);
     pthread_mutex_unlock(&pool->mutex);
 }

@@ -1,5 +1,6 @@
 /* forward.c: what the forward passes of all architectures share. */
 #include <math.h>
+#include <string.h>
 
 #include "base/checked.h"
 #include "base/error.h"
@@ -9,17 +10,36 @@ typedef struct run_ctx_s {
     const struct kr_model_s *model;
     const kri_state_t *state;
     float *logits;
+    uint32_t n_bad; /* threads that found a value that is not finite; atomic */
 } run_ctx_t;
 
+static bool all_finite(const float *x, size_t n) {
+    uint32_t bad = 0;
+    for (size_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, &x[i], sizeof(bits));
+        bad |= (bits & 0x7f800000u) == 0x7f800000u;
+    }
+    return !bad;
+}
+
 static kr_status_t run_thread(const kri_exec_t *exec, void *ctx) {
-    const run_ctx_t *run = ctx;
-    return run->model->arch->forward(run->model, exec, run->state, run->logits);
+    run_ctx_t *run = ctx;
+    uint64_t begin, end;
+    KR_TRY(run->model->arch->forward(run->model, exec, run->state, run->logits));
+    kri_split((uint64_t)exec->step->n_out_rows * run->model->hp.n_vocab, 16, exec->thread_index,
+              exec->n_threads, &begin, &end);
+    if (begin < end && !all_finite(run->logits + begin, (size_t)(end - begin))) {
+        __atomic_fetch_add(&run->n_bad, 1, __ATOMIC_RELAXED);
+    }
+    return KR_OK;
 }
 
 kr_status_t kri_forward_run(const struct kr_model_s *model, const kri_exec_t *exec,
                             const kri_state_t *state, float *logits) {
-    run_ctx_t run = {model, state, logits};
-    return kri_exec_team(exec, run_thread, &run);
+    run_ctx_t run = {model, state, logits, 0};
+    KR_TRY(kri_exec_team(exec, run_thread, &run));
+    return run.n_bad ? KR_E_NUMERIC : KR_OK;
 }
 
 kri_attn_desc_t kri_attn_desc(const struct kr_model_s *model, const kri_layer_t *layer,

@@ -203,7 +203,8 @@ bool kri_state_plan(const struct kr_model_s *model, uint32_t n_rows, kri_state_p
 
 /* ---- pieces that forward functions share --------------------------------------------------- */
 
-/* Runs the model's forward function on exec's threads. */
+/* Runs the model's forward function on exec's threads. KR_E_NUMERIC when a logit is not finite:
+ * nothing computed from it can be trusted. */
 kr_status_t kri_forward_run(const struct kr_model_s *model, const kri_exec_t *exec,
                             const kri_state_t *state, float *logits);
 /* Attention of one layer; softcap 0 = none. */

@@ -487,7 +487,8 @@ static void check_step(run_t *run, rng_t *rng, const uint32_t *pos_begin, const 
             size_t r = seq->row_begin + i;
             float *rotated = source + r * qkv_floats;
             keep_row(run, seq->seq, seq->pos_begin + i, cos_sin + r * c->n_rot, rotated);
-            assert_true(row_error(qkv + r * qkv_floats, rotated, qkv_floats) < 2e-6);
+            /* two roundings of their own: the norm's and the rotation's */
+            assert_true(row_error(qkv + r * qkv_floats, rotated, qkv_floats) < 4e-6);
             check_page(run, seq->seq, seq->pos_begin + i, qkv + r * qkv_floats);
             expect_row(run, seq->seq, seq->pos_begin + i, rotated, row);
             double bound = c->dtype == KR_DTYPE_F32 ? 1e-5 : 1e-3; /* a half may round apart */
