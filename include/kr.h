@@ -253,7 +253,7 @@ typedef struct kr_model_info_s {
     uint32_t has_chat_template;
     uint64_t model_bytes;      /* file bytes, all parts */
     uint64_t bytes_per_token;  /* weight bytes read to decode one token at batch 1 */
-    uint64_t packed_bytes;     /* private packed weights */
+    uint64_t packed_bytes;     /* packed weights, in private memory or mapped from the cache */
     uint64_t n_params;
     const char *format, *arch, *name; /* C strings owned by the model */
     const char *chat_template; /* C string owned by the model, or NULL */

@@ -17,6 +17,18 @@
 #include "model/packed_image.h"
 #include "tiny.h"
 
+/* The thread sanitizer allows no threads in the child of a process that had some. */
+#if defined(__SANITIZE_THREAD__)
+#define CAN_FORK 0
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define CAN_FORK 0
+#endif
+#endif
+#ifndef CAN_FORK
+#define CAN_FORK 1
+#endif
+
 #define N_VOCAB 320u
 #define N_TOKENS 6u
 #define DATA_OFFSET (2l << 20)
@@ -351,6 +363,7 @@ TEST(image_is_checked_once_for_sessions_that_begin_together) {
     leave(&p);
 }
 
+#if CAN_FORK
 TEST(image_is_right_for_processes_that_open_at_once) {
     enum { N_CHILDREN = 4 };
     place_t p;
@@ -397,6 +410,8 @@ TEST(image_of_a_killed_process_is_not_seen) {
     assert_int_equal(n_warnings, 0);
     leave(&p);
 }
+
+#endif
 
 TEST(image_is_not_kept_where_it_cannot_be_written) {
     place_t p;

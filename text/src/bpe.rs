@@ -85,11 +85,7 @@ impl Bpe {
             // Vocabularies list the products in the order of their rules: one look beside the last
             // product saves most look-ups in the index.
             let is_next = vocab.is_surely(next, &product) && vocab.is_ordinary(next);
-            let ids = (
-                find(left),
-                find(right),
-                if is_next { Some(next) } else { find(&product) },
-            );
+            let ids = (find(left), find(right), if is_next { Some(next) } else { find(&product) });
             next = ids.2.map_or(next, |id| id + 1);
             if let (Some(left), Some(right), Some(product)) = ids {
                 let key = u64::from(left) << 32 | u64::from(right);

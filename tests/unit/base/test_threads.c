@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -343,4 +344,44 @@ TEST(split_does_not_overflow_when_counts_are_huge) {
     kri_split(10, 0, 0, 0, &begin, &end);
     assert_int_equal(begin, 0);
     assert_int_equal(end, 10);
+}
+
+typedef struct errand_s { _Atomic uint32_t may_end; uint32_t result; } errand_t;
+
+static void do_errand(void *ctx) {
+    errand_t *errand = ctx;
+    while (atomic_load(&errand->may_end) == 0) kri_futex_wait_ms(&errand->may_end, 0, 5);
+    errand->result = 7;
+}
+
+TEST(background_thread_runs_beside_its_starter_until_joined) {
+    errand_t errand = {0, 0};
+    kri_background_t *background = NULL;
+    assert_status(kri_background_start(do_errand, &errand, &background), KR_OK);
+    assert_int_equal(errand.result, 0); /* it cannot end before the next line */
+    atomic_store(&errand.may_end, 1);
+    kri_futex_wake(&errand.may_end, 1);
+    kri_background_join(background);
+    assert_int_equal(errand.result, 7);
+    kri_background_join(NULL);
+}
+
+TEST(background_join_in_the_child_of_a_fork_does_not_wait) {
+    errand_t errand = {0, 0};
+    kri_background_t *background = NULL;
+    assert_status(kri_background_start(do_errand, &errand, &background), KR_OK);
+    const pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        kri_background_join(background);
+        _exit(0);
+    }
+    int result;
+    assert_int_equal(waitpid(child, &result, 0), child);
+    assert_true(WIFEXITED(result) && WEXITSTATUS(result) == 0);
+    atomic_store(&errand.may_end, 1);
+    kri_background_join(background);
+    kri_alloc_fail(1, false);
+    assert_status(kri_background_start(do_errand, &errand, &background), KR_E_NOMEM);
+    kri_alloc_fail(0, false);
 }
