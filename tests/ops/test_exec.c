@@ -302,6 +302,22 @@ static void expect_row(const run_t *run, uint32_t seq, uint32_t pos, const float
     }
 }
 
+/* The Walsh-Hadamard transform as a matrix, in blocks of the largest power of two. */
+static void transform(float *x, size_t head_dim) {
+    size_t block = 1;
+    float y[512];
+    while (head_dim % (2 * block) == 0) block *= 2;
+    for (size_t i = 0; i < head_dim; i++) {
+        double sum = 0;
+        for (size_t j = 0; j < block; j++) {
+            double value = (double)x[i / block * block + j];
+            sum += __builtin_parityll(i % block & j) ? -value : value;
+        }
+        y[i] = (float)(sum / sqrt((double)block));
+    }
+    memcpy(x, y, head_dim * sizeof *x);
+}
+
 /* Normalises and rotates a row with the reference slots and enters k and v into the history. */
 static void keep_row(run_t *run, uint32_t seq, uint32_t pos, const float *cos_sin, float *qkv) {
     const attn_case_t *c = run->c;
@@ -311,6 +327,8 @@ static void keep_row(run_t *run, uint32_t seq, uint32_t pos, const float *cos_si
         kri_rms_norm_ref(head, run->norm, 1e-6f, c->head_dim, head);
     }
     rope(qkv, c->n_heads + c->n_kv_heads, c->head_dim, c->n_rot, cos_sin);
+    for (uint32_t h = 0; c->qk8 && h < c->n_heads + c->n_kv_heads; h++)
+        transform(qkv + h * c->head_dim, c->head_dim);
     const float *k = qkv + c->n_heads * c->head_dim, *v = k + c->n_kv_heads * c->head_dim;
     size_t at = ((size_t)seq * POS_MAX + pos) * c->n_kv_heads * c->head_dim;
     for (size_t i = 0; i < c->n_kv_heads * c->head_dim; i++) {
