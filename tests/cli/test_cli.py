@@ -374,15 +374,16 @@ class OtherCommands(ProgramTest):
         self.assert_fails(2, "-o FILE is missing", "logits", "-m", self.model, "--ids", "5")
         self.assertEqual([p.name for p in self.scratch.iterdir() if "logits" in p.name], [])
 
-    def test_attn_qk_int8_moves_logits_a_little(self):
+    def test_attn_qk_moves_logits_a_little(self):
         outs = {}
-        for qk in ("f32", "int8"):
+        for qk in ("f32", "int16", "int8"):
             out = self.scratch / f"{qk}.f32"
             self.assert_done("logits", "-m", self.model, "-o", out, "--ids", "5,6,7,8,9",
                              "--attn-qk", qk)
             outs[qk] = struct.unpack(f"<{out.stat().st_size // 4}f", out.read_bytes())
-        worst = max(abs(a - b) for a, b in zip(outs["f32"], outs["int8"], strict=True))
-        self.assertTrue(0 < worst < 0.1, worst)
+        for qk, most in (("int16", 0.005), ("int8", 0.1)):
+            worst = max(abs(a - b) for a, b in zip(outs["f32"], outs[qk], strict=True))
+            self.assertTrue(0 < worst < most, (qk, worst))
         self.assert_fails(2, "--attn-qk", "logits", "-m", self.model, "-o", out, "--ids", "5",
                           "--attn-qk", "int4")
 
