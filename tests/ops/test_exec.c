@@ -453,9 +453,9 @@ TEST(op_attention_takes_the_reference_when_head_dim_is_no_vector_multiple) {
 }
 
 TEST(op_attention_splits_heads_when_more_than_a_tile_share_keys) {
-    attn_case_t f32 = {150, 1, 512, 16, true, false, 0, 0.0f, KR_DTYPE_F32,
-                       KR_ATTN_QK_DEFAULT}; /* tile: 64 */
-    attn_case_t f16 = {300, 1, 16, 8, false, false, 0, 0.0f, KR_DTYPE_F16, KR_ATTN_QK_DEFAULT};  /* tile: 256 */
+    /* A tile holds 64 queries of 512 floats, 256 of 16. */
+    attn_case_t f32 = {150, 1, 512, 16, true, false, 0, 0.0f, KR_DTYPE_F32, KR_ATTN_QK_DEFAULT};
+    attn_case_t f16 = {300, 1, 16, 8, false, false, 0, 0.0f, KR_DTYPE_F16, KR_ATTN_QK_DEFAULT};
     check_attention(&f32);
     check_attention(&f16);
 }
@@ -463,8 +463,8 @@ TEST(op_attention_splits_heads_when_more_than_a_tile_share_keys) {
 TEST(op_attention_gives_the_same_bits_when_threads_cut_the_keys_into_spans) {
     attn_case_t f32 = {2, 1, 64, 64, false, false, 0, 0.0f, KR_DTYPE_F32, KR_ATTN_QK_DEFAULT};
     attn_case_t f16 = {3, 1, 80, 64, false, true, 100, 0.0f, KR_DTYPE_F16, KR_ATTN_QK_DEFAULT};
-    attn_case_t odd = {2, 2, 24, 24, true, false, 0, 3.0f, KR_DTYPE_F32,
-                       KR_ATTN_QK_DEFAULT}; /* the reference */
+    /* A head size for the reference. */
+    attn_case_t odd = {2, 2, 24, 24, true, false, 0, 3.0f, KR_DTYPE_F32, KR_ATTN_QK_DEFAULT};
     check_long_attention(&f32);
     check_long_attention(&f16);
     check_long_attention(&odd);

@@ -282,7 +282,7 @@ KRI_INLINE __m256i dot_2_add(__m256i sum, __m256i a, __m256i b) {
 }
 
 /* The same in integers. */
-KRI_INLINE void score_tile_integers(const attn_tile_t *tile, size_t query, size_t page, float *scores,
+KRI_INLINE void score_tile_int(const attn_tile_t *tile, size_t query, size_t page, float *scores,
                                const size_t n_q, const size_t n_v) {
     const size_t head_dim = tile->head_dim, page_floats = head_dim / 2u * STEP;
     const int16_t *q = (const int16_t *)(const void *)tile->q + query * head_dim;
@@ -372,9 +372,9 @@ typedef void value_fn(const value_source_t *values, const float *weights, const 
                                   float *scores) {                                               \
         score_tile(tile, query, page, scores, q_, v_);                                           \
     }                                                                                            \
-    static void score_integers_##q_##_##v_(const attn_tile_t *tile, size_t query, size_t page,        \
+    static void score_int_##q_##_##v_(const attn_tile_t *tile, size_t query, size_t page,        \
                                       float *scores) {                                           \
-        score_tile_integers(tile, query, page, scores, q_, v_);                                       \
+        score_tile_int(tile, query, page, scores, q_, v_);                                       \
     }                                                                                            \
     static void value_f32_##q_##_##v_(const value_source_t *values, const float *weights,        \
                                       const float *decay, float *acc, size_t head_dim) {         \
@@ -392,8 +392,8 @@ TILE(1, 4) TILE(2, 4) TILE(3, 4)
 #define WIDE(name) {name##_1_4, name##_2_4, name##_3_4}
 static score_fn *const score_fns[QUERIES] = NARROW(score);
 static score_fn *const score_wide_fns[WIDE_QUERIES] = WIDE(score);
-static score_fn *const score_integers_fns[QUERIES] = NARROW(score_integers);
-static score_fn *const score_integers_wide_fns[WIDE_QUERIES] = WIDE(score_integers);
+static score_fn *const score_int_fns[QUERIES] = NARROW(score_int);
+static score_fn *const score_int_wide_fns[WIDE_QUERIES] = WIDE(score_int);
 static value_fn *const value_f32_fns[QUERIES] = NARROW(value_f32);
 static value_fn *const value_f32_wide_fns[WIDE_QUERIES] = WIDE(value_f32);
 static value_fn *const value_f16_fns[QUERIES] = NARROW(value_f16);
@@ -407,8 +407,8 @@ static value_fn *const value_f16_wide_fns[WIDE_QUERIES] = WIDE(value_f16);
  * they take two pages at a time. */
 static void score_group(const attn_tile_t *tile, size_t begin, size_t end, attn_range_t keys) {
     const size_t page_end = (keys.end + STEP - 1u) / STEP;
-    score_fn *const *narrow = tile->qk_bits != 0 ? score_integers_fns : score_fns;
-    score_fn *const *wide = tile->qk_bits != 0 ? score_integers_wide_fns : score_wide_fns;
+    score_fn *const *narrow = tile->qk_bits != 0 ? score_int_fns : score_fns;
+    score_fn *const *wide = tile->qk_bits != 0 ? score_int_wide_fns : score_wide_fns;
     for (size_t page = keys.begin / STEP; page < page_end;) {
         const int is_wide = end - begin <= WIDE_QUERIES && page + 2u <= page_end;
         for (size_t i = begin; i < end; i += QUERIES) {
