@@ -341,10 +341,11 @@ typedef struct kr_session_s *kr_session_t;
  * order of their own, unless ON; ON costs prefill speed (`kr bench model --invariant on` prints how
  * much). DEFAULT = what is fastest. */
 enum { KR_INVARIANT_DEFAULT = 0, KR_INVARIANT_ON = 1, KR_INVARIANT_OFF = 2 };
-/* How attention multiplies queries with keys. F32 loses nothing. INT8 rounds each query and each
- * key of a head to 8 bits with one scale: faster where scores dominate (long prompts, AVX-512),
- * logits move a little (docs/perf-log.md). Both are batch-invariant. */
-enum { KR_ATTN_QK_DEFAULT = 0, KR_ATTN_QK_F32 = 1, KR_ATTN_QK_INT8 = 2 };
+/* How attention multiplies queries with keys. F32 loses nothing. INT8 and INT16 round each query
+ * and each key of a head to integers with one scale, which is faster for long prompts: INT16 (about
+ * 12 bits are used) moves logits no more than f16 keys do, INT8 a little more. All are
+ * batch-invariant. Measurements: docs/perf-log.md. */
+enum { KR_ATTN_QK_DEFAULT = 0, KR_ATTN_QK_F32 = 1, KR_ATTN_QK_INT8 = 2, KR_ATTN_QK_INT16 = 3 };
 typedef struct kr_session_params_s {
     uint32_t struct_bytes;
     uint32_t n_ctx;          /* tokens per sequence; 0 = min(model's, 4096) */

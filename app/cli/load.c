@@ -69,7 +69,9 @@ void cli_session_params(const cli_options_t *options, uint32_t n_ctx, uint32_t n
     if (kv != NULL) params->kv_dtype = strcmp(kv, "f32") == 0 ? KR_DTYPE_F32 : KR_DTYPE_F16;
     const char *attn_qk = cli_text(options, CLI_OPT_attn_qk);
     if (attn_qk != NULL) {
-        params->attn_qk = strcmp(attn_qk, "int8") == 0 ? KR_ATTN_QK_INT8 : KR_ATTN_QK_F32;
+        params->attn_qk = strcmp(attn_qk, "int8") == 0    ? KR_ATTN_QK_INT8
+                          : strcmp(attn_qk, "int16") == 0 ? KR_ATTN_QK_INT16
+                                                          : KR_ATTN_QK_F32;
     }
     const char *invariant = cli_text(options, CLI_OPT_invariant);
     if (invariant != NULL) {

@@ -1,5 +1,5 @@
 /* attn_tile.h: what the attention kernels of all ISA levels share: the layout of the scratch
- * memory, which keys a row sees, and 8-bit queries. The walk over spans, blocks and groups of
+ * memory, which keys a row sees, and integer queries. The walk over spans, blocks and groups of
  * queries is attn_walk.h. Inline in headers, since each ISA folder compiles them with its own
  * flags.
  *
@@ -27,15 +27,15 @@ typedef struct attn_tile_s {
     size_t head_dim;
     size_t n_queries;  /* query vectors: rows * heads, row-major */
     size_t elem_bytes; /* of K and V in the pool: 4 (f32) or 2 (f16) */
-    int qk8;           /* scores in 8-bit integers */
+    uint32_t qk_bits;  /* scores in integers of 8 or 16 bits; 0: in floats */
     int from_scratch;  /* values were converted into `values` */
     size_t block;      /* position of the first key of the block */
     float *keys;       /* transposed keys of the block, layout of the ISA level */
-    float *key_scale;  /* [KRI_ATTN_BLOCK], qk8 */
+    float *key_scale;  /* [KRI_ATTN_BLOCK], of integer keys */
     float *values;     /* converted values of the block, layout of the ISA level */
-    float *q;          /* [n_queries][head_dim] floats, or head_dim int8_t or int16_t (qk8) */
-    float *q_scale;    /* [n_queries], qk8: takes an integer to a score; others fold it into q */
-    int32_t *q_sum;    /* [n_queries], qk8: sum of the query's integers */
+    float *q;          /* [n_queries][head_dim] floats, or head_dim integers */
+    float *q_scale;    /* [n_queries], takes an integer to a score; floats have it in q */
+    int32_t *q_sum;    /* [n_queries], sum of the query's integers */
     float *acc;        /* [n_queries][head_dim], weighted values of the span so far */
     float *total;      /* [n_queries][head_dim], of the spans merged so far */
     float *scores;     /* [KRI_ATTN_GROUP][KRI_ATTN_BLOCK], base 2 logarithms; then weights */
@@ -93,14 +93,14 @@ static inline const uint8_t *attn_page(const attn_tile_t *tile, size_t page, siz
 
 /* value_width: floats per row of a stored value chunk; the value scratch is rounded up to it. */
 static inline void attn_tile_init(attn_tile_t *tile, const kri_attn_args_t *args,
-                                  size_t elem_bytes, int qk8, size_t value_width) {
+                                  size_t elem_bytes, uint32_t qk_bits, size_t value_width) {
     const size_t head_dim = args->head_dim;
     const size_t head_dim_up = (head_dim + value_width - 1u) / value_width * value_width;
     tile->args = args;
     tile->head_dim = head_dim;
     tile->n_queries = (size_t)args->n_rows * args->n_heads;
     tile->elem_bytes = elem_bytes;
-    tile->qk8 = qk8;
+    tile->qk_bits = qk_bits;
     tile->cap = args->softcap * ATTN_LOG2_E;
     tile->keys = args->scratch;
     tile->values = tile->keys + KRI_ATTN_BLOCK * head_dim;
@@ -139,8 +139,9 @@ static inline void attn_load_queries(const attn_tile_t *tile) {
     }
 }
 
-/* The 8-bit form of kernels.h: x [n] -> q [n] and its sum; returns the scale. */
-static inline float attn_quantise(const float *x, size_t n, int8_t *q, int32_t *sum) {
+/* The integer form of kernels.h: x [n] -> q [n] and its sum; returns the scale. */
+static inline float attn_quantise(const float *x, size_t n, float levels, int16_t *q,
+                                  int32_t *sum) {
     uint32_t amax_bits = 0;
     for (size_t i = 0; i < n; i++) {
         uint32_t bits;
@@ -150,7 +151,7 @@ static inline float attn_quantise(const float *x, size_t n, int8_t *q, int32_t *
     }
     float amax;
     memcpy(&amax, &amax_bits, sizeof amax);
-    memset(q, 0, n);
+    memset(q, 0, n * sizeof(int16_t));
     *sum = 0;
     if (!(amax <= FLT_MAX)) {
         return NAN;
@@ -158,13 +159,13 @@ static inline float attn_quantise(const float *x, size_t n, int8_t *q, int32_t *
     if (amax < 1e-30f) {
         return 0.0f;
     }
-    const float inverse = 127.0f / amax;
+    const float inverse = levels / amax;
     for (size_t i = 0; i < n; i++) {
         const int32_t rounded = (int32_t)rintf(x[i] * inverse);
-        q[i] = (int8_t)rounded;
+        q[i] = (int16_t)rounded;
         *sum += rounded;
     }
-    return amax / 127.0f;
+    return amax / levels;
 }
 
 /* ---- prefetch ------------------------------------------------------------------------------ */

@@ -104,8 +104,8 @@ static kr_status_t check_params(const struct kr_model_s *model, const kr_session
         return KRI_FAIL(error, KR_E_INVALID_ARG, "invariant", "invariant is %d, allowed are 0..2",
                         p->invariant);
     }
-    if (p->attn_qk < KR_ATTN_QK_DEFAULT || p->attn_qk > KR_ATTN_QK_INT8) {
-        return KRI_FAIL(error, KR_E_INVALID_ARG, "attn_qk", "attn_qk is %d, allowed are 0..2",
+    if (p->attn_qk < KR_ATTN_QK_DEFAULT || p->attn_qk > KR_ATTN_QK_INT16) {
+        return KRI_FAIL(error, KR_E_INVALID_ARG, "attn_qk", "attn_qk is %d, allowed are 0..3",
                         p->attn_qk);
     }
     info->n_ctx = p->n_ctx ? p->n_ctx : n_ctx_train < N_CTX_DEFAULT ? n_ctx_train : N_CTX_DEFAULT;
@@ -188,7 +188,7 @@ kr_status_t kri_session_create(struct kr_model_s *model, const kr_session_params
     }
     bind_scratch(s, &layout);
     s->telemetry = params->telemetry;
-    s->exec.attn_qk8 = params->attn_qk == KR_ATTN_QK_INT8;
+    s->exec.attn_qk = params->attn_qk;
     kri_model_retain(model);
     s->model = model;
     *out = s;

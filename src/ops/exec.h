@@ -54,7 +54,7 @@ typedef struct kri_exec_s {
     kri_team_t *team;       /* NULL: ops fork and join */
     const kri_step_t *step;
     float *attn_scratch;    /* [n_threads][KRI_ATTN_THREAD_FLOATS] */
-    bool attn_qk8;          /* q.k of attention in 8-bit integers (slots *_qk8) */
+    int32_t attn_qk;        /* KR_ATTN_QK_*: q.k of attention in floats or integers */
     kri_exec_own_t *own;    /* [n_threads] */
     kri_q8_block_t *q8;     /* [n_rows_max][n_in_max / 32]: input of the linear under way */
     float *normed;          /* [n_rows_max][n_embd]: the same where weights are floats */
@@ -104,8 +104,8 @@ typedef struct kri_attn_desc_s {
     float scale, softcap;
 } kri_attn_desc_t;
 /* qkv [n_rows, (n_heads + 2 n_kv_heads) * head_dim]: normalises and rotates q and k in place and
- * appends k and v to the pages of each row's sequence. With attn_qk8 a Walsh-Hadamard transform
- * follows the rotation of q and k: keys in the pages are then transformed ones. */
+ * appends k and v to the pages of each row's sequence. With KR_ATTN_QK_INT8 a Walsh-Hadamard
+ * transform follows the rotation of q and k: keys in the pages are then transformed ones. */
 void kri_op_rope_append(const kri_exec_t *exec, const kri_attn_desc_t *desc,
                         const float *cos_sin, float *qkv);
 /* out [n_rows, n_heads * head_dim] = attention of the rotated queries in qkv over the pages. */

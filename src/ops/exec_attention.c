@@ -75,7 +75,7 @@ static void append_row(const append_job_t *job, const kri_step_seq_t *seq, uint3
         rope(q, desc->n_heads, head_dim, desc->n_rot, cos_sin);
         rope(k, desc->n_kv_heads, head_dim, desc->n_rot, cos_sin);
     }
-    if (job->exec->attn_qk8) {
+    if (job->exec->attn_qk == KR_ATTN_QK_INT8) {
         mix_heads(head_dim, desc->n_heads, q);
         mix_heads(head_dim, desc->n_kv_heads, k);
     }
@@ -305,9 +305,13 @@ static kri_attention_fn *choose_kernel(const kri_exec_t *exec, kr_dtype_t dtype,
                                        uint32_t head_dim) {
     const kri_kernels_t *kernels = exec->kernels;
     bool is_vector = head_dim % 16 == 0, is_f32 = dtype == KR_DTYPE_F32;
-    if (exec->attn_qk8) {
+    if (exec->attn_qk == KR_ATTN_QK_INT8) {
         if (!is_vector) return is_f32 ? kri_attention_f32_qk8_ref : kri_attention_f16_qk8_ref;
         return is_f32 ? kernels->attention_f32_qk8 : kernels->attention_f16_qk8;
+    }
+    if (exec->attn_qk == KR_ATTN_QK_INT16) {
+        if (!is_vector) return is_f32 ? kri_attention_f32_qk16_ref : kri_attention_f16_qk16_ref;
+        return is_f32 ? kernels->attention_f32_qk16 : kernels->attention_f16_qk16;
     }
     if (!is_vector) return is_f32 ? kri_attention_f32_ref : kri_attention_f16_ref;
     return is_f32 ? kernels->attention_f32 : kernels->attention_f16;

@@ -123,9 +123,10 @@ typedef void kri_kv_store_fn(const float *restrict x, size_t n, void *restrict d
  *         KRI_ATTN_MERGE merges the partials of all spans into out; together the same bits.
  * Scores  A score of -infinity is a weight of 0; a row that has no other gives NaN, as NaN and
  *         +infinity do.
- * qk8     The slots *_qk8 take q.k in 8-bit integers: each query and each key of head_dim floats
- *         becomes q = rint(x * (127 / amax)), d = amax / 127 (as quant_q8, but one scale per
- *         vector), and q.k = d_q * d_k * idot with an exact idot. Values stay in float.
+ * qk8     The slots *_qk8 and *_qk16 take q.k in integers: each query and each key of head_dim
+ * qk16    floats becomes q = rint(x * (levels / amax)), d = amax / levels (as quant_q8, but one
+ *         scale per vector), and q.k = d_q * d_k * idot with an exact 32-bit idot. levels: see
+ *         kri_attn_qk_levels. Values stay in float.
  *
  * n_rows * n_heads <= KRI_ATTN_TILE and n_rows * n_heads * head_dim <= KRI_ATTN_TILE_FLOATS (use
  * kri_attn_tile_queries). scratch: KRI_ATTN_SCRATCH_FLOATS floats, 64-byte aligned, private to the
@@ -177,6 +178,13 @@ typedef void kri_attention_fn(const kri_attn_args_t *args);
 static inline uint32_t kri_attn_tile_queries(uint32_t head_dim) {
     uint32_t n = KRI_ATTN_TILE_FLOATS / head_dim;
     return n < KRI_ATTN_TILE ? n : KRI_ATTN_TILE;
+}
+/* Largest integer of a query or key: as many bits as a sum of head_dim products leaves room for,
+ * head_dim * levels^2 < 2^31 (qk16), or 7 (qk8). */
+static inline float kri_attn_qk_levels(uint32_t qk_bits, uint32_t head_dim) {
+    if (qk_bits == 8) return 127.0f;
+    return head_dim <= 64 ? 5792.0f : head_dim <= 128 ? 4095.0f : head_dim <= 256 ? 2896.0f
+                                                                                  : 2047.0f;
 }
 /* The first key that the row at position pos sees, and the spans that the tile's rows see:
  * [begin, end). */

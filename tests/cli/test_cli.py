@@ -34,10 +34,11 @@ class Options(ProgramTest):
                      "--ignore-eos", "--temp", "--top-k", "--top-p", "--min-p", "--typical",
                      "--seed", "--logit-bias", "--repeat-penalty", "--presence-penalty",
                      "--frequency-penalty", "--logprobs", "--json", "--isa", "--device", "--kv",
-                     "--pin", "--invariant", "--no-cache", "--cache-dir", "--cache-size"):
+                     "--attn-qk", "--pin", "--invariant", "--no-cache", "--cache-dir", "--cache-size"):
             self.assertRegex(text, rf"(?m)^ .*{flag}\b")
         for absent in ("--json-schema", "--regex", "--grammar", "cuda", "neon"):
             self.assertNotIn(absent, text)
+        self.assertNotRegex(text, r"--kv\b.*int8")
         self.assertEqual(self.assert_done("run", "--help").out.decode(), text)
         commands = self.assert_done("--help").out.decode()
         for absent in ("serve", "batch", "runtime", "mcp"):
@@ -381,6 +382,19 @@ class OtherCommands(ProgramTest):
                           "--ids", "5")
         self.assert_fails(2, "-o FILE is missing", "logits", "-m", self.model, "--ids", "5")
         self.assertEqual([p.name for p in self.scratch.iterdir() if "logits" in p.name], [])
+
+    def test_attn_qk_moves_logits_a_little(self):
+        outs = {}
+        for qk in ("f32", "int16", "int8"):
+            out = self.scratch / f"{qk}.f32"
+            self.assert_done("logits", "-m", self.model, "-o", out, "--ids", "5,6,7,8,9",
+                             "--attn-qk", qk)
+            outs[qk] = struct.unpack(f"<{out.stat().st_size // 4}f", out.read_bytes())
+        for qk, most in (("int16", 0.005), ("int8", 0.1)):
+            worst = max(abs(a - b) for a, b in zip(outs["f32"], outs[qk], strict=True))
+            self.assertTrue(0 < worst < most, (qk, worst))
+        self.assert_fails(2, "--attn-qk", "logits", "-m", self.model, "-o", out, "--ids", "5",
+                          "--attn-qk", "int4")
 
     def test_perplexity_agrees_with_logits(self):
         """The method spelled out again over `kr logits`: chunks, BOS, second halves."""

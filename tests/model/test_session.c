@@ -184,7 +184,7 @@ TEST(session_refuses_bad_params_by_field) {
         case 4: params.kv_dtype = KR_DTYPE_Q8_0; break;
         case 5: params.invariant = 3; break;
         case 6: params.isa = "sse9"; break;
-        default: params.attn_qk = 3; break;
+        default: params.attn_qk = 4; break;
         }
         assert_status(kr_session_create(model, &params, &session, &error), expected[i].status);
         assert_string_equal(error.param, expected[i].param);

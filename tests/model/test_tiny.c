@@ -144,6 +144,44 @@ TEST(tiny_logits_of_the_matrix_unit_stay_near_the_golden_ones) {
     kr_model_close(model);
 }
 
+/* Attention's integer scores: near the logits of f32 ones, not the same, and as invariant. */
+static void check_integer_scores(const char *preset, const char *isa, int32_t attn_qk,
+                                 double max) {
+    static const uint32_t chunks[] = {512, 1, 7};
+    static float plain[N_TOKENS * N_VOCAB], expected[N_TOKENS * N_VOCAB];
+    static float actual[N_TOKENS * N_VOCAB];
+    kr_token_t ids[N_TOKENS];
+    some_tokens(ids, N_TOKENS, 1);
+    kr_model_t model = open_tiny(preset);
+    kr_session_t session = tiny_session(model, KR_DTYPE_F16, isa, 1, 1);
+    decode_chunks(session, ids, N_TOKENS, 512, 0, N_VOCAB, plain);
+    kr_session_destroy(session);
+    for (uint32_t c = 0; c < 3; c++) {
+        kr_session_params_t params;
+        kr_session_params_init(&params);
+        params.isa = isa;
+        params.n_threads = c + 1;
+        params.attn_qk = attn_qk;
+        session = open_session(model, &params);
+        decode_chunks(session, ids, N_TOKENS, chunks[c], 0, N_VOCAB, c ? actual : expected);
+        if (c) assert_memory_equal(actual, expected, sizeof(expected));
+        kr_session_destroy(session);
+    }
+    const double d = distance(expected, plain, N_TOKENS * N_VOCAB);
+    print_message("%s up to %s: scores %d move logits by %.2e\n", preset, isa, attn_qk, d);
+    assert_true(d > 0 && d < max);
+    kr_model_close(model);
+}
+
+TEST(tiny_logits_with_integer_scores_are_near_and_do_not_depend_on_chunks_and_threads) {
+    static const char *const levels[] = {"ref", "avx2", "avx512"};
+    for (size_t l = 0; l < 3; l++)
+        for (size_t p = 0; p < N_PRESETS; p++) {
+            check_integer_scores(presets[p], levels[l], KR_ATTN_QK_INT8, 0.1);
+            check_integer_scores(presets[p], levels[l], KR_ATTN_QK_INT16, 0.03);
+        }
+}
+
 /* Three sequences of different lengths in one batch give what each gives alone. */
 TEST(tiny_logits_do_not_depend_on_the_batch) {
     static const uint32_t n_rows[3] = {1, 17, 40};

@@ -326,7 +326,7 @@ typedef struct attn_case_s {
     uint32_t window;
     float softcap;
     kr_dtype_t dtype;
-    bool qk8;
+    int32_t attn_qk;
 } attn_case_t;
 
 /* Everything of one run: a cache of two layers in the second of two groups, the history of
@@ -424,6 +424,22 @@ static void expect_row(const run_t *run, uint32_t seq, uint32_t pos, const float
     }
 }
 
+/* The Walsh-Hadamard transform as a matrix, in blocks of the largest power of two. */
+static void transform(float *x, size_t head_dim) {
+    size_t block = 1;
+    float y[512];
+    while (head_dim % (2 * block) == 0) block *= 2;
+    for (size_t i = 0; i < head_dim; i++) {
+        double sum = 0;
+        for (size_t j = 0; j < block; j++) {
+            double value = (double)x[i / block * block + j];
+            sum += __builtin_parityll(i % block & j) ? -value : value;
+        }
+        y[i] = (float)(sum / sqrt((double)block));
+    }
+    memcpy(x, y, head_dim * sizeof *x);
+}
+
 /* Normalises and rotates a row with the reference slots and enters k and v into the history. */
 static void keep_row(run_t *run, uint32_t seq, uint32_t pos, const float *cos_sin, float *qkv) {
     const attn_case_t *c = run->c;
@@ -433,6 +449,8 @@ static void keep_row(run_t *run, uint32_t seq, uint32_t pos, const float *cos_si
         kri_rms_norm_ref(head, run->norm, 1e-6f, c->head_dim, head);
     }
     rope(qkv, c->n_heads + c->n_kv_heads, c->head_dim, c->n_rot, cos_sin);
+    for (uint32_t h = 0; c->attn_qk == KR_ATTN_QK_INT8 && h < c->n_heads + c->n_kv_heads; h++)
+        transform(qkv + h * c->head_dim, c->head_dim);
     const float *k = qkv + c->n_heads * c->head_dim, *v = k + c->n_kv_heads * c->head_dim;
     size_t at = ((size_t)seq * POS_MAX + pos) * c->n_kv_heads * c->head_dim;
     for (size_t i = 0; i < c->n_kv_heads * c->head_dim; i++) {
@@ -471,7 +489,7 @@ static void check_step(run_t *run, rng_t *rng, const uint32_t *pos_begin, const 
     float *cos_sin = must_alloc(n * c->n_rot * 4), *row = must_alloc(out_floats * 4);
     for (uint32_t t = 1; t <= N_THREADS_MAX; t++) {
         kri_exec_t exec = exec_new(t, &run->step);
-        exec.attn_qk8 = c->qk8;
+        exec.attn_qk = c->attn_qk;
         memcpy(qkv, source, n * qkv_floats * sizeof *qkv);
         kri_alloc_guard_begin("attention");
         kri_op_rope_table(&exec, 10000.0f, 1.0f, NULL, c->n_rot, cos_sin);
@@ -492,7 +510,8 @@ static void check_step(run_t *run, rng_t *rng, const uint32_t *pos_begin, const 
             check_page(run, seq->seq, seq->pos_begin + i, qkv + r * qkv_floats);
             expect_row(run, seq->seq, seq->pos_begin + i, rotated, row);
             double bound = c->dtype == KR_DTYPE_F32 ? 1e-5 : 1e-3; /* a half may round apart */
-            if (c->qk8) bound = 3e-2;
+            if (c->attn_qk == KR_ATTN_QK_INT8) bound = 3e-2;
+            if (c->attn_qk == KR_ATTN_QK_INT16) bound = 2e-3;
             assert_true(row_error(out + r * out_floats, row, out_floats) < bound);
         }
     }
@@ -536,46 +555,52 @@ static void check_long_attention(const attn_case_t *c) {
 }
 
 TEST(op_attention_matches_the_formula_when_heads_are_grouped) {
-    attn_case_t f32 = {6, 2, 64, 64, false, true, 0, 0.0f, KR_DTYPE_F32, false};
-    attn_case_t f16 = {6, 2, 64, 64, false, false, 0, 0.0f, KR_DTYPE_F16, false};
+    attn_case_t f32 = {6, 2, 64, 64, false, true, 0, 0.0f, KR_DTYPE_F32, KR_ATTN_QK_DEFAULT};
+    attn_case_t f16 = {6, 2, 64, 64, false, false, 0, 0.0f, KR_DTYPE_F16, KR_ATTN_QK_DEFAULT};
     check_attention(&f32);
     check_attention(&f16);
 }
 
 TEST(op_attention_matches_the_formula_when_windowed_and_capped) {
-    attn_case_t f32 = {4, 1, 256, 256, false, true, 16, 3.0f, KR_DTYPE_F32, false};
-    attn_case_t f16 = {4, 1, 256, 256, false, true, 16, 0.0f, KR_DTYPE_F16, false};
+    attn_case_t f32 = {4, 1, 256, 256, false, true, 16, 3.0f, KR_DTYPE_F32, KR_ATTN_QK_DEFAULT};
+    attn_case_t f16 = {4, 1, 256, 256, false, true, 16, 0.0f, KR_DTYPE_F16, KR_ATTN_QK_DEFAULT};
     check_attention(&f32);
     check_attention(&f16);
 }
 
 TEST(op_attention_takes_the_reference_when_head_dim_is_no_vector_multiple) {
-    attn_case_t f32 = {4, 4, 40, 20, true, false, 0, 0.0f, KR_DTYPE_F32, false};
-    attn_case_t f16 = {4, 2, 24, 24, true, true, 9, 0.0f, KR_DTYPE_F16, false};
+    attn_case_t f32 = {4, 4, 40, 20, true, false, 0, 0.0f, KR_DTYPE_F32, KR_ATTN_QK_DEFAULT};
+    attn_case_t f16 = {4, 2, 24, 24, true, true, 9, 0.0f, KR_DTYPE_F16, KR_ATTN_QK_DEFAULT};
     check_attention(&f32);
     check_attention(&f16);
 }
 
 TEST(op_attention_splits_heads_when_more_than_a_tile_share_keys) {
-    attn_case_t f32 = {150, 1, 512, 16, true, false, 0, 0.0f, KR_DTYPE_F32, false}; /* tile: 64 */
-    attn_case_t f16 = {300, 1, 16, 8, false, false, 0, 0.0f, KR_DTYPE_F16, false};  /* tile: 256 */
+    /* A tile holds 64 queries of 512 floats, 256 of 16. */
+    attn_case_t f32 = {150, 1, 512, 16, true, false, 0, 0.0f, KR_DTYPE_F32, KR_ATTN_QK_DEFAULT};
+    attn_case_t f16 = {300, 1, 16, 8, false, false, 0, 0.0f, KR_DTYPE_F16, KR_ATTN_QK_DEFAULT};
     check_attention(&f32);
     check_attention(&f16);
 }
 
 TEST(op_attention_gives_the_same_bits_when_threads_cut_the_keys_into_spans) {
-    attn_case_t f32 = {2, 1, 64, 64, false, false, 0, 0.0f, KR_DTYPE_F32, false};
-    attn_case_t f16 = {3, 1, 80, 64, false, true, 100, 0.0f, KR_DTYPE_F16, false};
-    attn_case_t odd = {2, 2, 24, 24, true, false, 0, 3.0f, KR_DTYPE_F32, false}; /* the reference */
+    attn_case_t f32 = {2, 1, 64, 64, false, false, 0, 0.0f, KR_DTYPE_F32, KR_ATTN_QK_DEFAULT};
+    attn_case_t f16 = {3, 1, 80, 64, false, true, 100, 0.0f, KR_DTYPE_F16, KR_ATTN_QK_DEFAULT};
+    /* A head size for the reference. */
+    attn_case_t odd = {2, 2, 24, 24, true, false, 0, 3.0f, KR_DTYPE_F32, KR_ATTN_QK_DEFAULT};
     check_long_attention(&f32);
     check_long_attention(&f16);
     check_long_attention(&odd);
 }
 
-TEST(op_attention_is_close_to_the_formula_when_scores_are_taken_in_8_bits) {
-    attn_case_t f32 = {4, 2, 64, 64, false, true, 0, 0.0f, KR_DTYPE_F32, true};
-    attn_case_t f16 = {2, 1, 96, 96, false, true, 130, 0.0f, KR_DTYPE_F16, true};
-    attn_case_t odd = {2, 2, 24, 24, true, false, 0, 0.0f, KR_DTYPE_F16, true};
+TEST(op_attention_is_close_to_the_formula_when_scores_are_taken_in_integers) {
+    attn_case_t f32 = {4, 2, 64, 64, false, true, 0, 0.0f, KR_DTYPE_F32, KR_ATTN_QK_INT8};
+    attn_case_t f16 = {2, 1, 96, 96, false, true, 130, 0.0f, KR_DTYPE_F16, KR_ATTN_QK_INT8};
+    attn_case_t odd = {2, 2, 24, 24, true, false, 0, 0.0f, KR_DTYPE_F16, KR_ATTN_QK_INT8};
+    check_long_attention(&f32);
+    check_long_attention(&f16);
+    check_attention(&odd);
+    f32.attn_qk = f16.attn_qk = odd.attn_qk = KR_ATTN_QK_INT16;
     check_long_attention(&f32);
     check_long_attention(&f16);
     check_attention(&odd);

@@ -1,6 +1,6 @@
 /* attention_avx2.c: attention over a paged KV cache with AVX2. Scores and weighted sums are small
  * matrix products on register tiles of up to six queries times 16 keys (or dimensions), or three
- * times 32: K is transposed and widened (or quantised, qk8) once per key block and tile, V is
+ * times 32: K is transposed and widened (or quantised) once per key block and tile, V is
  * widened on the fly for a few queries and once per block for many (the conversion is exact, so
  * both agree). Per (query, key) a score is one chain of fused multiply-adds over ascending
  * dimensions or an exact integer, per (query, dimension) an output is one chain over ascending
@@ -129,17 +129,18 @@ KRI_INLINE void scale_keys(const attn_tile_t *tile, size_t key, const uint8_t *f
     const __m256 finite = _mm256_cmp_ps(amax, _mm256_set1_ps(FLT_MAX), _CMP_LE_OQ);
     const __m256 used =
         _mm256_and_ps(_mm256_cmp_ps(amax, _mm256_set1_ps(1e-30f), _CMP_GE_OQ), finite);
-    const __m256 levels = _mm256_set1_ps(127.0f);
+    const __m256 levels =
+        _mm256_set1_ps(kri_attn_qk_levels(tile->qk_bits, tile->args->head_dim));
     const __m256 scale = _mm256_and_ps(_mm256_div_ps(amax, levels), used);
     _mm256_store_ps(inverse, _mm256_and_ps(_mm256_div_ps(levels, amax), used));
     _mm256_store_ps(tile->key_scale + key,
                     _mm256_blendv_ps(_mm256_set1_ps(NAN), scale, finite));
 }
 
-/* Keys of a page, quantised -> tile->keys [page][head_dim / 2][16 keys][2 x 16 bits]: a 16-bit
- * multiply-add is exact and takes two dimensions at once; the 8-bit one saturates or needs the
- * signs moved for every product. */
-KRI_INLINE void load_page_qk8(const attn_tile_t *tile, size_t page, const size_t elem_bytes) {
+/* Keys of a page, quantised -> tile->keys [page][head_dim / 2][16 keys][2 x 16 bits], also for
+ * qk8: a 16-bit multiply-add is exact and takes two dimensions at once; the 8-bit one saturates or
+ * needs the signs moved for every product. */
+KRI_INLINE void load_page_integers(const attn_tile_t *tile, size_t page, const size_t elem_bytes) {
     static const uint8_t pair_of[LANES] = {0, 1, 4, 5, 2, 3, 6, 7}; /* packing works by halves */
     const size_t row_bytes = tile->head_dim * elem_bytes;
     float *to = tile->keys + page * tile->head_dim / 2u * STEP;
@@ -171,10 +172,10 @@ KRI_INLINE void load_page_qk8(const attn_tile_t *tile, size_t page, const size_t
 
 static void load_keys(const attn_tile_t *tile, attn_range_t keys) {
     for (size_t page = keys.begin / STEP; page * STEP < keys.end; page++) {
-        if (tile->qk8 && tile->elem_bytes == sizeof(float)) {
-            load_page_qk8(tile, page, sizeof(float));
-        } else if (tile->qk8) {
-            load_page_qk8(tile, page, sizeof(uint16_t));
+        if (tile->qk_bits != 0 && tile->elem_bytes == sizeof(float)) {
+            load_page_integers(tile, page, sizeof(float));
+        } else if (tile->qk_bits != 0) {
+            load_page_integers(tile, page, sizeof(uint16_t));
         } else if (tile->elem_bytes == sizeof(float)) {
             load_page(tile, page, sizeof(float));
         } else {
@@ -280,8 +281,8 @@ KRI_INLINE __m256i dot_2_add(__m256i sum, __m256i a, __m256i b) {
     return sum;
 }
 
-/* The same in integers of 8 bits, stored as 16. */
-KRI_INLINE void score_tile_qk8(const attn_tile_t *tile, size_t query, size_t page, float *scores,
+/* The same in integers. */
+KRI_INLINE void score_tile_int(const attn_tile_t *tile, size_t query, size_t page, float *scores,
                                const size_t n_q, const size_t n_v) {
     const size_t head_dim = tile->head_dim, page_floats = head_dim / 2u * STEP;
     const int16_t *q = (const int16_t *)(const void *)tile->q + query * head_dim;
@@ -371,9 +372,9 @@ typedef void value_fn(const value_source_t *values, const float *weights, const 
                                   float *scores) {                                               \
         score_tile(tile, query, page, scores, q_, v_);                                           \
     }                                                                                            \
-    static void score_qk8_##q_##_##v_(const attn_tile_t *tile, size_t query, size_t page,        \
+    static void score_int_##q_##_##v_(const attn_tile_t *tile, size_t query, size_t page,        \
                                       float *scores) {                                           \
-        score_tile_qk8(tile, query, page, scores, q_, v_);                                       \
+        score_tile_int(tile, query, page, scores, q_, v_);                                       \
     }                                                                                            \
     static void value_f32_##q_##_##v_(const value_source_t *values, const float *weights,        \
                                       const float *decay, float *acc, size_t head_dim) {         \
@@ -391,8 +392,8 @@ TILE(1, 4) TILE(2, 4) TILE(3, 4)
 #define WIDE(name) {name##_1_4, name##_2_4, name##_3_4}
 static score_fn *const score_fns[QUERIES] = NARROW(score);
 static score_fn *const score_wide_fns[WIDE_QUERIES] = WIDE(score);
-static score_fn *const score_qk8_fns[QUERIES] = NARROW(score_qk8);
-static score_fn *const score_qk8_wide_fns[WIDE_QUERIES] = WIDE(score_qk8);
+static score_fn *const score_int_fns[QUERIES] = NARROW(score_int);
+static score_fn *const score_int_wide_fns[WIDE_QUERIES] = WIDE(score_int);
 static value_fn *const value_f32_fns[QUERIES] = NARROW(value_f32);
 static value_fn *const value_f32_wide_fns[WIDE_QUERIES] = WIDE(value_f32);
 static value_fn *const value_f16_fns[QUERIES] = NARROW(value_f16);
@@ -406,8 +407,8 @@ static value_fn *const value_f16_wide_fns[WIDE_QUERIES] = WIDE(value_f16);
  * they take two pages at a time. */
 static void score_group(const attn_tile_t *tile, size_t begin, size_t end, attn_range_t keys) {
     const size_t page_end = (keys.end + STEP - 1u) / STEP;
-    score_fn *const *narrow = tile->qk8 ? score_qk8_fns : score_fns;
-    score_fn *const *wide = tile->qk8 ? score_qk8_wide_fns : score_wide_fns;
+    score_fn *const *narrow = tile->qk_bits != 0 ? score_int_fns : score_fns;
+    score_fn *const *wide = tile->qk_bits != 0 ? score_int_wide_fns : score_wide_fns;
     for (size_t page = keys.begin / STEP; page < page_end;) {
         const int is_wide = end - begin <= WIDE_QUERIES && page + 2u <= page_end;
         for (size_t i = begin; i < end; i += QUERIES) {
@@ -603,26 +604,24 @@ static void write_queries(const attn_tile_t *tile) {
 
 #include "cpu/attn_walk.h"
 
-static void load_queries_qk8(const attn_tile_t *tile) {
+static void load_queries_integers(const attn_tile_t *tile) {
     const float factor = attn_score_factor(tile->args);
+    const float levels = kri_attn_qk_levels(tile->qk_bits, tile->args->head_dim);
     int16_t *q = (int16_t *)(void *)tile->q;
-    int8_t bytes[KRI_HEAD_DIM_MAX];
-    for (size_t i = 0; i < tile->n_queries; i++, q += tile->head_dim) {
+    for (size_t i = 0; i < tile->n_queries; i++) {
         tile->q_scale[i] = factor * attn_quantise(attn_query(tile->args, i), tile->head_dim,
-                                                  bytes, &tile->q_sum[i]);
-        for (size_t d = 0; d < tile->head_dim; d++) {
-            q[d] = bytes[d];
-        }
+                                                  levels, q + i * tile->head_dim,
+                                                  &tile->q_sum[i]);
     }
 }
 
-static void attention(const kri_attn_args_t *args, size_t elem_bytes, int qk8) {
+static void attention(const kri_attn_args_t *args, size_t elem_bytes, uint32_t qk_bits) {
     attn_tile_t tile;
-    attn_tile_init(&tile, args, elem_bytes, qk8, VALUE_WIDTH);
+    attn_tile_init(&tile, args, elem_bytes, qk_bits, VALUE_WIDTH);
     /* One pass of a register tile reads the values once: converting them first pays from two. */
     tile.from_scratch = tile.n_queries > QUERIES;
-    if (qk8) {
-        load_queries_qk8(&tile);
+    if (qk_bits != 0) {
+        load_queries_integers(&tile);
     } else {
         attn_load_queries(&tile);
     }
@@ -638,9 +637,17 @@ void kri_attention_f16_avx2(const kri_attn_args_t *args) {
 }
 
 void kri_attention_f32_qk8_avx2(const kri_attn_args_t *args) {
-    attention(args, sizeof(float), 1);
+    attention(args, sizeof(float), 8);
 }
 
 void kri_attention_f16_qk8_avx2(const kri_attn_args_t *args) {
-    attention(args, sizeof(uint16_t), 1);
+    attention(args, sizeof(uint16_t), 8);
+}
+
+void kri_attention_f32_qk16_avx2(const kri_attn_args_t *args) {
+    attention(args, sizeof(float), 16);
+}
+
+void kri_attention_f16_qk16_avx2(const kri_attn_args_t *args) {
+    attention(args, sizeof(uint16_t), 16);
 }

@@ -1,6 +1,6 @@
 /* attention_avx512.c: attention over a paged KV cache with AVX-512. Scores and weighted sums are
  * small matrix products on register tiles of up to six queries times 64 keys (or 64 dimensions):
- * K is transposed and widened (or quantised, qk8) once per key block and tile, V is widened on the
+ * K is transposed and widened (or quantised) once per key block and tile, V is widened on the
  * fly for a few queries and once per block for many (the conversion is exact, so both agree).
  * Per (query, key) a score is one chain of fused multiply-adds over ascending dimensions or an
  * exact integer, per (query, dimension) an output is one chain over ascending keys: no tile size
@@ -134,7 +134,8 @@ KRI_INLINE void scale_page(const attn_tile_t *tile, size_t page, const uint8_t *
     const __m512 amax = reduce_16(most, REDUCE_MAX_BITS);
     const __mmask16 finite = _mm512_cmp_ps_mask(amax, _mm512_set1_ps(FLT_MAX), _CMP_LE_OQ);
     const __mmask16 used = _mm512_cmp_ps_mask(amax, _mm512_set1_ps(1e-30f), _CMP_GE_OQ) & finite;
-    const __m512 levels = _mm512_set1_ps(127.0f);
+    const __m512 levels =
+        _mm512_set1_ps(kri_attn_qk_levels(tile->qk_bits, tile->args->head_dim));
     const __m512 scale = _mm512_maskz_div_ps(used, amax, levels);
     _mm512_store_ps(inverse, _mm512_maskz_div_ps(used, levels, amax));
     _mm512_store_ps(tile->key_scale + page * LANES,
@@ -173,16 +174,51 @@ KRI_INLINE void load_page_qk8(const attn_tile_t *tile, size_t page, const size_t
     }
 }
 
+/* Keys of a page, quantised -> 2 dimensions by 2: tile->keys [head_dim / 2][64 keys][2 x 16
+ * bits]. */
+KRI_INLINE void load_page_qk16(const attn_tile_t *tile, size_t page, const size_t elem_bytes) {
+    const uint8_t *from = attn_page(tile, page, tile->args->k_offset);
+    _Alignas(64) float inverse[LANES];
+    scale_page(tile, page, from, elem_bytes, inverse);
+    for (size_t d = 0; d < tile->head_dim; d += 2u * LANES) {
+        const size_t left = tile->head_dim - d, n_dims = left < 2u * LANES ? left : 2u * LANES;
+        attn_prefetch_keys(tile, page, d, n_dims);
+        __m512 x[LANES];
+        for (size_t j = 0; j < LANES; j++) {
+            const __m512 factor = _mm512_set1_ps(inverse[j]);
+            __m256i q[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+            for (size_t i = 0; i < n_dims; i += LANES) {
+                const uint8_t *at = from + (j * tile->head_dim + d + i) * elem_bytes;
+                q[i / LANES] = _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(
+                    _mm512_mul_ps(load_elements(at, elem_bytes), factor)));
+            }
+            x[j] = _mm512_castsi512_ps(
+                _mm512_inserti64x4(_mm512_castsi256_si512(q[0]), q[1], 1));
+        }
+        transpose_16x16(x);
+        float *to = tile->keys + d / 2u * KRI_ATTN_BLOCK + page * LANES;
+        for (size_t j = 0; j < n_dims / 2u; j++) {
+            _mm512_store_ps(to + j * KRI_ATTN_BLOCK, x[j]);
+        }
+    }
+}
+
+KRI_INLINE void load_page_as(const attn_tile_t *tile, size_t page, const size_t elem_bytes) {
+    if (tile->qk_bits == 8u) {
+        load_page_qk8(tile, page, elem_bytes);
+    } else if (tile->qk_bits == 16u) {
+        load_page_qk16(tile, page, elem_bytes);
+    } else {
+        load_page(tile, page, elem_bytes);
+    }
+}
+
 static void load_keys(const attn_tile_t *tile, attn_range_t keys) {
     for (size_t page = keys.begin / LANES; page * LANES < keys.end; page++) {
-        if (tile->qk8 && tile->elem_bytes == sizeof(float)) {
-            load_page_qk8(tile, page, sizeof(float));
-        } else if (tile->qk8) {
-            load_page_qk8(tile, page, sizeof(uint16_t));
-        } else if (tile->elem_bytes == sizeof(float)) {
-            load_page(tile, page, sizeof(float));
+        if (tile->elem_bytes == sizeof(float)) {
+            load_page_as(tile, page, sizeof(float));
         } else {
-            load_page(tile, page, sizeof(uint16_t));
+            load_page_as(tile, page, sizeof(uint16_t));
         }
     }
 }
@@ -243,43 +279,50 @@ KRI_INLINE void score_tile(const attn_tile_t *tile, size_t query, size_t vector,
     }
 }
 
-/* sum + four products a lane, u8 times s8. Not the intrinsic: around it gcc 12 copies and spills
- * the sums of a large register tile, which takes twice the time. */
-KRI_INLINE __m512i dot_4_add(__m512i sum, __m512i u8, __m512i s8) {
-    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(u8), "v"(s8));
+/* sum + four products u8 * s8 a lane, or two products s16 * s16. Not the intrinsics: around them
+ * gcc 12 copies and spills the sums of a large register tile, which takes twice the time. */
+KRI_INLINE __m512i dot_add(__m512i sum, __m512i keys, __m512i q, const uint32_t qk_bits) {
+    if (qk_bits == 8u) {
+        __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(keys), "v"(q));
+    } else {
+        __asm__("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(keys), "v"(q));
+    }
     return sum;
 }
 
-/* The same in 8-bit integers. The keys are offset by 128, which the start of a sum takes back. */
-KRI_INLINE void score_tile_qk8(const attn_tile_t *tile, size_t query, size_t vector,
-                               float *scores, const size_t n_q, const size_t n_v) {
-    const size_t head_dim = tile->head_dim;
-    const int8_t *q = (const int8_t *)(const void *)tile->q + query * head_dim;
+/* The same in integers. 8-bit keys are offset by 128, which the start of a sum takes back. */
+KRI_INLINE void score_tile_integers(const attn_tile_t *tile, size_t query, size_t vector,
+                                    float *scores, const size_t n_q, const size_t n_v,
+                                    const uint32_t qk_bits) {
+    const size_t head_dim = tile->head_dim, step = 32u / qk_bits;
+    const size_t row_bytes = head_dim * qk_bits / 8u;
+    const uint8_t *q = (const uint8_t *)tile->q + query * row_bytes;
     const float *keys = tile->keys + vector * LANES;
     __m512i sums[QUERIES][VECTORS];
     KRI_UNROLL
     for (size_t i = 0; i < n_q; i++) {
+        const int32_t start = qk_bits == 8u ? -128 * tile->q_sum[query + i] : 0;
         KRI_UNROLL
         for (size_t j = 0; j < n_v; j++) {
-            sums[i][j] = _mm512_set1_epi32(-128 * tile->q_sum[query + i]);
+            sums[i][j] = _mm512_set1_epi32(start);
         }
     }
-    for (size_t d = 0; d < head_dim; d += 4u) {
+    for (size_t d = 0; d < head_dim; d += step, q += 4, keys += KRI_ATTN_BLOCK) {
         attn_prefetch_late(tile, d);
-        attn_prefetch_late(tile, d + 2u);
+        attn_prefetch_late(tile, d + step / 2u);
         __m512i k[VECTORS];
         KRI_UNROLL
         for (size_t j = 0; j < n_v; j++) {
-            k[j] = _mm512_load_si512(keys + d / 4u * KRI_ATTN_BLOCK + j * LANES);
+            k[j] = _mm512_load_si512(keys + j * LANES);
         }
         KRI_UNROLL
         for (size_t i = 0; i < n_q; i++) {
-            int32_t four;
-            memcpy(&four, q + i * head_dim + d, sizeof four);
-            const __m512i x = _mm512_set1_epi32(four);
+            int32_t some;
+            memcpy(&some, q + i * row_bytes, sizeof some);
+            const __m512i x = _mm512_set1_epi32(some);
             KRI_UNROLL
             for (size_t j = 0; j < n_v; j++) {
-                sums[i][j] = dot_4_add(sums[i][j], k[j], x);
+                sums[i][j] = dot_add(sums[i][j], k[j], x, qk_bits);
             }
         }
     }
@@ -364,7 +407,11 @@ typedef void value_fn(const value_source_t *values, const float *weights, const 
     }                                                                                            \
     static void score_qk8_##q_##_##v_(const attn_tile_t *tile, size_t query, size_t vector,      \
                                       float *scores) {                                           \
-        score_tile_qk8(tile, query, vector, scores, q_, v_);                                     \
+        score_tile_integers(tile, query, vector, scores, q_, v_, 8u);                            \
+    }                                                                                            \
+    static void score_qk16_##q_##_##v_(const attn_tile_t *tile, size_t query, size_t vector,     \
+                                       float *scores) {                                          \
+        score_tile_integers(tile, query, vector, scores, q_, v_, 16u);                           \
     }                                                                                            \
     static void value_f32_##q_##_##v_(const value_source_t *values, const float *weights,        \
                                       const float *decay, float *acc, size_t head_dim) {         \
@@ -384,6 +431,7 @@ TILES(1) TILES(2) TILES(3) TILES(4) TILES(5) TILES(6)
     {ROW(name, 1), ROW(name, 2), ROW(name, 3), ROW(name, 4), ROW(name, 5), ROW(name, 6)}
 static score_fn *const score_fns[QUERIES][VECTORS] = TABLE(score);
 static score_fn *const score_qk8_fns[QUERIES][VECTORS] = TABLE(score_qk8);
+static score_fn *const score_qk16_fns[QUERIES][VECTORS] = TABLE(score_qk16);
 static value_fn *const value_f32_fns[QUERIES][VECTORS] = TABLE(value_f32);
 static value_fn *const value_f16_fns[QUERIES][VECTORS] = TABLE(value_f16);
 #undef TABLE
@@ -392,7 +440,9 @@ static value_fn *const value_f16_fns[QUERIES][VECTORS] = TABLE(value_f16);
 /* ---- one group of queries and one block ---------------------------------------------------- */
 
 static void score_group(const attn_tile_t *tile, size_t begin, size_t end, attn_range_t keys) {
-    score_fn *const(*fns)[VECTORS] = tile->qk8 ? score_qk8_fns : score_fns;
+    score_fn *const(*fns)[VECTORS] = tile->qk_bits == 8u    ? score_qk8_fns
+                                     : tile->qk_bits == 16u ? score_qk16_fns
+                                                            : score_fns;
     const size_t first = keys.begin / LANES;
     const size_t n_v = (keys.end + LANES - 1u) / LANES - first;
     for (size_t i = begin; i < end; i += QUERIES) {
@@ -573,22 +623,31 @@ static void write_queries(const attn_tile_t *tile) {
 
 #include "cpu/attn_walk.h"
 
-static void load_queries_qk8(const attn_tile_t *tile) {
+static void load_queries_integers(const attn_tile_t *tile) {
     const float factor = attn_score_factor(tile->args);
-    int8_t *q = (int8_t *)(void *)tile->q;
-    for (size_t i = 0; i < tile->n_queries; i++) {
+    const float levels = kri_attn_qk_levels(tile->qk_bits, tile->args->head_dim);
+    int8_t *bytes = (int8_t *)(void *)tile->q;
+    int16_t q[KRI_HEAD_DIM_MAX];
+    for (size_t i = 0; i < tile->n_queries; i++, bytes += tile->head_dim * tile->qk_bits / 8u) {
         tile->q_scale[i] = factor * attn_quantise(attn_query(tile->args, i), tile->head_dim,
-                                                  q + i * tile->head_dim, &tile->q_sum[i]);
+                                                  levels, q, &tile->q_sum[i]);
+        if (tile->qk_bits == 16u) {
+            memcpy(bytes, q, tile->head_dim * sizeof(int16_t));
+            continue;
+        }
+        for (size_t d = 0; d < tile->head_dim; d++) {
+            bytes[d] = (int8_t)q[d];
+        }
     }
 }
 
-static void attention(const kri_attn_args_t *args, size_t elem_bytes, int qk8) {
+static void attention(const kri_attn_args_t *args, size_t elem_bytes, uint32_t qk_bits) {
     attn_tile_t tile;
-    attn_tile_init(&tile, args, elem_bytes, qk8, VALUE_WIDTH);
+    attn_tile_init(&tile, args, elem_bytes, qk_bits, VALUE_WIDTH);
     /* One pass of a register tile reads the values once: converting them first pays from two. */
     tile.from_scratch = tile.n_queries > QUERIES;
-    if (qk8) {
-        load_queries_qk8(&tile);
+    if (qk_bits != 0) {
+        load_queries_integers(&tile);
     } else {
         attn_load_queries(&tile);
     }
@@ -604,9 +663,17 @@ void kri_attention_f16_avx512(const kri_attn_args_t *args) {
 }
 
 void kri_attention_f32_qk8_avx512(const kri_attn_args_t *args) {
-    attention(args, sizeof(float), 1);
+    attention(args, sizeof(float), 8);
 }
 
 void kri_attention_f16_qk8_avx512(const kri_attn_args_t *args) {
-    attention(args, sizeof(uint16_t), 1);
+    attention(args, sizeof(uint16_t), 8);
+}
+
+void kri_attention_f32_qk16_avx512(const kri_attn_args_t *args) {
+    attention(args, sizeof(float), 16);
+}
+
+void kri_attention_f16_qk16_avx512(const kri_attn_args_t *args) {
+    attention(args, sizeof(uint16_t), 16);
 }

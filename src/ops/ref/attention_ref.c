@@ -23,10 +23,10 @@ static float element_f16(const uint8_t *src, size_t index) {
     return kri_f16_to_f32(h);
 }
 
-/* What a kernel is made of: how the cache is read, and whether q.k is taken in 8 bits. */
+/* What a kernel is made of: how the cache is read, and whether q.k is taken in integers. */
 typedef struct form_s {
     element_fn *element;
-    int qk8;
+    uint32_t qk_bits; /* 0: in floats */
 } form_t;
 
 /* A query, in the form that the scores are taken in. */
@@ -35,7 +35,7 @@ typedef struct query_s {
     const form_t *form;
     uint32_t pos;
     float x[KRI_HEAD_DIM_MAX];
-    int8_t q8[KRI_HEAD_DIM_MAX];
+    int16_t q[KRI_HEAD_DIM_MAX];
     float d;
 } query_t;
 
@@ -51,7 +51,7 @@ static void state_clear(state_t *state, size_t head_dim) {
 }
 
 /* x [n] -> q [n]; returns the scale. */
-static float quantise(const float *x, size_t n, int8_t *q) {
+static float quantise(const float *x, size_t n, float levels, int16_t *q) {
     uint32_t amax_bits = 0;
     for (size_t i = 0; i < n; i++) {
         uint32_t bits;
@@ -64,19 +64,19 @@ static float quantise(const float *x, size_t n, int8_t *q) {
     memcpy(&amax, &amax_bits, sizeof amax);
     if (!(amax <= FLT_MAX)) return NAN;
     if (amax < 1e-30f) return 0;
-    float inverse = 127.0f / amax;
-    for (size_t i = 0; i < n; i++) q[i] = (int8_t)rintf(x[i] * inverse);
-    return amax / 127.0f;
+    float inverse = levels / amax;
+    for (size_t i = 0; i < n; i++) q[i] = (int16_t)rintf(x[i] * inverse);
+    return amax / levels;
 }
 
-static double dot_qk8(const query_t *query, const uint8_t *k, size_t at) {
+static double dot_integers(const query_t *query, const uint8_t *k, size_t at) {
     size_t n = query->args->head_dim;
     float x[KRI_HEAD_DIM_MAX];
-    int8_t q8[KRI_HEAD_DIM_MAX];
+    int16_t q[KRI_HEAD_DIM_MAX];
     int32_t idot = 0;
     for (size_t i = 0; i < n; i++) x[i] = query->form->element(k, at + i);
-    float d = quantise(x, n, q8);
-    for (size_t i = 0; i < n; i++) idot += (int32_t)query->q8[i] * q8[i];
+    float d = quantise(x, n, kri_attn_qk_levels(query->form->qk_bits, (uint32_t)n), q);
+    for (size_t i = 0; i < n; i++) idot += (int32_t)query->q[i] * q[i];
     return (double)query->d * (double)d * (double)idot;
 }
 
@@ -85,8 +85,8 @@ static double score(const query_t *query, const uint8_t *page, size_t slot) {
     const uint8_t *k = page + args->k_offset;
     size_t at = slot * args->head_dim;
     double dot = 0;
-    if (query->form->qk8) {
-        dot = dot_qk8(query, k, at);
+    if (query->form->qk_bits) {
+        dot = dot_integers(query, k, at);
     } else {
         for (size_t i = 0; i < args->head_dim; i++)
             dot += (double)query->x[i] * (double)query->form->element(k, at + i);
@@ -161,15 +161,17 @@ static void attend(const query_t *query, size_t index, float *out) {
     for (size_t i = 0; i < head_dim; i++) out[i] = (float)(total.acc[i] / total.sum);
 }
 
-static void attention(const kri_attn_args_t *args, element_fn *element, int qk8) {
-    const form_t form = {element, qk8};
+static void attention(const kri_attn_args_t *args, element_fn *element, uint32_t qk_bits) {
+    const form_t form = {element, qk_bits};
     query_t query = {.args = args, .form = &form};
     for (uint32_t r = 0; r < args->n_rows; r++) {
         for (uint32_t h = 0; h < args->n_heads; h++) {
             size_t head = (size_t)h * args->head_dim;
             query.pos = args->pos_begin + r;
             memcpy(query.x, args->q + r * args->q_stride + head, args->head_dim * sizeof(float));
-            if (qk8) query.d = quantise(query.x, args->head_dim, query.q8);
+            if (qk_bits)
+                query.d = quantise(query.x, args->head_dim,
+                                   kri_attn_qk_levels(qk_bits, args->head_dim), query.q);
             attend(&query, (size_t)r * args->n_heads + h,
                    args->out + r * args->out_stride + head);
         }
@@ -178,5 +180,7 @@ static void attention(const kri_attn_args_t *args, element_fn *element, int qk8)
 
 void kri_attention_f32_ref(const kri_attn_args_t *args) { attention(args, element_f32, 0); }
 void kri_attention_f16_ref(const kri_attn_args_t *args) { attention(args, element_f16, 0); }
-void kri_attention_f32_qk8_ref(const kri_attn_args_t *args) { attention(args, element_f32, 1); }
-void kri_attention_f16_qk8_ref(const kri_attn_args_t *args) { attention(args, element_f16, 1); }
+void kri_attention_f32_qk8_ref(const kri_attn_args_t *args) { attention(args, element_f32, 8); }
+void kri_attention_f16_qk8_ref(const kri_attn_args_t *args) { attention(args, element_f16, 8); }
+void kri_attention_f32_qk16_ref(const kri_attn_args_t *args) { attention(args, element_f32, 16); }
+void kri_attention_f16_qk16_ref(const kri_attn_args_t *args) { attention(args, element_f16, 16); }
