@@ -247,7 +247,7 @@ static const size_t attention_shapes[][4] = {{1, 4, 64, 2048},   {16, 4, 64, 204
                                              {1, 4, 256, 2048},  {16, 4, 256, 2048}};
 
 static size_t attention_item_bytes(const kri_bench_op_t *op) {
-    return strncmp(op->slot, "attention_f32", strlen("attention_f32")) == 0 ? 4 : 2;
+    return strncmp(op->slot, "attention_f32", 13) == 0 ? 4 : 2;
 }
 
 static bool describe_attention(kri_bench_op_t *op, char *shape, size_t cap) {

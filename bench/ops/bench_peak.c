@@ -94,26 +94,27 @@ typedef struct peak_row_s {
 
 static const peak_row_t rows[] = {
     {"ref", fma_baseline, NULL, 8, 0},
+#if defined(__aarch64__)
+    {"neon", fma_baseline, NULL, 8, 0},
+    {"dotprod", fma_baseline, NULL, 8, 0},
+    {"i8mm", fma_baseline, NULL, 8, 0},
+#endif
 #if defined(__x86_64__)
     {"avx2", fma_avx2, int8_avx2, 16, 64},
     {"avx512", fma_avx512, int8_avx512, 32, 128},
 #endif
 };
 
-static const peak_row_t *find_row(kri_isa_t level) {
-    for (;; level--) { /* the first row is of the lowest level */
-        for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
-            if (strcmp(rows[i].isa, kri_isa_name(level)) == 0) return &rows[i];
-        }
-    }
-}
-
 void kri_bench_peak(kri_isa_t level, kri_bench_peak_t *peak) {
     kri_kernels_t kernels;
     memset(peak, 0, sizeof *peak);
     if (kri_cpu_kernels(kri_isa_name(level), &kernels, NULL) != KR_OK) return;
     if (strcmp(kernels.isa, kri_isa_name(level)) != 0) return; /* was lowered */
-    const peak_row_t *row = find_row(level);
-    peak->fma_gflops = measure(row->fma, N_SUMS * row->fma_ops);
-    if (row->int8 != NULL) peak->int8_gops = measure(row->int8, N_SUMS * row->int8_ops);
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        if (strcmp(rows[i].isa, kernels.isa) != 0) continue;
+        if (rows[i].fma != NULL) peak->fma_gflops = measure(rows[i].fma, N_SUMS * rows[i].fma_ops);
+        if (rows[i].int8 != NULL) {
+            peak->int8_gops = measure(rows[i].int8, N_SUMS * rows[i].int8_ops);
+        }
+    }
 }

@@ -10,8 +10,8 @@ typedef struct kri_bench_peak_s {
     double int8_gops;  /* u8 x s8 dot products, two operations each; 0 = the level has none */
 } kri_bench_peak_t;
 
-/* One thread, the best of a few runs of about 2 ms each. A level without loops of its own is given
- * those of the next lower one that has; a level that this machine has not got gives zeros. */
+/* One thread, the best of a few runs of about 2 ms each. A level that this machine has not got
+ * (or for which there is no loop) gives zeros. */
 void kri_bench_peak(kri_isa_t level, kri_bench_peak_t *peak);
 
 #endif
