@@ -94,14 +94,14 @@ typedef struct peak_row_s {
 
 static const peak_row_t rows[] = {
     {"ref", fma_baseline, NULL, 8, 0},
-#if defined(__aarch64__)
-    {"neon", fma_baseline, NULL, 8, 0},
-    {"dotprod", fma_baseline, NULL, 8, 0},
-    {"i8mm", fma_baseline, NULL, 8, 0},
-#endif
 #if defined(__x86_64__)
     {"avx2", fma_avx2, int8_avx2, 16, 64},
     {"avx512", fma_avx512, int8_avx512, 32, 128},
+#endif
+#if defined(__aarch64__)
+    {.isa = "neon", .fma = fma_baseline, .fma_ops = 8},
+    {.isa = "dotprod", .fma = fma_baseline, .fma_ops = 8},
+    {.isa = "i8mm", .fma = fma_baseline, .fma_ops = 8},
 #endif
 };
 
