@@ -7,8 +7,9 @@ add_library(kri_bench STATIC ${sources})
 target_include_directories(kri_bench PUBLIC ${CMAKE_SOURCE_DIR})
 target_link_libraries(kri_bench PUBLIC kri_cpu kri_cache)
 kri_warnings(kri_bench)
-# The softmax of the unfused form may fuse multiply-adds, as the kernels do.
-set_source_files_properties(bench/ops/softmax.c PROPERTIES COMPILE_OPTIONS -ffp-contract=fast)
+# The softmax of the unfused form may fuse multiply-adds, as the kernels do; so may the ceilings.
+set_source_files_properties(bench/ops/softmax.c bench/ops/bench_peak.c
+  PROPERTIES COMPILE_OPTIONS -ffp-contract=fast)
 
 set(app_copies)
 foreach(folder bench cache cpu cpu_avx2 cpu_avx512 cpu_amx cpu_neon cpu_dotprod cpu_i8mm ops

@@ -16,40 +16,47 @@
 typedef struct subcommand_s {
     const char *name;
     int (*run)(const cli_options_t *options);
-    const cli_option_id_t *takes; /* ends with CLI_N_OPTIONS */
+    bool opens_model;             /* takes what other commands take too: -m, --kv, ... */
+    const cli_option_id_t *takes; /* of bench's own options; ends with CLI_N_OPTIONS */
 } subcommand_t;
 
-/* Options of every subcommand stand in no list. */
 #define TAKES(...) (const cli_option_id_t[]){__VA_ARGS__, CLI_N_OPTIONS}
-#define OPENS CLI_OPT_model, CLI_OPT_kv, CLI_OPT_invariant, CLI_OPT_no_cache, CLI_OPT_device
 #define SIZES CLI_OPT_bench_p, CLI_OPT_bench_n
 
 static const subcommand_t subcommands[] = {
-    {"model", cli_bench_model,
-     TAKES(OPENS, SIZES, CLI_OPT_rounds, CLI_OPT_depth, CLI_OPT_frontiers)},
-    {"ops", cli_bench_ops, TAKES(CLI_OPT_filter, CLI_OPT_seconds)},
-    {"suite", cli_bench_suite, TAKES(CLI_OPT_filter, CLI_OPT_runs)},
-    {"flash", cli_bench_flash, TAKES(CLI_OPT_filter, CLI_OPT_rounds)},
-    {"compare", cli_bench_compare,
-     TAKES(OPENS, SIZES, CLI_OPT_rounds, CLI_OPT_bench_a, CLI_OPT_bench_b, CLI_OPT_rival,
+    {"model", cli_bench_model, true,
+     TAKES(SIZES, CLI_OPT_rounds, CLI_OPT_depth, CLI_OPT_frontiers)},
+    {"ops", cli_bench_ops, false, TAKES(CLI_OPT_filter, CLI_OPT_seconds)},
+    {"suite", cli_bench_suite, false, TAKES(CLI_OPT_filter, CLI_OPT_runs)},
+    {"flash", cli_bench_flash, false, TAKES(CLI_OPT_filter, CLI_OPT_rounds)},
+    {"compare", cli_bench_compare, true,
+     TAKES(SIZES, CLI_OPT_rounds, CLI_OPT_bench_a, CLI_OPT_bench_b, CLI_OPT_rival,
            CLI_OPT_timeout)},
-    {"gate", cli_bench_gate,
-     TAKES(OPENS, SIZES, CLI_OPT_rounds, CLI_OPT_filter, CLI_OPT_baseline, CLI_OPT_write,
+    {"gate", cli_bench_gate, true,
+     TAKES(SIZES, CLI_OPT_rounds, CLI_OPT_filter, CLI_OPT_baseline, CLI_OPT_write,
            CLI_OPT_force)},
 };
 #define N_SUBCOMMANDS (sizeof subcommands / sizeof subcommands[0])
 
-static bool is_shared(cli_option_id_t id) {
-    return id == CLI_OPT_json || id == CLI_OPT_threads || id == CLI_OPT_isa || id == CLI_OPT_help;
+bool cli_bench_is_common(cli_option_id_t id) {
+    return (cli_option_rows[id].commands & ~(1u << CLI_COMMAND_bench)) != 0;
+}
+
+static bool takes_option(const subcommand_t *subcommand, cli_option_id_t id) {
+    if (id == CLI_OPT_json || id == CLI_OPT_threads || id == CLI_OPT_isa || id == CLI_OPT_help) {
+        return true;
+    }
+    if (cli_bench_is_common(id)) return subcommand->opens_model;
+    const cli_option_id_t *takes = subcommand->takes;
+    while (*takes != CLI_N_OPTIONS && *takes != id) takes++;
+    return *takes == id;
 }
 
 static int check_options(const cli_options_t *options, const subcommand_t *subcommand) {
     for (cli_option_id_t id = 0; id < CLI_N_OPTIONS; id++) {
         const cli_value_t *value = &options->values[id];
-        if (!value->is_given || value->is_from_environment || is_shared(id)) continue;
-        const cli_option_id_t *takes = subcommand->takes;
-        while (*takes != CLI_N_OPTIONS && *takes != id) takes++;
-        if (*takes == id) continue;
+        if (!value->is_given || value->is_from_environment) continue;
+        if (takes_option(subcommand, id)) continue;
         const char *name = cli_option_rows[id].long_name;
         return cli_usage(name, "`kr bench %s` does not take %s", subcommand->name, name);
     }

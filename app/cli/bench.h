@@ -30,6 +30,8 @@ json_t *cli_bench_header(const char *isa, uint32_t n_threads);
 
 /* The level to measure at into *isa: --isa, or the best. A level above the machine is refused. */
 int cli_bench_isa(const cli_options_t *options, const char **isa);
+/* Whether an option also belongs to other commands: it is about models, sessions or the machine. */
+bool cli_bench_is_common(cli_option_id_t id);
 /* Threads: -t, or what the library would take. */
 uint32_t cli_bench_threads(const cli_options_t *options);
 /* Rounds: -r, or `fallback` when it is not given. */

@@ -222,8 +222,25 @@ static kr_status_t pass_sizes(const cli_options_t *options, const char *model, s
     return status == KR_OK ? pass(side, "-r", "1") : status;
 }
 
+/* The options of models and sessions that were given for kr; both sides get model and threads
+ * by pass_sizes. */
+static kr_status_t pass_common(const cli_options_t *options, side_t *side) {
+    kr_status_t status = KR_OK;
+    for (cli_option_id_t id = 0; id < CLI_N_OPTIONS && status == KR_OK; id++) {
+        const cli_option_row_t *row = &cli_option_rows[id];
+        const cli_value_t *value = &options->values[id];
+        bool is_passed = id == CLI_OPT_model || id == CLI_OPT_threads || id == CLI_OPT_json;
+        if (!value->is_given || value->is_from_environment || is_passed) continue;
+        if (!cli_bench_is_common(id)) continue;
+        char number[32];
+        snprintf(number, sizeof number, "%lld", (long long)value->integer);
+        if (row->kind == CLI_KIND_FLAG) status = cli_words_add(&side->words, row->long_name);
+        else status = pass(side, row->long_name, value->text != NULL ? value->text : number);
+    }
+    return status;
+}
+
 static int make_rival(const cli_options_t *options, compare_t *compare) {
-    static const cli_option_id_t passed[] = {CLI_OPT_isa, CLI_OPT_kv, CLI_OPT_invariant};
     char program[4096], model[4096];
     ssize_t n = readlink("/proc/self/exe", program, sizeof program - 1);
     if (n <= 0) return cli_fail(CLI_PHASE_SETUP, KR_E_IO, NULL, "cannot tell my own path");
@@ -236,13 +253,7 @@ static int make_rival(const cli_options_t *options, compare_t *compare) {
     kr_status_t status = cli_words_add(&a->words, program);
     if (status == KR_OK) status = pass(a, "bench", "model");
     if (status == KR_OK) status = pass_sizes(options, model, a);
-    for (size_t i = 0; i < sizeof passed / sizeof passed[0] && status == KR_OK; i++) {
-        if (!cli_given(options, passed[i])) continue;
-        status = pass(a, cli_option_rows[passed[i]].long_name, cli_text(options, passed[i]));
-    }
-    if (status == KR_OK && cli_given(options, CLI_OPT_no_cache)) {
-        status = cli_words_add(&a->words, "--no-cache");
-    }
+    if (status == KR_OK) status = pass_common(options, a);
     if (status == KR_OK) status = cli_words_add(&a->words, "--json");
     if (status == KR_OK) status = pass_sizes(options, model, b);
     if (status == KR_OK) status = pass(b, "-o", "json");
@@ -250,19 +261,18 @@ static int make_rival(const cli_options_t *options, compare_t *compare) {
 }
 
 static int make_commands(const cli_options_t *options, compare_t *compare) {
-    static const cli_option_id_t of_rival[] = {
-        CLI_OPT_model, CLI_OPT_bench_p, CLI_OPT_bench_n, CLI_OPT_threads, CLI_OPT_isa,
-        CLI_OPT_kv, CLI_OPT_invariant, CLI_OPT_no_cache, CLI_OPT_device};
     const char *a = cli_text(options, CLI_OPT_bench_a), *b = cli_text(options, CLI_OPT_bench_b);
     bool has_rival = cli_given(options, CLI_OPT_rival);
     if (has_rival ? a != NULL || b != NULL : a == NULL || b == NULL) {
         return cli_usage("--a", "compare what? give --a CMD and --b CMD, or --rival CMD");
     }
     if (has_rival) return make_rival(options, compare);
-    for (size_t i = 0; i < sizeof of_rival / sizeof of_rival[0]; i++) {
-        const cli_value_t *value = &options->values[of_rival[i]];
-        if (!value->is_given || value->is_from_environment) continue;
-        const char *name = cli_option_rows[of_rival[i]].long_name;
+    for (cli_option_id_t id = 0; id < CLI_N_OPTIONS; id++) {
+        const cli_value_t *value = &options->values[id];
+        bool is_size = id == CLI_OPT_bench_p || id == CLI_OPT_bench_n;
+        if (!value->is_given || value->is_from_environment || id == CLI_OPT_json) continue;
+        if (!is_size && !cli_bench_is_common(id)) continue;
+        const char *name = cli_option_rows[id].long_name;
         return cli_usage(name, "%s goes into the commands of --a and --b themselves", name);
     }
     int failed = split(&compare->sides[0], "--a", a);

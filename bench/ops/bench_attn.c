@@ -19,6 +19,9 @@
 /* Probabilities of one tile of rows stay in the second-level cache, as in kri_op_linear. */
 #define TILE_BYTES ((size_t)512 << 10)
 #define TILE_ROWS_MIN 16u
+#ifndef KRI_ATTN_THREAD_FLOATS /* what exec.attn_scratch holds per thread */
+#define KRI_ATTN_THREAD_FLOATS KRI_ATTN_SCRATCH_FLOATS
+#endif
 
 struct kri_bench_attn_s {
     kri_bench_attn_shape_t shape;
@@ -65,7 +68,7 @@ static kr_status_t take_rows(kri_bench_attn_t *attn) {
     attn->tokens = kri_calloc(attn->n_rows, sizeof *attn->tokens, "bench");
     attn->positions = kri_calloc(attn->n_rows, KRI_POS_COMPONENTS * sizeof(int32_t), "bench");
     attn->seqs = kri_calloc(s->n_seqs, sizeof *attn->seqs, "bench");
-    attn->scratch = kri_alloc(product(attn->n_threads, KRI_ATTN_SCRATCH_FLOATS, sizeof(float)),
+    attn->scratch = kri_alloc(product(attn->n_threads, KRI_ATTN_THREAD_FLOATS, sizeof(float)),
                               "bench");
     if (!attn->qkv || !attn->out || !attn->tokens || !attn->positions || !attn->seqs ||
         !attn->scratch) {
@@ -364,7 +367,7 @@ uint64_t kri_bench_attn_kv_bytes(const kri_bench_attn_t *attn) { return attn->kv
 
 uint64_t kri_bench_attn_fused_bytes(const kri_bench_attn_t *attn) {
     return attn->kv_bytes + (attn->qkv_floats + attn->out_floats) * sizeof(float) +
-           (uint64_t)attn->n_threads * KRI_ATTN_SCRATCH_FLOATS * sizeof(float);
+           (uint64_t)attn->n_threads * KRI_ATTN_THREAD_FLOATS * sizeof(float);
 }
 
 uint64_t kri_bench_attn_unfused_bytes(const kri_bench_attn_t *attn) {

@@ -118,6 +118,11 @@ static const peak_row_t rows[] = {
     {"avx512", fma_avx512, int8_avx512, NULL, 32, 128},
     {"amx", fma_avx512, int8_avx512, tile_amx, 32, 128},
 #endif
+#if defined(__aarch64__)
+    {.isa = "neon", .fma = fma_baseline, .fma_ops = 8},
+    {.isa = "dotprod", .fma = fma_baseline, .fma_ops = 8},
+    {.isa = "i8mm", .fma = fma_baseline, .fma_ops = 8},
+#endif
 };
 
 void kri_bench_peak(kri_isa_t level, kri_bench_peak_t *peak) {

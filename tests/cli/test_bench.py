@@ -37,7 +37,8 @@ class Words(BenchTest):
     def test_options_of_other_subcommands_are_refused(self):
         for words in (["ops", "-m", "x"], ["ops", "--runs", "9"], ["suite", "-r", "3"],
                       ["flash", "-d", "1"], ["model", "--filter", "x"], ["model", "--a", "x"],
-                      ["compare", "--force"], ["gate", "--frontiers"], ["suite", "--rival", "x"]):
+                      ["compare", "--force"], ["gate", "--frontiers"], ["suite", "--rival", "x"],
+                      ["suite", "--kv", "f32"], ["flash", "--no-cache"]):
             self.assert_fails(2, f"`kr bench {words[0]}` does not take", "bench", *words)
 
     def test_values_outside_their_bounds_are_refused(self):
@@ -208,7 +209,9 @@ class Compare(BenchTest):
         seen = self.scratch / "seen"
         rival = self.script("llama-bench", f"echo \"$@\" > '{seen}'\necho '{rows}'")
         report = self.assert_done("bench", "compare", "-m", self.model, "-p", "8", "-n", "4", "-t",
-                                  "1", "-r", "1", "--rival", f"'{rival}' -fa 1", "--json").json()
+                                  "1", "-r", "1", "--rival", f"'{rival}' -fa 1", "--kv", "f32",
+                                  "--no-cache", "--json").json()
+        self.assertEqual(report["a"][-4:], ["--kv", "f32", "--no-cache", "--json"])
         self.assertEqual(seen.read_text().split(),
                          ["-fa", "1", "-m", str(self.model), "-p", "8", "-n", "4", "-t", "1", "-r",
                           "1", "-o", "json"])
@@ -253,7 +256,9 @@ class Compare(BenchTest):
         self.assert_fails(2, "compare what", "bench", "compare")
         self.assert_fails(2, "compare what", "bench", "compare", "--a", "true")
         self.assert_fails(2, "compare what", *self.compare("true", "true", "--rival", "true"))
-        self.assert_fails(2, "go.* into the commands", *self.compare("true", "true", "-p", "8"))
+        for flag, value in (("-p", "8"), ("-m", "x"), ("--kv", "f32"), ("-t", "1")):
+            self.assert_fails(2, "go.* into the commands",
+                              *self.compare("true", "true", flag, value))
 
 
 class Gate(BenchTest):
