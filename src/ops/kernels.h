@@ -21,11 +21,17 @@
  * (amax is taken over the absolute bit patterns as integers, which orders NaN above all). */
 typedef struct kri_q8_block_s {
     float d;             /* scale */
-    float ds;            /* d * (float)(sum_half[0] + sum_half[1]) */
-    int32_t sum_half[2]; /* sums of q[0..15], q[16..31] */
+    float ds;            /* d * (float)(sum of q) */
+    int16_t sums[2][2];  /* [h][p]: sum of q[i] with i / 16 = h and i / 2 % 2 = p */
     int8_t q[32];
 } kri_q8_block_t;
 #define KRI_Q8_ITEMS 32u
+
+/* Sum of q[16 * half .. 16 * half + 15]. The block keeps it in two parts, one for each int16 lane
+ * of a four-way byte dot product made of pairs (AVX2). */
+static inline int32_t kri_q8_sum_half(const kri_q8_block_t *block, unsigned half) {
+    return block->sums[half][0] + block->sums[half][1];
+}
 
 /* x [n] with n % 32 == 0 -> blocks [n / 32]. */
 typedef void kri_quant_fn(const float *restrict x, size_t n, kri_q8_block_t *restrict blocks);
@@ -40,12 +46,17 @@ typedef void kri_quant_fn(const float *restrict x, size_t n, kri_q8_block_t *res
  * Order   acc = 0; for each 32-block b ascending (float types: for each k ascending) one step:
  *           q4_0 q5_0 q8_0   acc = fmaf(dw * da, (float)(idot - zero * isum), acc)
  *           q4_1 q5_1        acc = fmaf(dw * da, (float)idot, acc); acc = fmaf(m, ds, acc)
- *           q4_k q5_k        acc = fmaf((d * sc) * da, (float)idot, acc);
- *                            acc = fmaf(-(dmin * mn), ds, acc)
- *           q6_k             for half h = 0, 1: acc = fmaf((d * sc[h]) * da,
- *                                                          (float)(idot[h] - 32 * isum[h]), acc)
+ *           q4_k q5_k        for each 256: part = 0; over its blocks b ascending
+ *                              part = fmaf(da, (float)(sc * idot), part);
+ *                            then over them again acc = fmaf(-(dmin * mn), ds, acc);
+ *                            then acc = fmaf(d, part, acc)
+ *           q6_k             for each 256: part = 0; over its blocks b ascending
+ *                              part = fmaf(da, (float)(sc[0] * c[0] + sc[1] * c[1]), part)
+ *                              with c[h] = idot[h] - 32 * isum[h];
+ *                            then acc = fmaf(d, part, acc)
  *           f32 f16 bf16     acc = fmaf((float)w, x, acc)
- *         with zero = 8, 16, 128 and idot over the unsigned packed quants;
+ *         with zero = 8, 16, 128 and idot over the unsigned packed quants (the integers
+ *         are below 2^24, so their conversion is exact);
  *         then acc += bias, then out + acc when accumulate. */
 #define KRI_GROUP_ROWS 16u
 typedef void kri_linear_fn(const uint8_t *restrict w, size_t n_in, size_t n_groups,

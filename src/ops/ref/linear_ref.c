@@ -2,11 +2,13 @@
  * A row's block is decoded once for up to TOKEN_TILE tokens; the sum of one (token, row) pair
  * does not see the tile, so any cut of the batch gives the same bits. */
 #include <math.h>
+#include <stdbool.h>
 #include <string.h>
 
 #include "ops/block.h"
 
 #define TOKEN_TILE 16u
+#define SUPER_BLOCKS 8u /* 32-blocks of a K type's 256 */
 
 /* Where results go and how they end: shared by all types. */
 typedef struct sink_s {
@@ -31,42 +33,64 @@ static int32_t dot_quants(const uint8_t *w, const int8_t *a, size_t n) {
 /* One 32-block of weights, decoded. */
 typedef struct weights_s {
     uint8_t q[KRI_BLOCK_ITEMS];
-    float d, m, d_half[2]; /* scales: whole block, offset, q6_k halves */
+    float d, m;    /* scale (K types: of the 256), offset (added) */
+    int32_t sc[2]; /* K types: integer scales, q6_k of each half */
 } weights_t;
 
-typedef float step_fn(const weights_t *w, const kri_q8_block_t *a, float acc);
+/* Sums of one (token, row) pair: `part` is that of the current 256 of a K type. */
+typedef struct acc_s {
+    float acc, part;
+} acc_t;
 
-static float step_zero(const weights_t *w, const kri_q8_block_t *a, int32_t zero, float acc) {
+typedef void step_fn(const weights_t *w, const kri_q8_block_t *a, acc_t *acc);
+
+static int32_t sum_quants(const kri_q8_block_t *a) {
+    return kri_q8_sum_half(a, 0) + kri_q8_sum_half(a, 1);
+}
+
+static void step_zero(const weights_t *w, const kri_q8_block_t *a, int32_t zero, acc_t *acc) {
     int32_t dot = dot_quants(w->q, a->q, KRI_BLOCK_ITEMS);
-    int32_t sum = a->sum_half[0] + a->sum_half[1];
-    return fmaf(w->d * a->d, (float)(dot - zero * sum), acc);
+    acc->acc = fmaf(w->d * a->d, (float)(dot - zero * sum_quants(a)), acc->acc);
 }
 
-static float step_q4_0(const weights_t *w, const kri_q8_block_t *a, float acc) {
-    return step_zero(w, a, 8, acc);
+static void step_q4_0(const weights_t *w, const kri_q8_block_t *a, acc_t *acc) {
+    step_zero(w, a, 8, acc);
 }
 
-static float step_q5_0(const weights_t *w, const kri_q8_block_t *a, float acc) {
-    return step_zero(w, a, 16, acc);
+static void step_q5_0(const weights_t *w, const kri_q8_block_t *a, acc_t *acc) {
+    step_zero(w, a, 16, acc);
 }
 
-static float step_q8_0(const weights_t *w, const kri_q8_block_t *a, float acc) {
-    return step_zero(w, a, 128, acc);
+static void step_q8_0(const weights_t *w, const kri_q8_block_t *a, acc_t *acc) {
+    step_zero(w, a, 128, acc);
 }
 
-/* q4_1 q5_1 q4_k q5_k; for the K types d and m already hold d * sc and -(dmin * mn). */
-static float step_offset(const weights_t *w, const kri_q8_block_t *a, float acc) {
+/* q4_1 q5_1 */
+static void step_offset(const weights_t *w, const kri_q8_block_t *a, acc_t *acc) {
     int32_t dot = dot_quants(w->q, a->q, KRI_BLOCK_ITEMS);
-    acc = fmaf(w->d * a->d, (float)dot, acc);
-    return fmaf(w->m, a->ds, acc);
+    acc->acc = fmaf(w->d * a->d, (float)dot, acc->acc);
+    acc->acc = fmaf(w->m, a->ds, acc->acc);
 }
 
-static float step_q6_k(const weights_t *w, const kri_q8_block_t *a, float acc) {
-    for (size_t h = 0; h < 2; h++) {
+/* q4_k q5_k. The minima go to acc at once: its order, all minima of a 256 and then the part, is
+ * that of kernels.h. */
+static void step_super_offset(const weights_t *w, const kri_q8_block_t *a, acc_t *acc) {
+    int32_t dot = dot_quants(w->q, a->q, KRI_BLOCK_ITEMS);
+    acc->part = fmaf(a->d, (float)(w->sc[0] * dot), acc->part);
+    acc->acc = fmaf(w->m, a->ds, acc->acc);
+}
+
+static void step_q6_k(const weights_t *w, const kri_q8_block_t *a, acc_t *acc) {
+    int32_t sum = 0;
+    for (unsigned h = 0; h < 2; h++) {
         int32_t dot = dot_quants(w->q + 16 * h, a->q + 16 * h, 16);
-        acc = fmaf(w->d_half[h] * a->d, (float)(dot - 32 * a->sum_half[h]), acc);
+        sum += w->sc[h] * (dot - 32 * kri_q8_sum_half(a, h));
     }
-    return acc;
+    acc->part = fmaf(a->d, (float)sum, acc->part);
+}
+
+static bool is_super(kr_dtype_t dtype) {
+    return dtype == KR_DTYPE_Q4_K || dtype == KR_DTYPE_Q5_K || dtype == KR_DTYPE_Q6_K;
 }
 
 static void decode_block(kr_dtype_t dtype, const uint8_t *group, const kri_pack_layout_t *layout,
@@ -76,11 +100,12 @@ static void decode_block(kr_dtype_t dtype, const uint8_t *group, const kri_pack_
     kri_block_quants(dtype, &raw, w->q);
     w->d = kri_f16_to_f32(raw.d);
     w->m = kri_f16_to_f32(raw.m);
-    if (dtype == KR_DTYPE_Q4_K || dtype == KR_DTYPE_Q5_K) {
-        w->d *= (float)raw.s[0];
+    w->sc[0] = raw.s[0];
+    w->sc[1] = raw.s[1];
+    if (dtype == KR_DTYPE_Q6_K) {
+        for (size_t h = 0; h < 2; h++) w->sc[h] = (int8_t)raw.s[h];
+    } else if (is_super(dtype)) {
         w->m = -(w->m * (float)raw.s[1]);
-    } else if (dtype == KR_DTYPE_Q6_K) {
-        for (size_t h = 0; h < 2; h++) w->d_half[h] = w->d * (float)(int8_t)raw.s[h];
     }
 }
 
@@ -93,16 +118,20 @@ static void linear_blocks(kr_dtype_t dtype, step_fn *step, const uint8_t *w, siz
         const uint8_t *group = w + r / KRI_GROUP_ROWS * layout.group_bytes;
         for (size_t t0 = 0; t0 < n_tokens; t0 += TOKEN_TILE) {
             size_t n = n_tokens - t0 < TOKEN_TILE ? n_tokens - t0 : TOKEN_TILE;
-            float acc[TOKEN_TILE] = {0};
+            acc_t acc[TOKEN_TILE] = {{0, 0}};
             for (size_t b = 0; b < n_in / KRI_BLOCK_ITEMS; b++) {
+                bool super_ends = is_super(dtype) && b % SUPER_BLOCKS == SUPER_BLOCKS - 1;
                 weights_t block;
                 decode_block(dtype, group, &layout, b, r % KRI_GROUP_ROWS, &block);
                 for (size_t t = 0; t < n; t++) {
                     const uint8_t *row = act + (t0 + t) * act_stride;
-                    acc[t] = step(&block, (const kri_q8_block_t *)(const void *)row + b, acc[t]);
+                    step(&block, (const kri_q8_block_t *)(const void *)row + b, &acc[t]);
+                    if (!super_ends) continue;
+                    acc[t].acc = fmaf(block.d, acc[t].part, acc[t].acc);
+                    acc[t].part = 0;
                 }
             }
-            for (size_t t = 0; t < n; t++) sink_put(sink, t0 + t, r, acc[t]);
+            for (size_t t = 0; t < n; t++) sink_put(sink, t0 + t, r, acc[t].acc);
         }
     }
 }
@@ -157,6 +186,6 @@ LINEAR_QUANT(q4_1, KR_DTYPE_Q4_1, step_offset)
 LINEAR_QUANT(q5_0, KR_DTYPE_Q5_0, step_q5_0)
 LINEAR_QUANT(q5_1, KR_DTYPE_Q5_1, step_offset)
 LINEAR_QUANT(q8_0, KR_DTYPE_Q8_0, step_q8_0)
-LINEAR_QUANT(q4_k, KR_DTYPE_Q4_K, step_offset)
-LINEAR_QUANT(q5_k, KR_DTYPE_Q5_K, step_offset)
+LINEAR_QUANT(q4_k, KR_DTYPE_Q4_K, step_super_offset)
+LINEAR_QUANT(q5_k, KR_DTYPE_Q5_K, step_super_offset)
 LINEAR_QUANT(q6_k, KR_DTYPE_Q6_K, step_q6_k)

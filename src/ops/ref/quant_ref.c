@@ -31,10 +31,10 @@ static void quant_block(const float *x, kri_q8_block_t *block) {
     for (size_t i = 0; i < KRI_Q8_ITEMS; i++) {
         int32_t q = (int32_t)rintf(x[i] * inverse);
         block->q[i] = (int8_t)q;
-        block->sum_half[i / 16] += q;
+        block->sums[i / 16][i / 2 % 2] = (int16_t)(block->sums[i / 16][i / 2 % 2] + q);
     }
     block->d = amax / 127.0f;
-    block->ds = block->d * (float)(block->sum_half[0] + block->sum_half[1]);
+    block->ds = block->d * (float)(kri_q8_sum_half(block, 0) + kri_q8_sum_half(block, 1));
 }
 
 void kri_quant_q8_ref(const float *restrict x, size_t n, kri_q8_block_t *restrict blocks) {
