@@ -17,20 +17,33 @@
 /* ---- quantised activations (quant_act, block length 32) ------------------------------------
  * One block of 32 values: q = rint(x * (127 / amax)) in -127..127 (round to nearest even),
  * d = amax / 127. A block with amax < 1e-30 is all zero. A block that holds a NaN or an infinity
- * gets d = ds = NaN, q = sums = 0, so that bad values reach the logits and are refused there
+ * gets d = ds = NaN and q of zeros, so that bad values reach the logits and are refused there
  * (amax is taken over the absolute bit patterns as integers, which orders NaN above all). */
 typedef struct kri_q8_block_s {
     float d;             /* scale */
     float ds;            /* d * (float)(sum of q) */
-    int16_t sums[2][2];  /* [h][p]: sum of q[i] with i / 16 = h and i / 2 % 2 = p */
+    uint16_t sums[2][2]; /* [h][p]: bias + sum of q[i] with i / 16 = h and i / 2 % 2 = p */
     int8_t q[32];
 } kri_q8_block_t;
 #define KRI_Q8_ITEMS 32u
 
-/* Sum of q[16 * half .. 16 * half + 15]. The block keeps it in two parts, one for each int16 lane
- * of a four-way byte dot product made of pairs (AVX2). */
+/* The parts of a block's sum fit the int16 lanes of a byte dot product made of pairs (AVX2). The
+ * bias keeps them positive, so that one multiplication adds them up without a carry between them,
+ * and falls out of a product with a zero point (8, 16, 32) in int16. */
+#define KRI_Q8_SUM_BIAS 8192
+
+/* Sum of q[16 * half .. 16 * half + 15]. */
 static inline int32_t kri_q8_sum_half(const kri_q8_block_t *block, unsigned half) {
-    return block->sums[half][0] + block->sums[half][1];
+    uint32_t parts;
+    __builtin_memcpy(&parts, block->sums[half], sizeof parts);
+    return (int32_t)((parts * 0x00010001u) >> 16) - 2 * KRI_Q8_SUM_BIAS;
+}
+
+/* Sum of q. */
+static inline int32_t kri_q8_sum(const kri_q8_block_t *block) {
+    uint64_t parts;
+    __builtin_memcpy(&parts, block->sums, sizeof parts);
+    return (int32_t)((parts * 0x0001000100010001u) >> 48) - 4 * KRI_Q8_SUM_BIAS;
 }
 
 /* x [n] with n % 32 == 0 -> blocks [n / 32]. */

@@ -25,6 +25,7 @@
 /* Unpacked blocks, as many as share the super-scales of the K types. */
 typedef struct panel_s {
     uint8_t w[SUPER_BLOCKS][8][64];
+    uint8_t magnitude[SUPER_BLOCKS][8][64]; /* q8_0: |w| */
     uint32_t sc[SUPER_BLOCKS][2][KRI_GROUP_ROWS]; /* K types: scale_pairs; [1]: q6_k, k >= 16 */
     float d[SUPER_BLOCKS][KRI_GROUP_ROWS];        /* K types: [0] only */
     float m[SUPER_BLOCKS][KRI_GROUP_ROWS];
@@ -185,8 +186,12 @@ INLINE void panel_fill(kr_dtype_t type, const source_t *s, size_t from, size_t n
         const uint8_t *quants = s->quants + (from + b) * s->quant_bytes;
         UNROLL for (unsigned half = 0; half < 2; half++) {
             UNROLL for (unsigned u = 0; u < 8; u++) {
-                _mm256_store_si256((void *)(panel->w[b][u] + 32u * half),
-                                   weights_get(type, quants, u, half));
+                const __m256i w = weights_get(type, quants, u, half);
+                _mm256_store_si256((void *)(panel->w[b][u] + 32u * half), w);
+                if (type == KR_DTYPE_Q8_0) {
+                    _mm256_store_si256((void *)(panel->magnitude[b][u] + 32u * half),
+                                       _mm256_abs_epi8(w));
+                }
             }
             if (is_super(type)) {
                 _mm256_store_si256((void *)(panel->sc[b][0] + 8u * half),
@@ -234,7 +239,7 @@ INLINE __m256i pinned(__m256i sum) {
 typedef enum begin_e { BEGIN_NONE, BEGIN_SUM, BEGIN_ZERO_HALF, BEGIN_ZERO_BLOCK } begin_t;
 
 /* zero * (sum of the activations) of each int16 lane: of the half that vector u lies in, or of the
- * whole block. */
+ * whole block. The bias of the sums is shifted out. */
 INLINE __m256i zero_lanes(const meeting_t *m, unsigned t, unsigned u, begin_t begin) {
     const kri_q8_block_t *a = token_block(m, t);
     const int shift = m->type == KR_DTYPE_Q6_K ? 5 : m->type == KR_DTYPE_Q5_0 ? 4 : 3;
@@ -309,9 +314,15 @@ INLINE __m256i wide_products(__m256i w, __m256i magnitude, __m256i a) {
     return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 }
 
+/* |w| of 8-bit weights. */
+INLINE __m256i block_magnitudes(const meeting_t *m, unsigned u, unsigned half, __m256i w) {
+    if (m->from_panel) return load(m->source->panel->magnitude[m->b][u] + 32u * half);
+    return _mm256_abs_epi8(w);
+}
+
 INLINE void wide_add(const meeting_t *m, unsigned u, bool first, dots_t *dots) {
     const __m256i w0 = block_weights(m, u, 0), w1 = block_weights(m, u, 1);
-    const __m256i m0 = _mm256_abs_epi8(w0), m1 = _mm256_abs_epi8(w1);
+    const __m256i m0 = block_magnitudes(m, u, 0, w0), m1 = block_magnitudes(m, u, 1, w1);
     UNROLL for (unsigned t = 0; t < m->n; t++) {
         const __m256i a = quad_broadcast(token_block(m, t)->q + 4u * u);
         const __m256i p0 = wide_products(w0, m0, a), p1 = wide_products(w1, m1, a);

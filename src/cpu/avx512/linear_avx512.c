@@ -180,19 +180,18 @@ INLINE __m512 part_add(__m512 acc, float da, __m512 exact) {
 /* One block of the sum, or of the K types' part. */
 INLINE __m512 block_step(kr_dtype_t type, const block_t *block, const kri_q8_block_t *a,
                          __m512 acc) {
-    const int32_t lo = kri_q8_sum_half(a, 0), hi = kri_q8_sum_half(a, 1);
     switch (type) {
     case KR_DTYPE_Q4_0:
-        return scaled_add(acc, block->d, a->d, dot_8_add(zero_start(8, lo + hi), block, a));
+        return scaled_add(acc, block->d, a->d, dot_8_add(zero_start(8, kri_q8_sum(a)), block, a));
     case KR_DTYPE_Q5_0:
-        return scaled_add(acc, block->d, a->d, dot_8_add(zero_start(16, lo + hi), block, a));
+        return scaled_add(acc, block->d, a->d, dot_8_add(zero_start(16, kri_q8_sum(a)), block, a));
     case KR_DTYPE_Q8_0:
-        return scaled_add(acc, block->d, a->d, dot_8_add(zero_start(128, lo + hi), block, a));
+        return scaled_add(acc, block->d, a->d, dot_8_add(zero_start(128, kri_q8_sum(a)), block, a));
     case KR_DTYPE_Q6_K: {
-        const __m512 c_lo =
-            _mm512_cvtepi32_ps(dot_4_add(zero_start(32, lo), block->w, a->q));
-        const __m512 c_hi =
-            _mm512_cvtepi32_ps(dot_4_add(zero_start(32, hi), block->w + 4, a->q + 16));
+        const __m512i lo = zero_start(32, kri_q8_sum_half(a, 0));
+        const __m512i hi = zero_start(32, kri_q8_sum_half(a, 1));
+        const __m512 c_lo = _mm512_cvtepi32_ps(dot_4_add(lo, block->w, a->q));
+        const __m512 c_hi = _mm512_cvtepi32_ps(dot_4_add(hi, block->w + 4, a->q + 16));
         return part_add(acc, a->d,
                         _mm512_fmadd_ps(block->d_hi, c_hi, _mm512_mul_ps(block->d, c_lo)));
     }

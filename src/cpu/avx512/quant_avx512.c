@@ -10,7 +10,10 @@
 #define BITS_INF 0x7f800000u
 
 static void block_fill(kri_q8_block_t *block, float d) {
-    *block = (kri_q8_block_t){.d = d, .ds = d};
+    *block = (kri_q8_block_t){.d = d,
+                              .ds = d,
+                              .sums = {{KRI_Q8_SUM_BIAS, KRI_Q8_SUM_BIAS},
+                                       {KRI_Q8_SUM_BIAS, KRI_Q8_SUM_BIAS}}};
 }
 
 static void block_write(kri_q8_block_t *block, __m512 x_lo, __m512 x_hi, float amax) {
@@ -25,12 +28,13 @@ static void block_write(kri_q8_block_t *block, __m512 x_lo, __m512 x_hi, float a
     __m256i sums = _mm256_maddubs_epi16(_mm256_set1_epi8(1), q);
     sums = _mm256_add_epi16(sums, _mm256_srli_si256(sums, 8));
     sums = _mm256_add_epi16(sums, _mm256_srli_si256(sums, 4));
+    sums = _mm256_add_epi16(sums, _mm256_set1_epi16(KRI_Q8_SUM_BIAS));
     const int32_t sums_lo = _mm_cvtsi128_si32(_mm256_castsi256_si128(sums));
     const int32_t sums_hi = _mm_cvtsi128_si32(_mm256_extracti128_si256(sums, 1));
     __builtin_memcpy(block->sums[0], &sums_lo, sizeof sums_lo);
     __builtin_memcpy(block->sums[1], &sums_hi, sizeof sums_hi);
     block->d = amax / 127.0f;
-    block->ds = block->d * (float)(kri_q8_sum_half(block, 0) + kri_q8_sum_half(block, 1));
+    block->ds = block->d * (float)kri_q8_sum(block);
 }
 
 void kri_quant_q8_avx512(const float *restrict x, size_t n, kri_q8_block_t *restrict blocks) {

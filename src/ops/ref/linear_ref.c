@@ -44,13 +44,9 @@ typedef struct acc_s {
 
 typedef void step_fn(const weights_t *w, const kri_q8_block_t *a, acc_t *acc);
 
-static int32_t sum_quants(const kri_q8_block_t *a) {
-    return kri_q8_sum_half(a, 0) + kri_q8_sum_half(a, 1);
-}
-
 static void step_zero(const weights_t *w, const kri_q8_block_t *a, int32_t zero, acc_t *acc) {
     int32_t dot = dot_quants(w->q, a->q, KRI_BLOCK_ITEMS);
-    acc->acc = fmaf(w->d * a->d, (float)(dot - zero * sum_quants(a)), acc->acc);
+    acc->acc = fmaf(w->d * a->d, (float)(dot - zero * kri_q8_sum(a)), acc->acc);
 }
 
 static void step_q4_0(const weights_t *w, const kri_q8_block_t *a, acc_t *acc) {
