@@ -59,10 +59,8 @@ typedef void kri_quant_fn(const float *restrict x, size_t n, kri_q8_block_t *res
  * Order   acc = 0; for each 32-block b ascending (float types: for each k ascending) one step:
  *           q4_0 q5_0 q8_0   acc = fmaf(dw * da, (float)(idot - zero * isum), acc)
  *           q4_1 q5_1        acc = fmaf(dw * da, (float)idot, acc); acc = fmaf(m, ds, acc)
- *           q4_k q5_k        for each 256: part = 0; over its blocks b ascending
- *                              part = fmaf(da, (float)(sc * idot), part);
- *                            then over them again acc = fmaf(-(dmin * mn), ds, acc);
- *                            then acc = fmaf(d, part, acc)
+ *           q4_k q5_k        acc = fmaf((d * sc) * da, (float)idot, acc);
+ *                            acc = fmaf(-(dmin * mn), ds, acc)
  *           q6_k             for each 256: part = 0; over its blocks b ascending
  *                              part = fmaf(da, (float)(sc[0] * c[0] + sc[1] * c[1]), part)
  *                              with c[h] = idot[h] - 32 * isum[h];

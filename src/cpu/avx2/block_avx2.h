@@ -10,7 +10,7 @@
  * -zero * (sum of the lane's activations) and int16 may wrap on the way, because the end fits:
  * q5_0 16 * 127 * 16 = 32512, q6_k 32 * 127 * 8 = 32512 for half a block. 8-bit weights are made
  * signed and multiplied as |w| * sign(a, w): 128 * 127 * 2 = 32512, one pair at a time. The
- * vpmaddwd that widens the pairs multiplies by the K types' integer scale on the way. */
+ * vpmaddwd that widens the pairs multiplies by q6_k's integer scale on the way. */
 #ifndef KRI_CPU_AVX2_BLOCK_AVX2_H
 #define KRI_CPU_AVX2_BLOCK_AVX2_H
 
@@ -20,14 +20,14 @@
 #include "cpu/avx2/tile_avx2.h"
 #include "ops/pack.h"
 
-#define SUPER_BLOCKS 8u /* 32-blocks of a K type's 256 */
+#define SUPER_BLOCKS 8u /* 32-blocks of a 256 */
 
 /* Unpacked blocks, as many as share the super-scales of the K types. */
 typedef struct panel_s {
     uint8_t w[SUPER_BLOCKS][8][64];
     uint8_t magnitude[SUPER_BLOCKS][8][64]; /* q8_0: |w| */
-    uint32_t sc[SUPER_BLOCKS][2][KRI_GROUP_ROWS]; /* K types: scale_pairs; [1]: q6_k, k >= 16 */
-    float d[SUPER_BLOCKS][KRI_GROUP_ROWS];        /* K types: [0] only */
+    uint32_t sc[SUPER_BLOCKS][2][KRI_GROUP_ROWS]; /* q6_k: scale_pairs of k < 16, of k >= 16 */
+    float d[SUPER_BLOCKS][KRI_GROUP_ROWS];        /* q6_k: [0] only, of the 256 */
     float m[SUPER_BLOCKS][KRI_GROUP_ROWS];
 } panel_t;
 
@@ -54,11 +54,6 @@ typedef struct meeting_s {
 typedef struct dots_s {
     __m256i sum[2][TILE_TOKENS]; /* [half][token] */
 } dots_t;
-
-/* Types with one float scale per 256 and integer scales per 32. */
-INLINE bool is_super(kr_dtype_t type) {
-    return type == KR_DTYPE_Q4_K || type == KR_DTYPE_Q5_K || type == KR_DTYPE_Q6_K;
-}
 
 INLINE __m256i load(const uint8_t *p) {
     return _mm256_load_si256((const void *)p);
@@ -135,25 +130,25 @@ INLINE __m256i scale_pairs(__m256i s) {
                            _mm256_slli_epi32(s, 16));
 }
 
-/* K types: integer scale; `second`: of k >= 16, q6_k only. */
+/* q6_k: integer scale of k < 16 or k >= 16. */
 INLINE __m256i block_scale_pairs(const meeting_t *m, unsigned half, bool second) {
     const source_t *s = m->source;
     if (m->from_panel) return load((const void *)(s->panel->sc[m->b][second] + 8u * half));
     const uint8_t *p = s->scales + 32u * m->b + 8u * half + (second ? 16u : 0u);
-    const __m128i raw = _mm_loadl_epi64((const void *)p);
-    return scale_pairs(m->type == KR_DTYPE_Q6_K ? _mm256_cvtepi8_epi32(raw)
-                                                : _mm256_cvtepu8_epi32(raw));
+    return scale_pairs(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)p)));
 }
 
-/* K types: scale of the 256 that block b belongs to; others: scale of block b. */
+/* q6_k: scale of the 256 that block b belongs to; others: scale of block b. */
 INLINE __m256 block_scale(const meeting_t *m, unsigned half) {
     const source_t *s = m->source;
     if (m->from_panel) {
-        return _mm256_load_ps(s->panel->d[is_super(m->type) ? 0 : m->b] + 8u * half);
+        return _mm256_load_ps(s->panel->d[m->type == KR_DTYPE_Q6_K ? 0 : m->b] + 8u * half);
     }
     switch (m->type) {
     case KR_DTYPE_Q4_K:
-    case KR_DTYPE_Q5_K: return halfs_load(s->super + 64u * (m->b / SUPER_BLOCKS) + 16u * half);
+    case KR_DTYPE_Q5_K:
+        return _mm256_mul_ps(halfs_load(s->super + 64u * (m->b / SUPER_BLOCKS) + 16u * half),
+                             bytes_load(s->scales + 32u * m->b + 8u * half));
     case KR_DTYPE_Q6_K: return halfs_load(s->super + 32u * (m->b / SUPER_BLOCKS) + 16u * half);
     case KR_DTYPE_Q4_1:
     case KR_DTYPE_Q5_1: return halfs_load(s->scales + 64u * m->b + 16u * half);
@@ -165,7 +160,7 @@ INLINE __m256 block_scale(const meeting_t *m, unsigned half) {
 INLINE __m256 block_minimum(const meeting_t *m, unsigned half) {
     const source_t *s = m->source;
     if (m->from_panel) return _mm256_load_ps(s->panel->m[m->b] + 8u * half);
-    if (is_super(m->type)) {
+    if (m->type == KR_DTYPE_Q4_K || m->type == KR_DTYPE_Q5_K) {
         const uint8_t *dmin = s->super + 64u * (m->b / SUPER_BLOCKS) + 32u + 16u * half;
         return _mm256_mul_ps(halfs_load(dmin), bytes_load(s->scales + 32u * m->b + 16u +
                                                           8u * half));
@@ -193,15 +188,13 @@ INLINE void panel_fill(kr_dtype_t type, const source_t *s, size_t from, size_t n
                                        _mm256_abs_epi8(w));
                 }
             }
-            if (is_super(type)) {
+            if (type == KR_DTYPE_Q6_K) {
                 _mm256_store_si256((void *)(panel->sc[b][0] + 8u * half),
                                    block_scale_pairs(&m, half, false));
-            }
-            if (type == KR_DTYPE_Q6_K) {
                 _mm256_store_si256((void *)(panel->sc[b][1] + 8u * half),
                                    block_scale_pairs(&m, half, true));
             }
-            if (!is_super(type) || b == 0) {
+            if (type != KR_DTYPE_Q6_K || b == 0) {
                 _mm256_store_ps(panel->d[b] + 8u * half, block_scale(&m, half));
             }
             if (has_minimum(type)) {
@@ -268,10 +261,10 @@ INLINE void pairs_add(const meeting_t *m, unsigned u, begin_t begin, dots_t *dot
     }
 }
 
-/* int16 pairs to int32, times the integer scale where there is one. */
+/* int16 pairs to int32, times q6_k's integer scale. */
 INLINE void widen(const meeting_t *m, bool second, dots_t *dots) {
     __m256i s0 = _mm256_set1_epi16(1), s1 = s0;
-    if (is_super(m->type)) {
+    if (m->type == KR_DTYPE_Q6_K) {
         s0 = block_scale_pairs(m, 0, second);
         s1 = block_scale_pairs(m, 1, second);
     }
@@ -371,7 +364,7 @@ INLINE void minimum_add(const meeting_t *m, __m256 acc[2][TILE_TOKENS]) {
     const __m256 m0 = block_minimum(m, 0), m1 = block_minimum(m, 1);
     UNROLL for (unsigned t = 0; t < m->n; t++) {
         const __m256 ds = _mm256_set1_ps(token_block(m, t)->ds);
-        if (is_super(m->type)) {
+        if (m->type == KR_DTYPE_Q4_K || m->type == KR_DTYPE_Q5_K) {
             acc[0][t] = _mm256_fnmadd_ps(m0, ds, acc[0][t]);
             acc[1][t] = _mm256_fnmadd_ps(m1, ds, acc[1][t]);
         } else {
@@ -381,11 +374,11 @@ INLINE void minimum_add(const meeting_t *m, __m256 acc[2][TILE_TOKENS]) {
     }
 }
 
-/* One 32-block: of the sum itself, or for the K types of the sum over the 256. */
+/* One 32-block: of the sum itself, or for q6_k of the part over the 256. */
 INLINE void block_step(const meeting_t *m, __m256 acc[2][TILE_TOKENS]) {
     dots_t dots;
     block_dots(m, &dots);
-    if (is_super(m->type)) {
+    if (m->type == KR_DTYPE_Q6_K) {
         UNROLL for (unsigned t = 0; t < m->n; t++) {
             const __m256 da = _mm256_set1_ps(token_block(m, t)->d);
             acc[0][t] = _mm256_fmadd_ps(da, _mm256_cvtepi32_ps(dots.sum[0][t]), acc[0][t]);

@@ -40,7 +40,7 @@ INLINE void ahead_prefetch(kr_dtype_t type, const uint8_t *ahead, size_t b) {
     }
 }
 
-/* One 256 of a K type: its sum over the 32-blocks, then minima and super-scale into acc. */
+/* One 256 of q6_k: the part over its blocks, then the scale of the 256. */
 INLINE void super_step(meeting_t m, size_t b, const uint8_t *act, __m256 acc[2][TILE_TOKENS]) {
     __m256 part[2][TILE_TOKENS];
     UNROLL for (unsigned t = 0; t < m.n; t++) part[0][t] = part[1][t] = _mm256_setzero_ps();
@@ -50,13 +50,6 @@ INLINE void super_step(meeting_t m, size_t b, const uint8_t *act, __m256 acc[2][
         block_step(&m, part);
         if (!m.from_panel && m.source->ahead != NULL) {
             ahead_prefetch(m.type, m.source->ahead, i);
-        }
-    }
-    if (has_minimum(m.type)) {
-        for (size_t i = b; i < b + SUPER_BLOCKS; i++) {
-            m.b = i;
-            m.act = act + i * sizeof(kri_q8_block_t);
-            minimum_add(&m, acc);
         }
     }
     m.b = b;
@@ -76,7 +69,7 @@ INLINE void tile(kr_dtype_t type, bool from_panel, unsigned n, const source_t *s
         acc[0][t] = _mm256_loadu_ps(sums[t]);
         acc[1][t] = _mm256_loadu_ps(sums[t] + 8);
     }
-    if (is_super(type)) {
+    if (type == KR_DTYPE_Q6_K) {
         for (size_t b = 0; b < s->n_blocks; b += SUPER_BLOCKS) super_step(m, b, act, acc);
     } else {
         for (size_t b = 0; b < s->n_blocks; b++) {

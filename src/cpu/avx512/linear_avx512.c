@@ -3,15 +3,14 @@
  * One packed group is 16 rows, and a row is a lane. A tile is one group and n tokens (n constant):
  * per 32-block the weights are unpacked into eight vectors once, then every token adds eight
  * four-way dot products whose activation operand is a 4-byte broadcast from memory. Float
- * accumulators stay in registers over all of k (K types: over 256 k), so that the order of
- * kernels.h costs one multiply and one fused multiply-add per block. The trade: weights are unpacked again for each
+ * accumulators stay in registers over all of k (q6_k: over 256 k), so that the order of kernels.h
+ * costs one multiply and one fused multiply-add per block. The trade: weights are unpacked again for each
  * tile of 16 tokens (about 1/10 of the work there) instead of once into a scratch panel.
  *
  * The same code serves one token and many; with one token it is bound by memory. */
 #include "cpu/impl.h"
 
 #include <immintrin.h>
-#include <stdbool.h>
 
 #include "cpu/avx512/tile_avx512.h"
 #include "ops/pack.h"
@@ -19,9 +18,9 @@
 /* One unpacked 32-block of a group: bytes [u][row][4 k] and the scales of the 16 rows. */
 typedef struct block_s {
     __m512i w[8];
-    __m512 d;    /* scale; K types: the integer scale, q6_k of k < 16 */
+    __m512 d;    /* scale; q6_k: the integer scale of k < 16 */
     __m512 d_hi; /* q6_k: of k >= 16 */
-    __m512 m;    /* q4_1 q5_1: added */
+    __m512 m;    /* types with a minimum: q4_1 q5_1 added, q4_k q5_k subtracted */
 } block_t;
 
 typedef struct group_s {
@@ -29,12 +28,7 @@ typedef struct group_s {
     const uint8_t *ahead; /* bytes to prefetch meanwhile, as many as the group has, or NULL */
 } group_t;
 
-#define SUPER_BLOCKS 8u /* 32-blocks of a K type's 256 */
-
-/* Types with one float scale per 256 and integer scales per 32. */
-INLINE bool is_super(kr_dtype_t type) {
-    return type == KR_DTYPE_Q4_K || type == KR_DTYPE_Q5_K || type == KR_DTYPE_Q6_K;
-}
+#define SUPER_BLOCKS 8u /* 32-blocks of a q6_k 256 */
 
 /* Bytes of one 32-block of a group, all sections together. */
 INLINE unsigned block_bytes(kr_dtype_t type) {
@@ -126,9 +120,12 @@ INLINE void block_scales(kr_dtype_t type, const group_t *g, size_t b, block_t *b
         block->m = halfs_load(g->scales + 64u * b + 32u);
         break;
     case KR_DTYPE_Q4_K:
-    case KR_DTYPE_Q5_K:
-        block->d = bytes_load(g->scales + 32u * b);
+    case KR_DTYPE_Q5_K: {
+        const uint8_t *super = g->super + 64u * (b / 8u);
+        block->d = _mm512_mul_ps(halfs_load(super), bytes_load(g->scales + 32u * b));
+        block->m = _mm512_mul_ps(halfs_load(super + 32), bytes_load(g->scales + 32u * b + 16u));
         break;
+    }
     case KR_DTYPE_Q6_K:
         block->d = signed_bytes_load(g->scales + 32u * b);
         block->d_hi = signed_bytes_load(g->scales + 32u * b + 16u);
@@ -171,13 +168,17 @@ INLINE __m512 scaled_add(__m512 acc, __m512 d, float da, __m512i sum) {
     return _mm512_fmadd_ps(_mm512_mul_ps(d, _mm512_set1_ps(da)), _mm512_cvtepi32_ps(sum), acc);
 }
 
-/* acc + da * (integer of kernels.h). The integer is below 2^24, so making it from integer scales
- * and dot products in floats is exact. */
-INLINE __m512 part_add(__m512 acc, float da, __m512 exact) {
-    return _mm512_fmadd_ps(_mm512_set1_ps(da), exact, acc);
+/* One block of a q6_k part. The integer of kernels.h is below 2^24, so making it from integer
+ * scales and dot products in floats is exact. */
+INLINE __m512 part_step(const block_t *block, const kri_q8_block_t *a, __m512 part) {
+    const __m512i lo = zero_start(32, kri_q8_sum_half(a, 0));
+    const __m512i hi = zero_start(32, kri_q8_sum_half(a, 1));
+    const __m512 c_lo = _mm512_cvtepi32_ps(dot_4_add(lo, block->w, a->q));
+    const __m512 c_hi = _mm512_cvtepi32_ps(dot_4_add(hi, block->w + 4, a->q + 16));
+    const __m512 c = _mm512_fmadd_ps(block->d_hi, c_hi, _mm512_mul_ps(block->d, c_lo));
+    return _mm512_fmadd_ps(_mm512_set1_ps(a->d), c, part);
 }
 
-/* One block of the sum, or of the K types' part. */
 INLINE __m512 block_step(kr_dtype_t type, const block_t *block, const kri_q8_block_t *a,
                          __m512 acc) {
     switch (type) {
@@ -187,22 +188,14 @@ INLINE __m512 block_step(kr_dtype_t type, const block_t *block, const kri_q8_blo
         return scaled_add(acc, block->d, a->d, dot_8_add(zero_start(16, kri_q8_sum(a)), block, a));
     case KR_DTYPE_Q8_0:
         return scaled_add(acc, block->d, a->d, dot_8_add(zero_start(128, kri_q8_sum(a)), block, a));
-    case KR_DTYPE_Q6_K: {
-        const __m512i lo = zero_start(32, kri_q8_sum_half(a, 0));
-        const __m512i hi = zero_start(32, kri_q8_sum_half(a, 1));
-        const __m512 c_lo = _mm512_cvtepi32_ps(dot_4_add(lo, block->w, a->q));
-        const __m512 c_hi = _mm512_cvtepi32_ps(dot_4_add(hi, block->w + 4, a->q + 16));
-        return part_add(acc, a->d,
-                        _mm512_fmadd_ps(block->d_hi, c_hi, _mm512_mul_ps(block->d, c_lo)));
-    }
+    case KR_DTYPE_Q6_K: return part_step(block, a, acc);
     case KR_DTYPE_Q4_1:
     case KR_DTYPE_Q5_1:
         acc = scaled_add(acc, block->d, a->d, dot_8_add(_mm512_setzero_si512(), block, a));
         return _mm512_fmadd_ps(block->m, _mm512_set1_ps(a->ds), acc);
-    default: { /* q4_k q5_k */
-        const __m512i dot = dot_8_add(_mm512_setzero_si512(), block, a);
-        return part_add(acc, a->d, _mm512_mul_ps(block->d, _mm512_cvtepi32_ps(dot)));
-    }
+    default: /* q4_k q5_k */
+        acc = scaled_add(acc, block->d, a->d, dot_8_add(_mm512_setzero_si512(), block, a));
+        return _mm512_fnmadd_ps(block->m, _mm512_set1_ps(a->ds), acc);
     }
 }
 
@@ -242,32 +235,13 @@ INLINE void tile_step(const tile_in_t *in, size_t b, __m512 acc[TILE_TOKENS]) {
     if (in->g->ahead != NULL) ahead_prefetch(in->type, in->g->ahead, b);
 }
 
-/* One 256 of a K type. The parts take the registers, the sums rest in memory. */
+/* One 256 of q6_k. The parts take the registers, the sums rest in memory. */
 INLINE void super_step(const tile_in_t *in, size_t b, __m512 sums[TILE_TOKENS]) {
-    const size_t s = b / SUPER_BLOCKS;
-    __m512 part[TILE_TOKENS], minimum[SUPER_BLOCKS];
+    const __m512 d = halfs_load(in->g->super + 32u * (b / SUPER_BLOCKS));
+    __m512 part[TILE_TOKENS];
     UNROLL for (unsigned t = 0; t < in->n; t++) part[t] = _mm512_setzero_ps();
     for (size_t i = 0; i < SUPER_BLOCKS; i++) tile_step(in, b + i, part);
-    if (in->type == KR_DTYPE_Q6_K) {
-        const __m512 d = halfs_load(in->g->super + 32u * s);
-        UNROLL for (unsigned t = 0; t < in->n; t++) {
-            sums[t] = _mm512_fmadd_ps(d, part[t], sums[t]);
-        }
-        return;
-    }
-    const __m512 d = halfs_load(in->g->super + 64u * s);
-    const __m512 dmin = halfs_load(in->g->super + 64u * s + 32u);
-    UNROLL for (unsigned i = 0; i < SUPER_BLOCKS; i++) {
-        minimum[i] = _mm512_mul_ps(dmin, bytes_load(in->g->scales + 32u * (b + i) + 16u));
-    }
-    UNROLL for (unsigned t = 0; t < in->n; t++) {
-        const kri_q8_block_t *a = token_block(in, t, b);
-        __m512 acc = sums[t];
-        UNROLL for (unsigned i = 0; i < SUPER_BLOCKS; i++) {
-            acc = _mm512_fnmadd_ps(minimum[i], _mm512_set1_ps(a[i].ds), acc);
-        }
-        sums[t] = _mm512_fmadd_ps(d, part[t], acc);
-    }
+    UNROLL for (unsigned t = 0; t < in->n; t++) sums[t] = _mm512_fmadd_ps(d, part[t], sums[t]);
 }
 
 INLINE void tile(kr_dtype_t type, unsigned n, const group_t *g, const kri_pack_layout_t *layout,
@@ -275,7 +249,7 @@ INLINE void tile(kr_dtype_t type, unsigned n, const group_t *g, const kri_pack_l
     const tile_in_t in = {type, n, g, layout->quant_bytes, act, act_stride};
     __m512 acc[TILE_TOKENS];
     UNROLL for (unsigned t = 0; t < n; t++) acc[t] = _mm512_setzero_ps();
-    if (is_super(type)) {
+    if (type == KR_DTYPE_Q6_K) {
         for (size_t b = 0; b < n_blocks; b += SUPER_BLOCKS) super_step(&in, b, acc);
     } else {
         for (size_t b = 0; b < n_blocks; b++) tile_step(&in, b, acc);

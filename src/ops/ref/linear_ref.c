@@ -8,7 +8,7 @@
 #include "ops/block.h"
 
 #define TOKEN_TILE 16u
-#define SUPER_BLOCKS 8u /* 32-blocks of a K type's 256 */
+#define SUPER_BLOCKS 8u /* 32-blocks of a q6_k 256 */
 
 /* Where results go and how they end: shared by all types. */
 typedef struct sink_s {
@@ -33,11 +33,11 @@ static int32_t dot_quants(const uint8_t *w, const int8_t *a, size_t n) {
 /* One 32-block of weights, decoded. */
 typedef struct weights_s {
     uint8_t q[KRI_BLOCK_ITEMS];
-    float d, m;    /* scale (K types: of the 256), offset (added) */
-    int32_t sc[2]; /* K types: integer scales, q6_k of each half */
+    float d, m;    /* scale (q6_k: of the 256), offset (added) */
+    int32_t sc[2]; /* q6_k: integer scale of each half */
 } weights_t;
 
-/* Sums of one (token, row) pair: `part` is that of the current 256 of a K type. */
+/* Sums of one (token, row) pair: `part` is that of the current 256 of q6_k. */
 typedef struct acc_s {
     float acc, part;
 } acc_t;
@@ -61,18 +61,10 @@ static void step_q8_0(const weights_t *w, const kri_q8_block_t *a, acc_t *acc) {
     step_zero(w, a, 128, acc);
 }
 
-/* q4_1 q5_1 */
+/* q4_1 q5_1 q4_k q5_k; for the K types d and m already hold d * sc and -(dmin * mn). */
 static void step_offset(const weights_t *w, const kri_q8_block_t *a, acc_t *acc) {
     int32_t dot = dot_quants(w->q, a->q, KRI_BLOCK_ITEMS);
     acc->acc = fmaf(w->d * a->d, (float)dot, acc->acc);
-    acc->acc = fmaf(w->m, a->ds, acc->acc);
-}
-
-/* q4_k q5_k. The minima go to acc at once: its order, all minima of a 256 and then the part, is
- * that of kernels.h. */
-static void step_super_offset(const weights_t *w, const kri_q8_block_t *a, acc_t *acc) {
-    int32_t dot = dot_quants(w->q, a->q, KRI_BLOCK_ITEMS);
-    acc->part = fmaf(a->d, (float)(w->sc[0] * dot), acc->part);
     acc->acc = fmaf(w->m, a->ds, acc->acc);
 }
 
@@ -85,10 +77,6 @@ static void step_q6_k(const weights_t *w, const kri_q8_block_t *a, acc_t *acc) {
     acc->part = fmaf(a->d, (float)sum, acc->part);
 }
 
-static bool is_super(kr_dtype_t dtype) {
-    return dtype == KR_DTYPE_Q4_K || dtype == KR_DTYPE_Q5_K || dtype == KR_DTYPE_Q6_K;
-}
-
 static void decode_block(kr_dtype_t dtype, const uint8_t *group, const kri_pack_layout_t *layout,
                          size_t block, size_t row, weights_t *w) {
     kri_block_t raw;
@@ -96,12 +84,11 @@ static void decode_block(kr_dtype_t dtype, const uint8_t *group, const kri_pack_
     kri_block_quants(dtype, &raw, w->q);
     w->d = kri_f16_to_f32(raw.d);
     w->m = kri_f16_to_f32(raw.m);
-    w->sc[0] = raw.s[0];
-    w->sc[1] = raw.s[1];
-    if (dtype == KR_DTYPE_Q6_K) {
-        for (size_t h = 0; h < 2; h++) w->sc[h] = (int8_t)raw.s[h];
-    } else if (is_super(dtype)) {
+    if (dtype == KR_DTYPE_Q4_K || dtype == KR_DTYPE_Q5_K) {
+        w->d *= (float)raw.s[0];
         w->m = -(w->m * (float)raw.s[1]);
+    } else if (dtype == KR_DTYPE_Q6_K) {
+        for (size_t h = 0; h < 2; h++) w->sc[h] = (int8_t)raw.s[h];
     }
 }
 
@@ -116,7 +103,7 @@ static void linear_blocks(kr_dtype_t dtype, step_fn *step, const uint8_t *w, siz
             size_t n = n_tokens - t0 < TOKEN_TILE ? n_tokens - t0 : TOKEN_TILE;
             acc_t acc[TOKEN_TILE] = {{0, 0}};
             for (size_t b = 0; b < n_in / KRI_BLOCK_ITEMS; b++) {
-                bool super_ends = is_super(dtype) && b % SUPER_BLOCKS == SUPER_BLOCKS - 1;
+                bool super_ends = dtype == KR_DTYPE_Q6_K && b % SUPER_BLOCKS == SUPER_BLOCKS - 1;
                 weights_t block;
                 decode_block(dtype, group, &layout, b, r % KRI_GROUP_ROWS, &block);
                 for (size_t t = 0; t < n; t++) {
@@ -182,6 +169,6 @@ LINEAR_QUANT(q4_1, KR_DTYPE_Q4_1, step_offset)
 LINEAR_QUANT(q5_0, KR_DTYPE_Q5_0, step_q5_0)
 LINEAR_QUANT(q5_1, KR_DTYPE_Q5_1, step_offset)
 LINEAR_QUANT(q8_0, KR_DTYPE_Q8_0, step_q8_0)
-LINEAR_QUANT(q4_k, KR_DTYPE_Q4_K, step_super_offset)
-LINEAR_QUANT(q5_k, KR_DTYPE_Q5_K, step_super_offset)
+LINEAR_QUANT(q4_k, KR_DTYPE_Q4_K, step_offset)
+LINEAR_QUANT(q5_k, KR_DTYPE_Q5_K, step_offset)
 LINEAR_QUANT(q6_k, KR_DTYPE_Q6_K, step_q6_k)
