@@ -52,10 +52,18 @@ kri_isa_t kri_isa_detect(void) {
     return KRI_ISA_AVX512;
 }
 
+int kri_isa_has_bf16(void) {
+    return kri_isa_detect() >= KRI_ISA_AVX512 && has_all(leaf_read(7, 1).eax, bit_AVX512BF16);
+}
+
 #else
 
 kri_isa_t kri_isa_detect(void) {
     return KRI_ISA_REF;
+}
+
+int kri_isa_has_bf16(void) {
+    return 0;
 }
 
 #endif

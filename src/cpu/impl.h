@@ -1,4 +1,4 @@
-/* impl.h: prototypes of all ISA variants, made from impl.def. The files of avx2/ and avx512/
+/* impl.h: prototypes of all ISA variants, made from impl.def. The files of the ISA folders
  * include it, so that a variant whose signature differs from its reference does not compile. */
 #ifndef KRI_CPU_IMPL_H
 #define KRI_CPU_IMPL_H
@@ -7,5 +7,8 @@
 
 #define KR_IMPL(slot, isa, ISA) __typeof__(kri_##slot##_ref) kri_##slot##_##isa;
 #include "cpu/impl.def"
+
+/* Level avx512 with AVX512_BF16 besides: numerics of kri_linear_bf16_pair_ref. */
+kri_linear_fn kri_linear_bf16_avx512bf16;
 
 #endif

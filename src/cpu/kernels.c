@@ -13,6 +13,9 @@ static void table_fill(kri_isa_t isa, kri_kernels_t *kernels) {
 #define KR_IMPL(slot, level, LEVEL)                                                              \
     if (isa >= KRI_ISA_##LEVEL) kernels->slot = kri_##slot##_##level;
 #include "cpu/impl.def"
+    if (isa >= KRI_ISA_AVX512 && kri_isa_has_bf16()) {
+        kernels->linear_bf16 = kri_linear_bf16_avx512bf16;
+    }
 #endif
     kernels->isa = kri_isa_name(isa);
 }

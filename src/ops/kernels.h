@@ -66,6 +66,8 @@ typedef void kri_quant_fn(const float *restrict x, size_t n, kri_q8_block_t *res
  *                              with c[h] = idot[h] - 32 * isum[h];
  *                            then acc = fmaf(d, part, acc)
  *           f32 f16 bf16     acc = fmaf((float)w, x, acc)
+ *           bf16 on a CPU with AVX512_BF16 rounds x to bf16 and takes k in pairs: see
+ *                            kri_linear_bf16_pair_ref
  *         with zero = 8, 16, 128 and idot over the unsigned packed quants (the integers
  *         are below 2^24, so their conversion is exact);
  *         then acc += bias, then out + acc when accumulate. */
@@ -142,6 +144,12 @@ typedef struct kri_kernels_s {
 /* The reference of each slot: kri_<slot>_ref. */
 #define KR_OP(slot, type, family, tolerance) type kri_##slot##_ref;
 #include "ops/ops.def"
+
+/* bf16 weights by activations rounded to bf16 (nearest even), what vdpbf16ps does: for each pair of
+ * k ascending acc = fmaf(w1, x1, acc); acc = fmaf(w0, x0, acc), subnormal numbers read as zero and
+ * written as zero; a missing last k is zero. Measured bit-identical on one CPU (AMD Zen 5); held
+ * only to a tolerance, because no vendor promises the order. Batch invariance holds as for all. */
+kri_linear_fn kri_linear_bf16_pair_ref;
 
 /* A table of references only. */
 void kri_kernels_ref(kri_kernels_t *kernels);

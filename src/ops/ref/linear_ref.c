@@ -1,6 +1,7 @@
 /* linear_ref.c: weights times activations for all types, in the float order of kernels.h.
  * A row's block is decoded once for up to TOKEN_TILE tokens; the sum of one (token, row) pair
  * does not see the tile, so any cut of the batch gives the same bits. */
+#include <float.h>
 #include <math.h>
 #include <stdbool.h>
 #include <string.h>
@@ -146,6 +147,52 @@ static void linear_floats(kr_dtype_t dtype, const uint8_t *w, size_t n_in, size_
     const uint8_t *restrict w, size_t n_in, size_t n_groups, size_t n_rows,                      \
         const void *restrict act, size_t act_stride, size_t n_tokens,                            \
         const float *restrict bias, uint32_t accumulate, float *restrict out, size_t out_stride
+
+static float subnormal_flush(float x) {
+    return fabsf(x) < FLT_MIN ? copysignf(0.0f, x) : x;
+}
+
+/* Nearest bf16, ties to even, as f32; NaN stays NaN. */
+static float bf16_round(float x) {
+    uint32_t u;
+    x = subnormal_flush(x);
+    if (isnan(x)) return x;
+    memcpy(&u, &x, sizeof u);
+    u = (u + 0x7fffu + (u >> 16 & 1u)) & 0xffff0000u;
+    memcpy(&x, &u, sizeof x);
+    return x;
+}
+
+static float pair_step(const uint8_t *group, const float *x, size_t n_in, size_t k, size_t row,
+                       float acc) {
+    for (size_t i = 2; i-- > 0;) {
+        float w = 0, a = 0;
+        if (k + i < n_in) {
+            w = kri_block_element(KR_DTYPE_BF16, group, (k + i) * KRI_GROUP_ROWS + row);
+            a = bf16_round(x[k + i]);
+        }
+        acc = subnormal_flush(fmaf(subnormal_flush(w), a, acc));
+    }
+    return acc;
+}
+
+void kri_linear_bf16_pair_ref(LINEAR_ARGS) {
+    sink_t sink = {bias, accumulate, out, out_stride};
+    kri_pack_layout_t layout;
+    (void)n_groups;
+    if (!kri_pack_layout(KR_DTYPE_BF16, n_in, &layout)) return;
+    for (size_t r = 0; r < n_rows; r++) {
+        const uint8_t *group = w + r / KRI_GROUP_ROWS * layout.group_bytes;
+        for (size_t t = 0; t < n_tokens; t++) {
+            const float *x = (const float *)(const void *)((const uint8_t *)act + t * act_stride);
+            float acc = 0;
+            for (size_t k = 0; k < n_in; k += 2) {
+                acc = pair_step(group, x, n_in, k, r % KRI_GROUP_ROWS, acc);
+            }
+            sink_put(&sink, t, r, acc);
+        }
+    }
+}
 
 #define LINEAR_QUANT(slot, dtype, step)                                                          \
     void kri_linear_##slot##_ref(LINEAR_ARGS) {                                                  \
