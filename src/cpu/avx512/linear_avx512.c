@@ -4,8 +4,9 @@
  * per 32-block the weights are unpacked into eight vectors once, then every token adds eight
  * four-way dot products whose activation operand is a 4-byte broadcast from memory. Float
  * accumulators stay in registers over all of k (q6_k: over 256 k), so that the order of kernels.h
- * costs one multiply and one fused multiply-add per block. The trade: weights are unpacked again for each
- * tile of 16 tokens (about 1/10 of the work there) instead of once into a scratch panel.
+ * costs one multiply and one fused multiply-add per block. The trade: weights are unpacked again
+ * for each tile of 16 tokens (about 1/10 of the work there) instead of once into a scratch panel;
+ * a panel of two groups was no faster, the multiply pipes being the limit already.
  *
  * The same code serves one token and many; with one token it is bound by memory. */
 #include "cpu/impl.h"

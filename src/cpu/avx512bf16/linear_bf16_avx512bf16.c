@@ -153,13 +153,7 @@ void kri_linear_bf16_avx512bf16(const uint8_t *restrict w, size_t n_in, size_t n
                 const tile_out_t to = {out + t * out_stride + row, out_stride,
                                        bias != NULL ? bias + row : NULL,
                                        rows_mask(n_rows, g + i), accumulate};
-                switch (size) {
-                case 0: tile_store(&to, 1, sums.sum[i]); break;
-                case 1: tile_store(&to, 2, sums.sum[i]); break;
-                case 2: tile_store(&to, 4, sums.sum[i]); break;
-                case 3: tile_store(&to, 8, sums.sum[i]); break;
-                default: tile_store(&to, 16, sums.sum[i]); break;
-                }
+                tile_store(&to, tile_sizes[size], sums.sum[i]);
             }
             t += tile_sizes[size];
         }
