@@ -118,6 +118,7 @@ static void check_linear(const char *slot, kri_linear_fn *ref, kri_linear_fn *fn
     for (size_t i = 0; i < N_TOKEN_COUNTS; i++)
         check_case(&rng, ref, fn, what, dtype, FILL_NORMAL, 16 + i, 768, token_counts[i]);
     check_case(&rng, ref, fn, what, dtype, FILL_NORMAL, 5, 8960, 3);
+    check_case(&rng, ref, fn, what, dtype, FILL_NORMAL, 17, 512, 261); /* sums in two parts */
 }
 
 static void linear_call(kri_linear_fn *fn, const matrix_t *m, size_t group_begin,

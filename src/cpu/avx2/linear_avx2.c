@@ -3,9 +3,9 @@
  * A tile is a group (16 rows in two halves) and some tokens. Sharing each token's broadcast between
  * the halves matters: loads, not multiplies, were the limit without it.
  *
- * Few tokens read packed weights. With PANEL_TOKENS_MIN tokens and more, a group is unpacked once
- * for all of them, 256 k at a time, into a panel of bytes on the stack (it fits the first-level
- * cache); the sums rest in memory in between, so the order of kernels.h is kept. */
+ * Few tokens read packed weights. For many (panel_tokens_min), a group is unpacked once for all of
+ * them, 256 k at a time, into a panel of bytes on the stack (it fits the first-level cache); the
+ * sums rest in memory in between, so the order of kernels.h is kept. */
 #include "cpu/impl.h"
 
 #include <immintrin.h>
@@ -13,8 +13,6 @@
 
 #include "cpu/avx2/block_avx2.h"
 #include "ops/pack.h"
-
-#define PANEL_TOKENS_MIN 8u
 
 /* Bytes of one 32-block of a group, all sections together. */
 INLINE unsigned block_bytes(kr_dtype_t type) {
@@ -112,6 +110,17 @@ typedef struct kernel_s {
     panel_fn *panel_fill;
 } kernel_t;
 
+/* Tokens from which a panel pays: sooner where bits must be put together. */
+static size_t panel_tokens_min(kr_dtype_t type) {
+    switch (type) {
+    case KR_DTYPE_Q5_0:
+    case KR_DTYPE_Q5_1:
+    case KR_DTYPE_Q5_K:
+    case KR_DTYPE_Q6_K: return 8;
+    default: return 24;
+    }
+}
+
 static void panels_run(const kernel_t *kernel, const source_t *group, const uint8_t *act,
                        size_t act_stride, size_t n_tokens, sums_t *sums) {
     _Alignas(64) panel_t panel;
@@ -146,7 +155,7 @@ static void groups_run(const kernel_t *kernel, const uint8_t *w, size_t n_in, si
             const uint8_t *a = act + t * act_stride;
             sums_t sums;
             __builtin_memset(sums.rows, 0, n * sizeof sums.rows[0]);
-            if (n >= PANEL_TOKENS_MIN) {
+            if (n >= panel_tokens_min(kernel->type)) {
                 panels_run(kernel, &s, a, act_stride, n, &sums);
             } else {
                 tiles_run(kernel->tiles, &s, a, act_stride, n, &sums);

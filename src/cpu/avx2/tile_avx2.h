@@ -29,7 +29,7 @@ INLINE unsigned tile_size_find(size_t n) {
     return size;
 }
 
-/* Tokens whose sums are kept at once. */
+/* Tokens whose sums are kept at once: the more, the less a panel costs to fill. */
 #define SUM_TOKENS 256u
 
 typedef struct sums_s {
