@@ -12,7 +12,7 @@ set_source_files_properties(bench/ops/softmax.c bench/ops/bench_peak.c
   PROPERTIES COMPILE_OPTIONS -ffp-contract=fast)
 
 set(app_copies)
-foreach(folder bench cache cpu cpu_avx2 cpu_avx512 cpu_amx cpu_neon cpu_dotprod cpu_i8mm ops
+foreach(folder bench cache cpu cpu_avx2 cpu_avx512 cpu_avx512bf16 cpu_amx cpu_neon cpu_dotprod cpu_i8mm ops
     tensor)
   if(TARGET kri_${folder})
     add_custom_command(OUTPUT ${CMAKE_BINARY_DIR}/libkri_app_${folder}.a

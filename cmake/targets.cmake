@@ -3,7 +3,7 @@
 # libkr takes the folders' objects, not their archives: public functions that no other object needs
 # must stay in, and nothing may be linked twice.
 add_library(kr SHARED)
-foreach(folder base telemetry tensor text ops cpu cpu_avx2 cpu_avx512 cpu_amx cpu_neon cpu_dotprod cpu_i8mm model cache sample engine api)
+foreach(folder base telemetry tensor text ops cpu cpu_avx2 cpu_avx512 cpu_avx512bf16 cpu_amx cpu_neon cpu_dotprod cpu_i8mm model cache sample engine api)
   if(TARGET kri_${folder})
     target_sources(kr PRIVATE $<TARGET_OBJECTS:kri_${folder}>)
   endif()

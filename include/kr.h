@@ -463,6 +463,9 @@ KR_API kr_status_t kr_sampler_logprobs(kr_sampler_t sampler, kr_logprob_t *chose
 /* kr_isa_best: C string, highest level this machine runs ("ref", "avx2", "avx512",
  * "amx"). Static. */
 KR_API const char *kr_isa_best(void);
+/* kr_isa_details: C string, that level and what is used beside it: "avx512+bf16" where bf16 weights
+ * meet activations rounded to bf16 (AVX512_BF16), otherwise the level's name. Static. */
+KR_API const char *kr_isa_details(void);
 /* kr_threads_default: physical cores usable by this process (affinity, cgroup quota). */
 KR_API uint32_t kr_threads_default(void);
 enum { KR_PIN_AUTO = 0, KR_PIN_ON = 1, KR_PIN_OFF = 2 };

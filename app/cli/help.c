@@ -108,6 +108,7 @@ int cli_version(const cli_options_t *options) {
     json_object_set_new(object, "version", json_string(kr_version()));
     json_object_set_new(object, "commit", json_string(kr_commit()));
     json_object_set_new(object, "isa", json_string(kr_isa_best()));
+    json_object_set_new(object, "isa_details", json_string(kr_isa_details()));
     json_object_set_new(object, "threads", json_integer(kr_threads_default()));
     (void)cli_out_json(object);
     json_decref(object);

@@ -20,6 +20,9 @@ typedef enum kri_isa_e {
 
 /* Highest level of CPU and operating system (CPUID and XGETBV; the kernel's HWCAP on ARM). */
 kri_isa_t kri_isa_detect(void);
+/* Whether the CPU offers AVX512_BF16 on top of level avx512. Not a level: only linear_bf16 has a
+ * form for it, and its activations are rounded to bf16 (kernels.h). */
+int kri_isa_has_bf16(void);
 const char *kri_isa_name(kri_isa_t isa);
 /* false for an unknown name. */
 int kri_isa_from_name(const char *name, kri_isa_t *isa);

@@ -54,12 +54,16 @@ kri_isa_t kri_isa_detect(void) {
         !has_all(l7.ebx, bit_AVX512F | bit_AVX512VL | bit_AVX512BW | bit_AVX512DQ)) {
         return KRI_ISA_AVX2;
     }
-    /* bit 24 AMX-TILE, 22 AMX-BF16 of leaf 7; bit 5 AVX512_BF16 of leaf 7.1 */
+    /* bit 24 AMX-TILE, 22 AMX-BF16 */
     if (!has_all(xcr0, tile_state) || !has_all(l7.edx, 1u << 22 | 1u << 24) ||
-        !has_all(leaf_read(7, 1).eax, 1u << 5) || !kri_cpu_permit_tiles()) {
+        !has_all(leaf_read(7, 1).eax, bit_AVX512BF16) || !kri_cpu_permit_tiles()) {
         return KRI_ISA_AVX512;
     }
     return KRI_ISA_AMX;
+}
+
+int kri_isa_has_bf16(void) {
+    return kri_isa_detect() >= KRI_ISA_AVX512 && has_all(leaf_read(7, 1).eax, bit_AVX512BF16);
 }
 
 #elif defined(__aarch64__) && defined(__linux__)
@@ -80,6 +84,10 @@ kri_isa_t kri_isa_detect(void) {
     return KRI_ISA_REF;
 }
 
+#endif
+
+#if !defined(__x86_64__)
+int kri_isa_has_bf16(void) { return 0; }
 #endif
 
 const char *kri_isa_name(kri_isa_t isa) {

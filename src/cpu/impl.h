@@ -11,6 +11,8 @@
 #include "cpu/impl_arm.def"
 #else
 #include "cpu/impl.def"
+/* Level avx512 with AVX512_BF16 besides: numerics of kri_linear_bf16_pair_ref. */
+kri_linear_fn kri_linear_bf16_avx512bf16;
 #endif
 
 #endif

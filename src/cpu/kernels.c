@@ -15,6 +15,9 @@ static void table_fill(kri_isa_t isa, kri_kernels_t *kernels) {
     if (isa >= KRI_ISA_##LEVEL) kernels->slot = kri_##slot##_##level;
 #if defined(__x86_64__)
 #include "cpu/impl.def"
+    if (isa >= KRI_ISA_AVX512 && kri_isa_has_bf16()) {
+        kernels->linear_bf16 = kri_linear_bf16_avx512bf16;
+    }
 #elif defined(__aarch64__)
 #include "cpu/impl_arm.def"
 #endif

@@ -5,7 +5,8 @@
  * Batch invariance. For one (token, output) pair every level performs the same float operations
  * in the same order, whatever the number of tokens, rows or threads of the call; integer sums are
  * exact. The order is stated with each type below, uses fused multiply-add (fmaf), and is the
- * same for all levels, so that `linear` is bit-identical on ref, AVX2, AVX-512 and those of ARM. */
+ * same for all levels, so that `linear` is bit-identical on ref, AVX2, AVX-512 and those of ARM (but
+ * for bf16 weights on a CPU with AVX512_BF16, below). */
 #ifndef KRI_OPS_KERNELS_H
 #define KRI_OPS_KERNELS_H
 
@@ -17,15 +18,34 @@
 /* ---- quantised activations (quant_act, block length 32) ------------------------------------
  * One block of 32 values: q = rint(x * (127 / amax)) in -127..127 (round to nearest even),
  * d = amax / 127. A block with amax < 1e-30 is all zero. A block that holds a NaN or an infinity
- * gets d = ds = NaN, q = sums = 0, so that bad values reach the logits and are refused there
+ * gets d = ds = NaN and q of zeros, so that bad values reach the logits and are refused there
  * (amax is taken over the absolute bit patterns as integers, which orders NaN above all). */
 typedef struct kri_q8_block_s {
     float d;             /* scale */
-    float ds;            /* d * (float)(sum_half[0] + sum_half[1]) */
-    int32_t sum_half[2]; /* sums of q[0..15], q[16..31] */
+    float ds;            /* d * (float)(sum of q) */
+    uint16_t sums[2][2]; /* [h][p]: bias + sum of q[i] with i / 16 = h and i / 2 % 2 = p */
     int8_t q[32];
 } kri_q8_block_t;
 #define KRI_Q8_ITEMS 32u
+
+/* The parts of a block's sum fit the int16 lanes of a byte dot product made of pairs (AVX2). The
+ * bias keeps them positive, so that one multiplication adds them up without a carry between them,
+ * and falls out of a product with a zero point (8, 16, 32) in int16. */
+#define KRI_Q8_SUM_BIAS 8192
+
+/* Sum of q[16 * half .. 16 * half + 15]. */
+static inline int32_t kri_q8_sum_half(const kri_q8_block_t *block, unsigned half) {
+    uint32_t parts;
+    __builtin_memcpy(&parts, block->sums[half], sizeof parts);
+    return (int32_t)((parts * 0x00010001u) >> 16) - 2 * KRI_Q8_SUM_BIAS;
+}
+
+/* Sum of q. */
+static inline int32_t kri_q8_sum(const kri_q8_block_t *block) {
+    uint64_t parts;
+    __builtin_memcpy(&parts, block->sums, sizeof parts);
+    return (int32_t)((parts * 0x0001000100010001u) >> 48) - 4 * KRI_Q8_SUM_BIAS;
+}
 
 /* x [n] with n % 32 == 0 -> blocks [n / 32]. */
 typedef void kri_quant_fn(const float *restrict x, size_t n, kri_q8_block_t *restrict blocks);
@@ -42,10 +62,15 @@ typedef void kri_quant_fn(const float *restrict x, size_t n, kri_q8_block_t *res
  *           q4_1 q5_1        acc = fmaf(dw * da, (float)idot, acc); acc = fmaf(m, ds, acc)
  *           q4_k q5_k        acc = fmaf((d * sc) * da, (float)idot, acc);
  *                            acc = fmaf(-(dmin * mn), ds, acc)
- *           q6_k             for half h = 0, 1: acc = fmaf((d * sc[h]) * da,
- *                                                          (float)(idot[h] - 32 * isum[h]), acc)
+ *           q6_k             for each 256: part = 0; over its blocks b ascending
+ *                              part = fmaf(da, (float)(sc[0] * c[0] + sc[1] * c[1]), part)
+ *                              with c[h] = idot[h] - 32 * isum[h];
+ *                            then acc = fmaf(d, part, acc)
  *           f32 f16 bf16     acc = fmaf((float)w, x, acc)
- *         with zero = 8, 16, 128 and idot over the unsigned packed quants;
+ *           bf16 on a CPU with AVX512_BF16 rounds x to bf16 and takes k in pairs: see
+ *                            kri_linear_bf16_pair_ref
+ *         with zero = 8, 16, 128 and idot over the unsigned packed quants (the integers
+ *         are below 2^24, so their conversion is exact);
  *         then acc += bias, then out + acc when accumulate. */
 #define KRI_GROUP_ROWS 16u
 typedef void kri_linear_fn(const uint8_t *restrict w, size_t n_in, size_t n_groups,
@@ -209,6 +234,12 @@ typedef struct kri_kernels_s {
 /* The reference of each slot: kri_<slot>_ref. */
 #define KR_OP(slot, type, family, tolerance) type kri_##slot##_ref;
 #include "ops/ops.def"
+
+/* bf16 weights by activations rounded to bf16 (nearest even), what vdpbf16ps does: for each pair of
+ * k ascending acc = fmaf(w1, x1, acc); acc = fmaf(w0, x0, acc), subnormal numbers read as zero and
+ * written as zero; a missing last k is zero. Measured bit-identical on one CPU (AMD Zen 5); held
+ * only to a tolerance, because no vendor promises the order. Batch invariance holds as for all. */
+kri_linear_fn kri_linear_bf16_pair_ref;
 
 /* A table of references only. */
 void kri_kernels_ref(kri_kernels_t *kernels);

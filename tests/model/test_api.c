@@ -5,6 +5,14 @@
 
 #define N_VOCAB 320
 
+TEST(isa_details_begin_with_the_level) {
+    const char *best = kr_isa_best(), *details = kr_isa_details();
+    assert_int_equal(strncmp(details, best, strlen(best)), 0);
+    if (strcmp(details, best) == 0) return;
+    assert_string_equal(best, "avx512");
+    assert_string_equal(details, "avx512+bf16");
+}
+
 TEST(api_version_names_release_and_commit) {
     assert_non_null(strstr(kr_version(), "0.1.0 ("));
     assert_non_null(strstr(kr_version(), kr_commit()));

@@ -1,5 +1,5 @@
 /* quant_avx2.c: rounding of activations to int8 blocks of 32 (AVX2). Four registers hold a block;
- * the block sums come from one byte sum per eight values instead of a widening tree. */
+ * the sums of pairs stay in int16. */
 #include <math.h>
 
 #include "cpu/avx2/norm_avx2.h"
@@ -22,7 +22,10 @@ static uint32_t magnitude_max(const __m256 x[4]) {
 }
 
 static void block_fill(kri_q8_block_t *block, float d) {
-    *block = (kri_q8_block_t){.d = d, .ds = d};
+    *block = (kri_q8_block_t){.d = d,
+                              .ds = d,
+                              .sums = {{KRI_Q8_SUM_BIAS, KRI_Q8_SUM_BIAS},
+                                       {KRI_Q8_SUM_BIAS, KRI_Q8_SUM_BIAS}}};
 }
 
 static void block_write(kri_q8_block_t *block, const __m256 x[4], float amax) {
@@ -36,16 +39,18 @@ static void block_write(kri_q8_block_t *block, const __m256 x[4], float amax) {
         _mm256_permutevar8x32_epi32(mixed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
     _mm256_storeu_si256((void *)block->q, q);
 
-    /* Sums of eight unsigned bytes q + 128; 2 * 8 * 128 is taken off again. */
-    const __m256i biased = _mm256_xor_si256(q, _mm256_set1_epi8((char)0x80));
-    const __m256i eights = _mm256_sad_epu8(biased, _mm256_setzero_si256());
-    const __m256i pairs = _mm256_add_epi64(eights, _mm256_unpackhi_epi64(eights, eights));
-    const int32_t sum_lo = _mm_cvtsi128_si32(_mm256_castsi256_si128(pairs)) - 2048;
-    const int32_t sum_hi = _mm_cvtsi128_si32(_mm256_extracti128_si256(pairs, 1)) - 2048;
+    /* Pairs in int16, then every other pair of a half (a 128-bit lane): even ones end in the low
+     * int16 of the lane's first dword, odd ones in the high one, as block->sums has them. */
+    __m256i sums = _mm256_maddubs_epi16(_mm256_set1_epi8(1), q);
+    sums = _mm256_add_epi16(sums, _mm256_srli_si256(sums, 8));
+    sums = _mm256_add_epi16(sums, _mm256_srli_si256(sums, 4));
+    sums = _mm256_add_epi16(sums, _mm256_set1_epi16(KRI_Q8_SUM_BIAS));
+    const int32_t sums_lo = _mm_cvtsi128_si32(_mm256_castsi256_si128(sums));
+    const int32_t sums_hi = _mm_cvtsi128_si32(_mm256_extracti128_si256(sums, 1));
+    __builtin_memcpy(block->sums[0], &sums_lo, sizeof sums_lo);
+    __builtin_memcpy(block->sums[1], &sums_hi, sizeof sums_hi);
     block->d = amax / 127.0f;
-    block->ds = block->d * (float)(sum_lo + sum_hi);
-    block->sum_half[0] = sum_lo;
-    block->sum_half[1] = sum_hi;
+    block->ds = block->d * (float)kri_q8_sum(block);
 }
 
 KRI_INLINE void quant_block(const __m256 v[4], kri_q8_block_t *block) {

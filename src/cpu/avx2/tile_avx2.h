@@ -29,8 +29,8 @@ INLINE unsigned tile_size_find(size_t n) {
     return size;
 }
 
-/* Tokens whose sums are kept at once. */
-#define SUM_TOKENS 64u
+/* Tokens whose sums are kept at once: the more, the less a panel costs to fill. */
+#define SUM_TOKENS 256u
 
 typedef struct sums_s {
     float rows[SUM_TOKENS][KRI_GROUP_ROWS];
@@ -49,11 +49,24 @@ INLINE size_t rows_left(size_t n_rows, size_t group) {
     return left < KRI_GROUP_ROWS ? left : KRI_GROUP_ROWS;
 }
 
+/* Eight rows of a finished sum: bias, then what was there. */
+INLINE void half_store(const tile_out_t *o, size_t token, unsigned half, __m256 acc) {
+    float *row = o->out + token * o->stride + 8u * half;
+    if (o->bias != NULL) acc = _mm256_add_ps(acc, _mm256_loadu_ps(o->bias + 8u * half));
+    if (o->accumulate) acc = _mm256_add_ps(_mm256_loadu_ps(row), acc);
+    _mm256_storeu_ps(row, acc);
+}
+
 /* Bias, then what was there, for the rows that exist. */
 static inline void sums_store(const tile_out_t *o, const sums_t *sums, size_t n_tokens) {
     for (size_t t = 0; t < n_tokens; t++) {
         const float *sum = sums->rows[t];
         float *row = o->out + t * o->stride;
+        if (o->n_rows == KRI_GROUP_ROWS) {
+            half_store(o, t, 0, _mm256_loadu_ps(sum));
+            half_store(o, t, 1, _mm256_loadu_ps(sum + 8));
+            continue;
+        }
         for (size_t r = 0; r < o->n_rows; r++) {
             float acc = sum[r];
             if (o->bias != NULL) acc += o->bias[r];

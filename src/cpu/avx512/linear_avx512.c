@@ -3,9 +3,10 @@
  * One packed group is 16 rows, and a row is a lane. A tile is one group and n tokens (n constant):
  * per 32-block the weights are unpacked into eight vectors once, then every token adds eight
  * four-way dot products whose activation operand is a 4-byte broadcast from memory. Float
- * accumulators stay in registers over all of k, so that the order of kernels.h costs one
- * multiply and one fused multiply-add per block. The trade: weights are unpacked again for each
- * tile of 16 tokens (about 1/10 of the work there) instead of once into a scratch panel.
+ * accumulators stay in registers over all of k (q6_k: over 256 k), so that the order of kernels.h
+ * costs one multiply and one fused multiply-add per block. The trade: weights are unpacked again
+ * for each tile of 16 tokens (about 1/10 of the work there) instead of once into a scratch panel;
+ * a panel of two groups was no faster, the multiply pipes being the limit already.
  *
  * The same code serves one token and many; with one token it is bound by memory. */
 #include "cpu/impl.h"
@@ -18,15 +19,17 @@
 /* One unpacked 32-block of a group: bytes [u][row][4 k] and the scales of the 16 rows. */
 typedef struct block_s {
     __m512i w[8];
-    __m512 d;   /* scale; q6_k: of k < 16 */
+    __m512 d;    /* scale; q6_k: the integer scale of k < 16 */
     __m512 d_hi; /* q6_k: of k >= 16 */
-    __m512 m;   /* types with a minimum: q4_1 q5_1 added, q4_k q5_k subtracted */
+    __m512 m;    /* types with a minimum: q4_1 q5_1 added, q4_k q5_k subtracted */
 } block_t;
 
 typedef struct group_s {
     const uint8_t *super, *scales, *quants;
     const uint8_t *ahead; /* bytes to prefetch meanwhile, as many as the group has, or NULL */
 } group_t;
+
+#define SUPER_BLOCKS 8u /* 32-blocks of a q6_k 256 */
 
 /* Bytes of one 32-block of a group, all sections together. */
 INLINE unsigned block_bytes(kr_dtype_t type) {
@@ -124,12 +127,10 @@ INLINE void block_scales(kr_dtype_t type, const group_t *g, size_t b, block_t *b
         block->m = _mm512_mul_ps(halfs_load(super + 32), bytes_load(g->scales + 32u * b + 16u));
         break;
     }
-    case KR_DTYPE_Q6_K: {
-        const __m512 d = halfs_load(g->super + 32u * (b / 8u));
-        block->d = _mm512_mul_ps(d, signed_bytes_load(g->scales + 32u * b));
-        block->d_hi = _mm512_mul_ps(d, signed_bytes_load(g->scales + 32u * b + 16u));
+    case KR_DTYPE_Q6_K:
+        block->d = signed_bytes_load(g->scales + 32u * b);
+        block->d_hi = signed_bytes_load(g->scales + 32u * b + 16u);
         break;
-    }
     default:
         block->d = halfs_load(g->scales + 32u * b);
         break;
@@ -168,20 +169,27 @@ INLINE __m512 scaled_add(__m512 acc, __m512 d, float da, __m512i sum) {
     return _mm512_fmadd_ps(_mm512_mul_ps(d, _mm512_set1_ps(da)), _mm512_cvtepi32_ps(sum), acc);
 }
 
+/* One block of a q6_k part. The integer of kernels.h is below 2^24, so making it from integer
+ * scales and dot products in floats is exact. */
+INLINE __m512 part_step(const block_t *block, const kri_q8_block_t *a, __m512 part) {
+    const __m512i lo = zero_start(32, kri_q8_sum_half(a, 0));
+    const __m512i hi = zero_start(32, kri_q8_sum_half(a, 1));
+    const __m512 c_lo = _mm512_cvtepi32_ps(dot_4_add(lo, block->w, a->q));
+    const __m512 c_hi = _mm512_cvtepi32_ps(dot_4_add(hi, block->w + 4, a->q + 16));
+    const __m512 c = _mm512_fmadd_ps(block->d_hi, c_hi, _mm512_mul_ps(block->d, c_lo));
+    return _mm512_fmadd_ps(_mm512_set1_ps(a->d), c, part);
+}
+
 INLINE __m512 block_step(kr_dtype_t type, const block_t *block, const kri_q8_block_t *a,
                          __m512 acc) {
-    const int32_t lo = a->sum_half[0], hi = a->sum_half[1];
     switch (type) {
     case KR_DTYPE_Q4_0:
-        return scaled_add(acc, block->d, a->d, dot_8_add(zero_start(8, lo + hi), block, a));
+        return scaled_add(acc, block->d, a->d, dot_8_add(zero_start(8, kri_q8_sum(a)), block, a));
     case KR_DTYPE_Q5_0:
-        return scaled_add(acc, block->d, a->d, dot_8_add(zero_start(16, lo + hi), block, a));
+        return scaled_add(acc, block->d, a->d, dot_8_add(zero_start(16, kri_q8_sum(a)), block, a));
     case KR_DTYPE_Q8_0:
-        return scaled_add(acc, block->d, a->d, dot_8_add(zero_start(128, lo + hi), block, a));
-    case KR_DTYPE_Q6_K:
-        acc = scaled_add(acc, block->d, a->d, dot_4_add(zero_start(32, lo), block->w, a->q));
-        return scaled_add(acc, block->d_hi, a->d,
-                          dot_4_add(zero_start(32, hi), block->w + 4, a->q + 16));
+        return scaled_add(acc, block->d, a->d, dot_8_add(zero_start(128, kri_q8_sum(a)), block, a));
+    case KR_DTYPE_Q6_K: return part_step(block, a, acc);
     case KR_DTYPE_Q4_1:
     case KR_DTYPE_Q5_1:
         acc = scaled_add(acc, block->d, a->d, dot_8_add(_mm512_setzero_si512(), block, a));
@@ -202,24 +210,50 @@ INLINE void ahead_prefetch(kr_dtype_t type, const uint8_t *ahead, size_t b) {
     }
 }
 
+/* What all steps of a tile share; type and n are constant. */
+typedef struct tile_in_s {
+    kr_dtype_t type;
+    unsigned n; /* tokens */
+    const group_t *g;
+    size_t quant_bytes;
+    const uint8_t *act;
+    size_t act_stride;
+} tile_in_t;
+
+INLINE const kri_q8_block_t *token_block(const tile_in_t *in, unsigned t, size_t b) {
+    /* Four base pointers instead of sixteen: all of them fit the general registers. */
+    const uint8_t *base = in->act + b * sizeof(kri_q8_block_t) + (t / 4u) * 4u * in->act_stride;
+    return (const void *)(base + (t % 4u) * in->act_stride);
+}
+
+INLINE void tile_step(const tile_in_t *in, size_t b, __m512 acc[TILE_TOKENS]) {
+    block_t block;
+    block_unpack(in->type, in->g->quants + b * in->quant_bytes, &block);
+    block_scales(in->type, in->g, b, &block);
+    UNROLL for (unsigned t = 0; t < in->n; t++) {
+        acc[t] = block_step(in->type, &block, token_block(in, t, b), acc[t]);
+    }
+    if (in->g->ahead != NULL) ahead_prefetch(in->type, in->g->ahead, b);
+}
+
+/* One 256 of q6_k. The parts take the registers, the sums rest in memory. */
+INLINE void super_step(const tile_in_t *in, size_t b, __m512 sums[TILE_TOKENS]) {
+    const __m512 d = halfs_load(in->g->super + 32u * (b / SUPER_BLOCKS));
+    __m512 part[TILE_TOKENS];
+    UNROLL for (unsigned t = 0; t < in->n; t++) part[t] = _mm512_setzero_ps();
+    for (size_t i = 0; i < SUPER_BLOCKS; i++) tile_step(in, b + i, part);
+    UNROLL for (unsigned t = 0; t < in->n; t++) sums[t] = _mm512_fmadd_ps(d, part[t], sums[t]);
+}
+
 INLINE void tile(kr_dtype_t type, unsigned n, const group_t *g, const kri_pack_layout_t *layout,
                  size_t n_blocks, const uint8_t *act, size_t act_stride, const tile_out_t *out) {
+    const tile_in_t in = {type, n, g, layout->quant_bytes, act, act_stride};
     __m512 acc[TILE_TOKENS];
     UNROLL for (unsigned t = 0; t < n; t++) acc[t] = _mm512_setzero_ps();
-
-    for (size_t b = 0; b < n_blocks; b++) {
-        const uint8_t *a = act + b * sizeof(kri_q8_block_t);
-        const uint8_t *quants = g->quants + b * layout->quant_bytes;
-        block_t block;
-        block_unpack(type, quants, &block);
-        block_scales(type, g, b, &block);
-        UNROLL for (unsigned t = 0; t < n; t++) {
-            /* Four base pointers instead of sixteen: all of them fit the general registers. */
-            const uint8_t *base = a + (t / 4u) * 4u * act_stride;
-            acc[t] = block_step(type, &block, (const void *)(base + (t % 4u) * act_stride),
-                                acc[t]);
-        }
-        if (g->ahead != NULL) ahead_prefetch(type, g->ahead, b);
+    if (type == KR_DTYPE_Q6_K) {
+        for (size_t b = 0; b < n_blocks; b += SUPER_BLOCKS) super_step(&in, b, acc);
+    } else {
+        for (size_t b = 0; b < n_blocks; b++) tile_step(&in, b, acc);
     }
     tile_store(out, n, acc);
 }

@@ -2,7 +2,11 @@
  *
  * A lane is a row and k runs in order, one fused multiply-add per (row, token, k), which is the
  * order of kernels.h. That leaves one dependent chain per accumulator, so a tile must bring eight
- * or more of them: many tokens on one group, or several groups when tokens are few. */
+ * or more of them: many tokens on one group, or several groups when tokens are few.
+ *
+ * Many tokens are read from a copy on the stack, a piece of k at a time: a model's row length is
+ * often a multiple of 4096 bytes, and sixteen such rows fall into the same few sets of the
+ * first-level cache, which halves the speed. The sums rest in memory between pieces. */
 #include "cpu/impl.h"
 
 #include <immintrin.h>
@@ -12,6 +16,16 @@
 
 #define CHUNK_GROUPS 4u
 #define PREFETCH_BYTES 1024u
+#define PIECE_ITEMS 256u      /* of k */
+#define PIECE_TOKENS_MIN 8u   /* fewer tokens are read in place */
+
+typedef struct piece_s {
+    float x[TILE_TOKENS][PIECE_ITEMS];
+} piece_t;
+
+typedef struct sums_s {
+    __m512 sum[CHUNK_GROUPS][TILE_TOKENS];
+} sums_t;
 
 INLINE __m512 row_load(kr_dtype_t type, const uint8_t *p) {
     switch (type) {
@@ -24,16 +38,17 @@ INLINE __m512 row_load(kr_dtype_t type, const uint8_t *p) {
     }
 }
 
-/* n_groups (constant, <= 4) groups by n (constant, <= 16) tokens, n_groups * n <= 16. */
+/* Adds n_k values of k to the sums of n_groups (constant, <= 4) groups by n (constant, <= 16)
+ * tokens, n_groups * n <= 16. */
 INLINE void tile(kr_dtype_t type, unsigned n_groups, unsigned n, const uint8_t *w,
-                 size_t group_bytes, size_t n_in, const uint8_t *act, size_t act_stride,
-                 const tile_out_t *out) {
+                 size_t group_bytes, size_t n_k, const uint8_t *act, size_t act_stride,
+                 __m512 (*sums)[TILE_TOKENS]) {
     const size_t row_bytes = type == KR_DTYPE_F32 ? 64 : 32;
     __m512 acc[CHUNK_GROUPS][TILE_TOKENS];
     UNROLL for (unsigned g = 0; g < n_groups; g++) {
-        UNROLL for (unsigned t = 0; t < n; t++) acc[g][t] = _mm512_setzero_ps();
+        UNROLL for (unsigned t = 0; t < n; t++) acc[g][t] = sums[g][t];
     }
-    for (size_t k = 0; k < n_in; k++) {
+    for (size_t k = 0; k < n_k; k++) {
         UNROLL for (unsigned g = 0; g < n_groups; g++) {
             const uint8_t *p = w + g * group_bytes + k * row_bytes;
             _mm_prefetch((const void *)(p + PREFETCH_BYTES), _MM_HINT_T0);
@@ -45,11 +60,13 @@ INLINE void tile(kr_dtype_t type, unsigned n_groups, unsigned n, const uint8_t *
             }
         }
     }
-    UNROLL for (unsigned g = 0; g < n_groups; g++) tile_store(&out[g], n, acc[g]);
+    UNROLL for (unsigned g = 0; g < n_groups; g++) {
+        UNROLL for (unsigned t = 0; t < n; t++) sums[g][t] = acc[g][t];
+    }
 }
 
-typedef void tile_fn(const uint8_t *w, size_t group_bytes, size_t n_in, const uint8_t *act,
-                     size_t act_stride, const tile_out_t *out);
+typedef void tile_fn(const uint8_t *w, size_t group_bytes, size_t n_k, const uint8_t *act,
+                     size_t act_stride, __m512 (*sums)[TILE_TOKENS]);
 
 /* A tile of each token count: over one group and over as many as its registers allow. */
 typedef struct tile_pair_s {
@@ -57,26 +74,40 @@ typedef struct tile_pair_s {
     unsigned n_many;
 } tile_pair_t;
 
-/* All tokens of up to CHUNK_GROUPS groups, so that these groups are read from memory once. */
-INLINE void chunk_run(const tile_pair_t *tiles, const uint8_t *w, size_t group_bytes,
-                      size_t n_in, unsigned n_groups, const uint8_t *act, size_t act_stride,
-                      size_t n_tokens, tile_out_t *outs, float *out) {
-    size_t t = 0;
-    while (t < n_tokens) {
-        const unsigned size = tile_size_find(n_tokens - t);
-        const tile_pair_t *pair = &tiles[size];
-        const uint8_t *a = act + t * act_stride;
-        unsigned g = 0;
-        for (unsigned i = 0; i < n_groups; i++) {
-            outs[i].out = out + t * outs[i].stride + i * KRI_GROUP_ROWS;
-        }
-        for (; g + pair->n_many <= n_groups; g += pair->n_many) {
-            pair->many(w + g * group_bytes, group_bytes, n_in, a, act_stride, &outs[g]);
-        }
-        for (; g < n_groups; g++) {
-            pair->one(w + g * group_bytes, group_bytes, n_in, a, act_stride, &outs[g]);
-        }
-        t += tile_sizes[size];
+/* One piece of k for a tile of tokens over n_groups groups. */
+INLINE void groups_add(const tile_pair_t *pair, const uint8_t *w, size_t group_bytes,
+                       unsigned n_groups, size_t n_k, const uint8_t *act, size_t act_stride,
+                       sums_t *sums) {
+    unsigned g = 0;
+    for (; g + pair->n_many <= n_groups; g += pair->n_many) {
+        pair->many(w + g * group_bytes, group_bytes, n_k, act, act_stride, sums->sum + g);
+    }
+    for (; g < n_groups; g++) {
+        pair->one(w + g * group_bytes, group_bytes, n_k, act, act_stride, sums->sum + g);
+    }
+}
+
+static void piece_fill(const uint8_t *act, size_t act_stride, size_t n_tokens, size_t n_k,
+                       piece_t *piece) {
+    for (size_t t = 0; t < n_tokens; t++) {
+        __builtin_memcpy(piece->x[t], act + t * act_stride, n_k * sizeof(float));
+    }
+}
+
+/* A tile of n tokens over n_groups groups and all of k. */
+INLINE void chunk_run(const tile_pair_t *pair, unsigned n, const uint8_t *w, size_t group_bytes,
+                      size_t row_bytes, size_t n_in, unsigned n_groups, const uint8_t *act,
+                      size_t act_stride, sums_t *sums) {
+    _Alignas(64) piece_t piece;
+    if (n < PIECE_TOKENS_MIN) {
+        groups_add(pair, w, group_bytes, n_groups, n_in, act, act_stride, sums);
+        return;
+    }
+    for (size_t k = 0; k < n_in; k += PIECE_ITEMS) {
+        const size_t n_k = n_in - k < PIECE_ITEMS ? n_in - k : PIECE_ITEMS;
+        piece_fill(act + k * sizeof(float), act_stride, n, n_k, &piece);
+        groups_add(pair, w + k * row_bytes, group_bytes, n_groups, n_k,
+                   (const uint8_t *)piece.x, sizeof piece.x[0], sums);
     }
 }
 
@@ -88,23 +119,33 @@ INLINE void groups_run(kr_dtype_t type, const tile_pair_t *tiles, const uint8_t 
     if (!kri_pack_layout(type, n_in, &layout)) return;
     for (size_t g = 0; g < n_groups; g += CHUNK_GROUPS) {
         const size_t left = n_groups - g;
-        const unsigned n = left < CHUNK_GROUPS ? (unsigned)left : CHUNK_GROUPS;
-        tile_out_t outs[CHUNK_GROUPS];
-        for (unsigned i = 0; i < n; i++) {
-            const size_t row = (g + i) * KRI_GROUP_ROWS;
-            outs[i] = (tile_out_t){NULL, out_stride, bias != NULL ? bias + row : NULL,
-                                   rows_mask(n_rows, g + i), accumulate};
+        const unsigned n_chunk = left < CHUNK_GROUPS ? (unsigned)left : CHUNK_GROUPS;
+        size_t t = 0;
+        while (t < n_tokens) {
+            const unsigned size = tile_size_find(n_tokens - t), n = tile_sizes[size];
+            sums_t sums;
+            for (unsigned i = 0; i < n_chunk; i++) {
+                for (unsigned j = 0; j < n; j++) sums.sum[i][j] = _mm512_setzero_ps();
+            }
+            chunk_run(&tiles[size], n, w + g * layout.group_bytes, layout.group_bytes,
+                      layout.quant_bytes, n_in, n_chunk, act + t * act_stride, act_stride, &sums);
+            for (unsigned i = 0; i < n_chunk; i++) {
+                const size_t row = (g + i) * KRI_GROUP_ROWS;
+                const tile_out_t to = {out + t * out_stride + row, out_stride,
+                                       bias != NULL ? bias + row : NULL,
+                                       rows_mask(n_rows, g + i), accumulate};
+                tile_store(&to, n, sums.sum[i]);
+            }
+            t += n;
         }
-        chunk_run(tiles, w + g * layout.group_bytes, layout.group_bytes, n_in, n, act, act_stride,
-                  n_tokens, outs, out + g * KRI_GROUP_ROWS);
     }
 }
 
 #define TILE(slot, type, n_groups, n)                                                            \
-    static void slot##_tile_##n_groups##_##n(const uint8_t *w, size_t group_bytes, size_t n_in,  \
+    static void slot##_tile_##n_groups##_##n(const uint8_t *w, size_t group_bytes, size_t n_k,   \
                                              const uint8_t *act, size_t act_stride,              \
-                                             const tile_out_t *out) {                            \
-        tile(type, n_groups, n, w, group_bytes, n_in, act, act_stride, out);                     \
+                                             __m512 (*sums)[TILE_TOKENS]) {                      \
+        tile(type, n_groups, n, w, group_bytes, n_k, act, act_stride, sums);                     \
     }
 #define LINEAR(slot, type)                                                                       \
     TILE(slot, type, 1, 1)                                                                       \

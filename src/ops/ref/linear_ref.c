@@ -1,12 +1,15 @@
 /* linear_ref.c: weights times activations for all types, in the float order of kernels.h.
  * A row's block is decoded once for up to TOKEN_TILE tokens; the sum of one (token, row) pair
  * does not see the tile, so any cut of the batch gives the same bits. */
+#include <float.h>
 #include <math.h>
+#include <stdbool.h>
 #include <string.h>
 
 #include "ops/block.h"
 
 #define TOKEN_TILE 16u
+#define SUPER_BLOCKS 8u /* 32-blocks of a q6_k 256 */
 
 /* Where results go and how they end: shared by all types. */
 typedef struct sink_s {
@@ -31,42 +34,48 @@ static int32_t dot_quants(const uint8_t *w, const int8_t *a, size_t n) {
 /* One 32-block of weights, decoded. */
 typedef struct weights_s {
     uint8_t q[KRI_BLOCK_ITEMS];
-    float d, m, d_half[2]; /* scales: whole block, offset, q6_k halves */
+    float d, m;    /* scale (q6_k: of the 256), offset (added) */
+    int32_t sc[2]; /* q6_k: integer scale of each half */
 } weights_t;
 
-typedef float step_fn(const weights_t *w, const kri_q8_block_t *a, float acc);
+/* Sums of one (token, row) pair: `part` is that of the current 256 of q6_k. */
+typedef struct acc_s {
+    float acc, part;
+} acc_t;
 
-static float step_zero(const weights_t *w, const kri_q8_block_t *a, int32_t zero, float acc) {
+typedef void step_fn(const weights_t *w, const kri_q8_block_t *a, acc_t *acc);
+
+static void step_zero(const weights_t *w, const kri_q8_block_t *a, int32_t zero, acc_t *acc) {
     int32_t dot = dot_quants(w->q, a->q, KRI_BLOCK_ITEMS);
-    int32_t sum = a->sum_half[0] + a->sum_half[1];
-    return fmaf(w->d * a->d, (float)(dot - zero * sum), acc);
+    acc->acc = fmaf(w->d * a->d, (float)(dot - zero * kri_q8_sum(a)), acc->acc);
 }
 
-static float step_q4_0(const weights_t *w, const kri_q8_block_t *a, float acc) {
-    return step_zero(w, a, 8, acc);
+static void step_q4_0(const weights_t *w, const kri_q8_block_t *a, acc_t *acc) {
+    step_zero(w, a, 8, acc);
 }
 
-static float step_q5_0(const weights_t *w, const kri_q8_block_t *a, float acc) {
-    return step_zero(w, a, 16, acc);
+static void step_q5_0(const weights_t *w, const kri_q8_block_t *a, acc_t *acc) {
+    step_zero(w, a, 16, acc);
 }
 
-static float step_q8_0(const weights_t *w, const kri_q8_block_t *a, float acc) {
-    return step_zero(w, a, 128, acc);
+static void step_q8_0(const weights_t *w, const kri_q8_block_t *a, acc_t *acc) {
+    step_zero(w, a, 128, acc);
 }
 
 /* q4_1 q5_1 q4_k q5_k; for the K types d and m already hold d * sc and -(dmin * mn). */
-static float step_offset(const weights_t *w, const kri_q8_block_t *a, float acc) {
+static void step_offset(const weights_t *w, const kri_q8_block_t *a, acc_t *acc) {
     int32_t dot = dot_quants(w->q, a->q, KRI_BLOCK_ITEMS);
-    acc = fmaf(w->d * a->d, (float)dot, acc);
-    return fmaf(w->m, a->ds, acc);
+    acc->acc = fmaf(w->d * a->d, (float)dot, acc->acc);
+    acc->acc = fmaf(w->m, a->ds, acc->acc);
 }
 
-static float step_q6_k(const weights_t *w, const kri_q8_block_t *a, float acc) {
-    for (size_t h = 0; h < 2; h++) {
+static void step_q6_k(const weights_t *w, const kri_q8_block_t *a, acc_t *acc) {
+    int32_t sum = 0;
+    for (unsigned h = 0; h < 2; h++) {
         int32_t dot = dot_quants(w->q + 16 * h, a->q + 16 * h, 16);
-        acc = fmaf(w->d_half[h] * a->d, (float)(dot - 32 * a->sum_half[h]), acc);
+        sum += w->sc[h] * (dot - 32 * kri_q8_sum_half(a, h));
     }
-    return acc;
+    acc->part = fmaf(a->d, (float)sum, acc->part);
 }
 
 static void decode_block(kr_dtype_t dtype, const uint8_t *group, const kri_pack_layout_t *layout,
@@ -80,7 +89,7 @@ static void decode_block(kr_dtype_t dtype, const uint8_t *group, const kri_pack_
         w->d *= (float)raw.s[0];
         w->m = -(w->m * (float)raw.s[1]);
     } else if (dtype == KR_DTYPE_Q6_K) {
-        for (size_t h = 0; h < 2; h++) w->d_half[h] = w->d * (float)(int8_t)raw.s[h];
+        for (size_t h = 0; h < 2; h++) w->sc[h] = (int8_t)raw.s[h];
     }
 }
 
@@ -93,16 +102,20 @@ static void linear_blocks(kr_dtype_t dtype, step_fn *step, const uint8_t *w, siz
         const uint8_t *group = w + r / KRI_GROUP_ROWS * layout.group_bytes;
         for (size_t t0 = 0; t0 < n_tokens; t0 += TOKEN_TILE) {
             size_t n = n_tokens - t0 < TOKEN_TILE ? n_tokens - t0 : TOKEN_TILE;
-            float acc[TOKEN_TILE] = {0};
+            acc_t acc[TOKEN_TILE] = {{0, 0}};
             for (size_t b = 0; b < n_in / KRI_BLOCK_ITEMS; b++) {
+                bool super_ends = dtype == KR_DTYPE_Q6_K && b % SUPER_BLOCKS == SUPER_BLOCKS - 1;
                 weights_t block;
                 decode_block(dtype, group, &layout, b, r % KRI_GROUP_ROWS, &block);
                 for (size_t t = 0; t < n; t++) {
                     const uint8_t *row = act + (t0 + t) * act_stride;
-                    acc[t] = step(&block, (const kri_q8_block_t *)(const void *)row + b, acc[t]);
+                    step(&block, (const kri_q8_block_t *)(const void *)row + b, &acc[t]);
+                    if (!super_ends) continue;
+                    acc[t].acc = fmaf(block.d, acc[t].part, acc[t].acc);
+                    acc[t].part = 0;
                 }
             }
-            for (size_t t = 0; t < n; t++) sink_put(sink, t0 + t, r, acc[t]);
+            for (size_t t = 0; t < n; t++) sink_put(sink, t0 + t, r, acc[t].acc);
         }
     }
 }
@@ -134,6 +147,52 @@ static void linear_floats(kr_dtype_t dtype, const uint8_t *w, size_t n_in, size_
     const uint8_t *restrict w, size_t n_in, size_t n_groups, size_t n_rows,                      \
         const void *restrict act, size_t act_stride, size_t n_tokens,                            \
         const float *restrict bias, uint32_t accumulate, float *restrict out, size_t out_stride
+
+static float subnormal_flush(float x) {
+    return fabsf(x) < FLT_MIN ? copysignf(0.0f, x) : x;
+}
+
+/* Nearest bf16, ties to even, as f32; NaN stays NaN. */
+static float bf16_round(float x) {
+    uint32_t u;
+    x = subnormal_flush(x);
+    if (isnan(x)) return x;
+    memcpy(&u, &x, sizeof u);
+    u = (u + 0x7fffu + (u >> 16 & 1u)) & 0xffff0000u;
+    memcpy(&x, &u, sizeof x);
+    return x;
+}
+
+static float pair_step(const uint8_t *group, const float *x, size_t n_in, size_t k, size_t row,
+                       float acc) {
+    for (size_t i = 2; i-- > 0;) {
+        float w = 0, a = 0;
+        if (k + i < n_in) {
+            w = kri_block_element(KR_DTYPE_BF16, group, (k + i) * KRI_GROUP_ROWS + row);
+            a = bf16_round(x[k + i]);
+        }
+        acc = subnormal_flush(fmaf(subnormal_flush(w), a, acc));
+    }
+    return acc;
+}
+
+void kri_linear_bf16_pair_ref(LINEAR_ARGS) {
+    sink_t sink = {bias, accumulate, out, out_stride};
+    kri_pack_layout_t layout;
+    (void)n_groups;
+    if (!kri_pack_layout(KR_DTYPE_BF16, n_in, &layout)) return;
+    for (size_t r = 0; r < n_rows; r++) {
+        const uint8_t *group = w + r / KRI_GROUP_ROWS * layout.group_bytes;
+        for (size_t t = 0; t < n_tokens; t++) {
+            const float *x = (const float *)(const void *)((const uint8_t *)act + t * act_stride);
+            float acc = 0;
+            for (size_t k = 0; k < n_in; k += 2) {
+                acc = pair_step(group, x, n_in, k, r % KRI_GROUP_ROWS, acc);
+            }
+            sink_put(&sink, t, r, acc);
+        }
+    }
+}
 
 #define LINEAR_QUANT(slot, dtype, step)                                                          \
     void kri_linear_##slot##_ref(LINEAR_ARGS) {                                                  \

@@ -20,6 +20,7 @@ static void quant_block(const float *x, kri_q8_block_t *block) {
         if (bits > amax_bits) amax_bits = bits;
     }
     memset(block, 0, sizeof *block);
+    for (size_t i = 0; i < 4; i++) block->sums[i / 2][i % 2] = KRI_Q8_SUM_BIAS;
     if (amax_bits >= INFINITY_BITS) {
         block->d = block->ds = NAN;
         return;
@@ -31,10 +32,11 @@ static void quant_block(const float *x, kri_q8_block_t *block) {
     for (size_t i = 0; i < KRI_Q8_ITEMS; i++) {
         int32_t q = (int32_t)rintf(x[i] * inverse);
         block->q[i] = (int8_t)q;
-        block->sum_half[i / 16] += q;
+        uint16_t *sum = &block->sums[i / 16][i / 2 % 2];
+        *sum = (uint16_t)(*sum + q);
     }
     block->d = amax / 127.0f;
-    block->ds = block->d * (float)(block->sum_half[0] + block->sum_half[1]);
+    block->ds = block->d * (float)kri_q8_sum(block);
 }
 
 void kri_quant_q8_ref(const float *restrict x, size_t n, kri_q8_block_t *restrict blocks) {

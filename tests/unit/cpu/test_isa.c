@@ -90,6 +90,10 @@ TEST(kernels_level_is_lowered_but_never_raised) {
     }
 }
 
+TEST(isa_bf16_comes_only_with_avx512) {
+    assert_true(!kri_isa_has_bf16() || kri_isa_detect() == KRI_ISA_AVX512);
+}
+
 TEST(kernels_slots_change_with_the_level) {
     kri_kernels_t kernels;
     assert_int_equal(kri_cpu_kernels(NULL, &kernels, NULL), KR_OK);
