@@ -317,6 +317,10 @@ KR_API kr_status_t kr_detokenizer_finish(kr_detokenizer_t detokenizer, const cha
 
 typedef struct kr_session_s *kr_session_t;
 enum { KR_INVARIANT_DEFAULT = 0, KR_INVARIANT_ON = 1, KR_INVARIANT_OFF = 2 };
+/* How attention multiplies queries with keys. F32 loses nothing. INT8 rounds each query and each
+ * key of a head to 8 bits with one scale: faster where scores dominate (long prompts, AVX-512),
+ * logits move a little (docs/perf-log.md). Both are batch-invariant. */
+enum { KR_ATTN_QK_DEFAULT = 0, KR_ATTN_QK_F32 = 1, KR_ATTN_QK_INT8 = 2 };
 typedef struct kr_session_params_s {
     uint32_t struct_bytes;
     uint32_t n_ctx;          /* tokens per sequence; 0 = min(model's, 4096) */
@@ -325,7 +329,7 @@ typedef struct kr_session_params_s {
     uint32_t n_threads;      /* 0 = kr_threads_default() */
     kr_dtype_t kv_dtype;     /* KR_DTYPE_F16 (0 = this) or KR_DTYPE_F32 */
     int32_t invariant;       /* KR_INVARIANT_*; every present ISA level is batch-invariant */
-    uint32_t reserved;
+    int32_t attn_qk;         /* KR_ATTN_QK_*; 0 = F32 */
     const char *isa;         /* C string; highest level allowed ("ref", "avx2", ...), NULL = best */
     kr_telemetry_t telemetry; /* borrowed for the session's life; NULL = none */
 } kr_session_params_t;

@@ -60,6 +60,10 @@ void cli_session_params(const cli_options_t *options, uint32_t n_ctx, uint32_t n
     params->n_threads = cli_u32(options, CLI_OPT_threads);
     const char *kv = cli_text(options, CLI_OPT_kv);
     if (kv != NULL) params->kv_dtype = strcmp(kv, "f32") == 0 ? KR_DTYPE_F32 : KR_DTYPE_F16;
+    const char *attn_qk = cli_text(options, CLI_OPT_attn_qk);
+    if (attn_qk != NULL) {
+        params->attn_qk = strcmp(attn_qk, "int8") == 0 ? KR_ATTN_QK_INT8 : KR_ATTN_QK_F32;
+    }
     const char *invariant = cli_text(options, CLI_OPT_invariant);
     if (invariant != NULL) {
         params->invariant = strcmp(invariant, "on") == 0 ? KR_INVARIANT_ON : KR_INVARIANT_OFF;

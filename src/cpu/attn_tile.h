@@ -1,15 +1,17 @@
 /* attn_tile.h: what the attention kernels of all ISA levels share: the layout of the scratch
- * memory, which keys a row sees, and the walk over key blocks and rows. Inline in a header, since
- * each ISA folder compiles it with its own flags.
+ * memory, which keys a row sees, and 8-bit queries. The walk over spans, blocks and groups of
+ * queries is attn_walk.h. Inline in headers, since each ISA folder compiles them with its own
+ * flags.
  *
- * A tile goes through its key blocks in ascending order. Of each block the keys are transposed
- * once (lane = key, so that scores need no horizontal sums), and the rows are taken in runs that
- * see the same keys of the block. A run never multiplies a key or value that its rows do not see:
- * a weight of 0 times what lies there would not be 0 if it held an infinity or memory never
- * written, and the row's result would depend on its tile. */
+ * Of each block the keys are transposed once per tile (lane = key, so that scores need no
+ * horizontal sums) and the values widened once. A value is never multiplied for a row that does
+ * not see its key: a weight of 0 times what lies there would not be 0 if it held an infinity or
+ * memory never written, and the row's result would depend on its tile. Scores of keys that a row
+ * does not see are computed where that is cheaper, and masked. */
 #ifndef KRI_CPU_ATTN_TILE_H
 #define KRI_CPU_ATTN_TILE_H
 
+#include <float.h>
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -18,21 +20,28 @@
 #include "ops/kernels.h"
 
 #define ATTN_PAGES (KRI_ATTN_BLOCK / KRI_PAGE_TOKENS)
+#define ATTN_LOG2_E 1.44269504f
 
 typedef struct attn_tile_s {
     const kri_attn_args_t *args;
     size_t head_dim;
     size_t n_queries;  /* query vectors: rows * heads, row-major */
     size_t elem_bytes; /* of K and V in the pool: 4 (f32) or 2 (f16) */
+    int qk8;           /* scores in 8-bit integers */
+    int from_scratch;  /* values were converted into `values` */
     size_t block;      /* position of the first key of the block */
     float *keys;       /* transposed keys of the block, layout of the ISA level */
+    float *key_scale;  /* [KRI_ATTN_BLOCK], qk8 */
     float *values;     /* converted values of the block, layout of the ISA level */
-    float *q;          /* [n_queries][head_dim] */
-    float *acc;        /* [n_queries][head_dim], weighted values not yet divided by sum */
-    float *scores;     /* [n_queries][KRI_ATTN_BLOCK] */
-    float *max;        /* [KRI_ATTN_TILE] */
-    float *sum;        /* [KRI_ATTN_TILE] */
-    float *decay;      /* [KRI_ATTN_TILE], old weights of a query times this */
+    float *q;          /* [n_queries][head_dim] floats, or head_dim int8_t or int16_t (qk8) */
+    float *q_scale;    /* [n_queries], qk8: takes an integer to a score; others fold it into q */
+    int32_t *q_sum;    /* [n_queries], qk8: sum of the query's integers */
+    float *acc;        /* [n_queries][head_dim], weighted values of the span so far */
+    float *total;      /* [n_queries][head_dim], of the spans merged so far */
+    float *scores;     /* [KRI_ATTN_GROUP][KRI_ATTN_BLOCK], base 2 logarithms; then weights */
+    float *max, *sum, *decay;                   /* [n_queries]; decay: old weights times this */
+    float *total_max, *total_sum, *total_decay; /* the same of the merged spans */
+    float cap;         /* soft cap in base 2 logarithms */
     /* K and V of the pages of the next block, to prefetch; scratch where no row sees that page. */
     const uint8_t *next_k[ATTN_PAGES], *next_v[ATTN_PAGES];
 } attn_tile_t;
@@ -42,15 +51,8 @@ typedef struct attn_range_s {
     size_t begin, end;
 } attn_range_t;
 
-/* A run: queries [begin, end) that see the same keys. */
-typedef struct attn_run_s {
-    size_t begin, end;
-    attn_range_t keys;
-} attn_run_t;
-
 static inline size_t attn_first_key(const kri_attn_args_t *args, size_t row) {
-    const size_t n_past = (size_t)args->pos_begin + row + 1u;
-    return args->window != 0 && n_past > args->window ? n_past - args->window : 0;
+    return kri_attn_first_key(args->pos_begin + (uint32_t)row, args->window);
 }
 
 /* The keys of the current block that some row of [row_begin, row_end) sees. */
@@ -67,6 +69,19 @@ static inline attn_range_t attn_keys(const attn_tile_t *tile, size_t row_begin, 
     return keys;
 }
 
+/* The queries that see some key of [key_begin, key_end). */
+static inline attn_range_t attn_queries(const kri_attn_args_t *args, size_t key_begin,
+                                        size_t key_end) {
+    const size_t pos = args->pos_begin;
+    const size_t past = key_end + args->window - 1u; /* the first position that sees none any more */
+    size_t begin = key_begin > pos ? key_begin - pos : 0, end = args->n_rows;
+    if (args->window != 0 && pos + end > past) {
+        end = past > pos ? past - pos : 0;
+    }
+    begin = begin < end ? begin : end;
+    return (attn_range_t){begin * args->n_heads, end * args->n_heads};
+}
+
 /* Address of the K (or V) of a page of the current block. */
 static inline const uint8_t *attn_page(const attn_tile_t *tile, size_t page, size_t offset) {
     const kri_attn_args_t *args = tile->args;
@@ -74,63 +89,89 @@ static inline const uint8_t *attn_page(const attn_tile_t *tile, size_t page, siz
     return args->pool + (size_t)id * args->page_bytes + offset;
 }
 
+/* ---- scratch ------------------------------------------------------------------------------- */
+
 /* value_width: floats per row of a stored value chunk; the value scratch is rounded up to it. */
 static inline void attn_tile_init(attn_tile_t *tile, const kri_attn_args_t *args,
-                                  size_t elem_bytes, size_t value_width) {
+                                  size_t elem_bytes, int qk8, size_t value_width) {
     const size_t head_dim = args->head_dim;
     const size_t head_dim_up = (head_dim + value_width - 1u) / value_width * value_width;
     tile->args = args;
     tile->head_dim = head_dim;
     tile->n_queries = (size_t)args->n_rows * args->n_heads;
     tile->elem_bytes = elem_bytes;
+    tile->qk8 = qk8;
+    tile->cap = args->softcap * ATTN_LOG2_E;
     tile->keys = args->scratch;
     tile->values = tile->keys + KRI_ATTN_BLOCK * head_dim;
     tile->scores = tile->values + KRI_ATTN_BLOCK * head_dim_up;
-    tile->max = tile->scores + KRI_ATTN_TILE * KRI_ATTN_BLOCK;
+    tile->key_scale = tile->scores + KRI_ATTN_GROUP * KRI_ATTN_BLOCK;
+    tile->max = tile->key_scale + KRI_ATTN_BLOCK;
     tile->sum = tile->max + KRI_ATTN_TILE;
     tile->decay = tile->sum + KRI_ATTN_TILE;
-    tile->q = tile->decay + 2u * KRI_ATTN_TILE;
+    tile->total_max = tile->decay + KRI_ATTN_TILE;
+    tile->total_sum = tile->total_max + KRI_ATTN_TILE;
+    tile->total_decay = tile->total_sum + KRI_ATTN_TILE;
+    tile->q_scale = tile->total_decay + KRI_ATTN_TILE;
+    tile->q_sum = (int32_t *)(void *)(tile->q_scale + KRI_ATTN_TILE);
+    tile->q = tile->q_scale + 2u * KRI_ATTN_TILE;
     tile->acc = tile->q + tile->n_queries * head_dim;
-    for (size_t i = 0; i < KRI_ATTN_TILE; i++) {
-        tile->max[i] = -INFINITY;
-        tile->sum[i] = 0.0f;
-        tile->decay[i] = 0.0f;
-    }
-    memset(tile->acc, 0, tile->n_queries * head_dim * sizeof(float));
-    for (size_t r = 0; r < args->n_rows; r++) {
-        memcpy(tile->q + r * args->n_heads * head_dim, args->q + r * args->q_stride,
-               args->n_heads * head_dim * sizeof(float));
+    tile->total = tile->acc + tile->n_queries * head_dim;
+}
+
+/* Scores are base 2 logarithms; a soft cap needs them natural first. */
+static inline float attn_score_factor(const kri_attn_args_t *args) {
+    return args->softcap > 0.0f ? args->scale : args->scale * ATTN_LOG2_E;
+}
+
+static inline const float *attn_query(const kri_attn_args_t *args, size_t i) {
+    return args->q + i / args->n_heads * args->q_stride + i % args->n_heads * args->head_dim;
+}
+
+static inline void attn_load_queries(const attn_tile_t *tile) {
+    const float factor = attn_score_factor(tile->args);
+    for (size_t i = 0; i < tile->n_queries; i++) {
+        const float *from = attn_query(tile->args, i);
+        float *to = tile->q + i * tile->head_dim;
+        for (size_t d = 0; d < tile->head_dim; d++) {
+            to[d] = from[d] * factor;
+        }
     }
 }
 
-/* The next run of the current block at or after *row; moves *row past it. 0 when there is none. */
-static inline int attn_next_run(const attn_tile_t *tile, size_t *row, attn_run_t *run) {
-    const size_t n_rows = tile->args->n_rows;
-    while (*row < n_rows) {
-        const size_t begin = *row;
-        const attn_range_t keys = attn_keys(tile, begin, begin + 1u);
-        size_t end = begin + 1u;
-        while (end < n_rows) {
-            const attn_range_t next = attn_keys(tile, end, end + 1u);
-            if (next.begin != keys.begin || next.end != keys.end) {
-                break;
-            }
-            end++;
-        }
-        *row = end;
-        if (keys.begin < keys.end) {
-            run->begin = begin * tile->args->n_heads;
-            run->end = end * tile->args->n_heads;
-            run->keys = keys;
-            return 1;
-        }
+/* The 8-bit form of kernels.h: x [n] -> q [n] and its sum; returns the scale. */
+static inline float attn_quantise(const float *x, size_t n, int8_t *q, int32_t *sum) {
+    uint32_t amax_bits = 0;
+    for (size_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, x + i, sizeof bits);
+        bits &= 0x7fffffffu;
+        amax_bits = bits > amax_bits ? bits : amax_bits;
     }
-    return 0;
+    float amax;
+    memcpy(&amax, &amax_bits, sizeof amax);
+    memset(q, 0, n);
+    *sum = 0;
+    if (!(amax <= FLT_MAX)) {
+        return NAN;
+    }
+    if (amax < 1e-30f) {
+        return 0.0f;
+    }
+    const float inverse = 127.0f / amax;
+    for (size_t i = 0; i < n; i++) {
+        const int32_t rounded = (int32_t)rintf(x[i] * inverse);
+        q[i] = (int8_t)rounded;
+        *sum += rounded;
+    }
+    return amax / 127.0f;
 }
 
-/* Moves to a block. What a block reads is prefetched during the block before, a share in each of
- * its phases (keys while transposing and while scoring, values while summing), so that memory is
- * busy all the time: pages are scattered over the pool, where no hardware prefetcher follows. */
+/* ---- prefetch ------------------------------------------------------------------------------ */
+
+/* Moves to a block. What a block reads is prefetched during the block before (keys while
+ * transposing, values while summing), so that memory is busy all the time: pages are scattered
+ * over the pool, where no hardware prefetcher follows. */
 static inline void attn_block_begin(attn_tile_t *tile, size_t block) {
     const kri_attn_args_t *args = tile->args;
     const size_t n_keys = (size_t)args->pos_begin + args->n_rows;
@@ -151,13 +192,11 @@ static inline void attn_prefetch(const uint8_t *at, size_t n_bytes) {
     }
 }
 
-/* The share of a transposed square at (page, dim): the first half of the next keys, spread over
- * all pages. The other half is for the scores. */
+/* The share of a transposed square at (page, dim) of the next keys. */
 static inline void attn_prefetch_keys(const attn_tile_t *tile, size_t page, size_t dim,
                                       size_t n_dims) {
-    const size_t half = KRI_PAGE_TOKENS / 2u * tile->elem_bytes;
-    const uint8_t *next = tile->next_k[page / 2u] + page % 2u * half * tile->head_dim;
-    attn_prefetch(next + dim * half, n_dims * half);
+    const size_t step = KRI_PAGE_TOKENS * tile->elem_bytes;
+    attn_prefetch(tile->next_k[page] + dim * step, n_dims * step);
 }
 
 #endif

@@ -58,7 +58,7 @@ static bool make_layout(const struct kr_model_s *model, const kr_session_info_t 
            place(&at, p.gate_up, f, &l->gate_up) && place(&at, p.ff, f, &l->ff) &&
            place(&at, p.cos_sin, f, &l->cos_sin[0]) && place(&at, p.cos_sin, f, &l->cos_sin[1]) &&
            place(&at, info->n_rows_max, blocks * sizeof(kri_q8_block_t), &l->q8) &&
-           place(&at, info->n_threads, KRI_ATTN_SCRATCH_FLOATS * f, &l->attn_scratch) &&
+           place(&at, info->n_threads, KRI_ATTN_THREAD_FLOATS * f, &l->attn_scratch) &&
            place(&at, 1, kri_batch_space_bytes(info->n_rows_max, info->n_seqs), &l->space) &&
            (l->total = at, true);
 }
@@ -101,8 +101,9 @@ static kr_status_t check_params(const struct kr_model_s *model, const kr_session
         return KRI_FAIL(error, KR_E_INVALID_ARG, "invariant", "invariant is %d, allowed are 0..2",
                         p->invariant);
     }
-    if (p->reserved != 0) {
-        return KRI_FAIL(error, KR_E_UNSUPPORTED, "reserved", "reserved field is not zero");
+    if (p->attn_qk < KR_ATTN_QK_DEFAULT || p->attn_qk > KR_ATTN_QK_INT8) {
+        return KRI_FAIL(error, KR_E_INVALID_ARG, "attn_qk", "attn_qk is %d, allowed are 0..2",
+                        p->attn_qk);
     }
     info->n_ctx = p->n_ctx ? p->n_ctx : n_ctx_train < N_CTX_DEFAULT ? n_ctx_train : N_CTX_DEFAULT;
     info->n_seqs = p->n_seqs ? p->n_seqs : 1;
@@ -175,6 +176,7 @@ kr_status_t kri_session_create(struct kr_model_s *model, const kr_session_params
     }
     bind_scratch(s, &layout);
     s->telemetry = params->telemetry;
+    s->exec.attn_qk8 = params->attn_qk == KR_ATTN_QK_INT8;
     kri_model_retain(model);
     s->model = model;
     *out = s;

@@ -35,7 +35,8 @@ typedef struct kri_exec_s {
     kri_pool_t *pool;
     uint32_t n_threads;
     const kri_step_t *step;
-    float *attn_scratch;    /* [n_threads][KRI_ATTN_SCRATCH_FLOATS] */
+    float *attn_scratch;    /* [n_threads][KRI_ATTN_THREAD_FLOATS] */
+    bool attn_qk8;          /* q.k of attention in 8-bit integers (slots *_qk8) */
     kri_q8_block_t *q8;     /* [n_rows_max][n_in_max / 32]: activations of the linear under way */
 } kri_exec_t;
 

@@ -1,6 +1,8 @@
 /* exec_attention.c: the two attention ops: rotate and append, then attend. Work is cut into
  * (sequence, tile of query rows, KV head) items that threads take from a shared counter, because
- * a causal tile's cost grows with its position; which thread takes which item changes no bit. */
+ * a causal tile's cost grows with its position. Where items are few (decode) they are cut further
+ * into spans of keys, and the last thread to finish a span of an item merges all of them in their
+ * fixed order. Neither the cut nor the thread changes a bit (kernels.h). */
 #include "base/checked.h"
 #include "base/error.h"
 #include "ops/exec.h"
@@ -94,6 +96,11 @@ void kri_op_rope_append(const kri_exec_t *exec, const kri_attn_desc_t *desc,
 
 /* ---- attention ----------------------------------------------------------------------------- */
 
+/* Items per thread that keep all threads busy to the end; with fewer, items are cut into spans. */
+#define ITEMS_PER_THREAD 4u
+/* Query rows of a tile are not made fewer than this to get more items. */
+#define TILE_ROWS_MIN 16u
+
 typedef struct attn_job_s {
     const kri_exec_t *exec;
     const kri_attn_desc_t *desc;
@@ -102,18 +109,37 @@ typedef struct attn_job_s {
     const float *qkv;
     float *out;
     uint32_t heads_per_kv;   /* query heads that share a KV head */
-    uint32_t heads_per_item; /* at most KRI_ATTN_TILE of them */
+    uint32_t heads_per_item; /* as many of them as a tile holds */
     uint32_t rows_per_item;
     uint32_t n_head_items;   /* items side by side: KV heads x slices of their query heads */
-    uint64_t next_item;      /* taken with atomic adds */
+    float *partials;         /* of cut items, one item after the other */
+    uint64_t next_unit;      /* taken with atomic adds: an item, or a span of one when cut */
+    uint32_t n_spans_done[ITEMS_PER_THREAD * KRI_THREADS_MAX]; /* by item, when cut */
 } attn_job_t;
+
+/* Where a walk over the units of a job stands; units only go up. */
+typedef struct attn_cursor_s {
+    uint32_t seq;
+    uint64_t first;    /* unit: the first one of the sequence, or of the item when cut */
+    uint32_t item;     /* of the sequence, when cut */
+    uint32_t n_before; /* items before, of all sequences, when cut */
+    size_t partials;   /* floats before, when cut */
+} attn_cursor_t;
 
 static uint64_t seq_n_items(const attn_job_t *job, const kri_step_seq_t *seq) {
     return (uint64_t)kri_ceil_div(seq->n_rows, job->rows_per_item) * job->n_head_items;
 }
 
-static void attend_item(const attn_job_t *job, const kri_step_seq_t *seq, uint64_t item,
-                        float *scratch) {
+static uint64_t step_n_items(const attn_job_t *job) {
+    const kri_step_t *step = job->exec->step;
+    uint64_t n_items = 0;
+    for (uint32_t s = 0; s < step->n_seqs; s++) n_items += seq_n_items(job, &step->seqs[s]);
+    return n_items;
+}
+
+/* The kernel's arguments for item `item` of a sequence, stage KRI_ATTN_WHOLE. */
+static kri_attn_args_t item_args(const attn_job_t *job, const kri_step_seq_t *seq, uint64_t item,
+                                 float *scratch) {
     const kri_attn_desc_t *desc = job->desc;
     const kri_kv_group_t *group = job->group;
     uint32_t n_slices = job->n_head_items / desc->n_kv_heads;
@@ -132,7 +158,7 @@ static void attend_item(const attn_job_t *job, const kri_step_seq_t *seq, uint64
     size_t out_stride = (size_t)desc->n_heads * desc->head_dim;
     size_t column = ((size_t)kv_head * job->heads_per_kv + head_begin) * desc->head_dim;
     size_t batch_row = (size_t)seq->row_begin + row;
-    kri_attn_args_t args = {
+    return (kri_attn_args_t){
         .q = job->qkv + batch_row * q_stride + column,
         .q_stride = q_stride,
         .out = job->out + batch_row * out_stride + column,
@@ -151,31 +177,115 @@ static void attend_item(const attn_job_t *job, const kri_step_seq_t *seq, uint64
         .softcap = desc->softcap,
         .scratch = scratch,
     };
-    job->kernel(&args);
+}
+
+static uint32_t args_n_spans(const kri_attn_args_t *args) {
+    uint32_t begin, end;
+    kri_attn_spans(args->pos_begin, args->n_rows, args->window, &begin, &end);
+    return end - begin;
+}
+
+static size_t args_partial_floats(const kri_attn_args_t *args) {
+    return (size_t)args_n_spans(args) * args->n_rows * args->n_heads *
+           KRI_ATTN_PARTIAL_FLOATS(args->head_dim);
+}
+
+static float *thread_scratch(const attn_job_t *job, uint32_t thread_index) {
+    return job->exec->attn_scratch + (size_t)thread_index * KRI_ATTN_SCRATCH_FLOATS;
 }
 
 static void attend_items(void *ctx, uint32_t thread_index, uint32_t n_threads) {
     attn_job_t *job = ctx;
     const kri_step_t *step = job->exec->step;
-    float *scratch = job->exec->attn_scratch + (size_t)thread_index * KRI_ATTN_SCRATCH_FLOATS;
-    uint64_t first = 0; /* the first item of sequence s; a thread's items only go up */
-    uint32_t s = 0;
+    attn_cursor_t at = {.seq = 0};
     (void)n_threads;
     for (;;) {
-        uint64_t item = __atomic_fetch_add(&job->next_item, 1, __ATOMIC_RELAXED);
-        while (s < step->n_seqs && item - first >= seq_n_items(job, &step->seqs[s]))
-            first += seq_n_items(job, &step->seqs[s++]);
-        if (s == step->n_seqs) return;
-        attend_item(job, &step->seqs[s], item - first, scratch);
+        uint64_t unit = __atomic_fetch_add(&job->next_unit, 1, __ATOMIC_RELAXED);
+        while (at.seq < step->n_seqs && unit - at.first >= seq_n_items(job, &step->seqs[at.seq]))
+            at.first += seq_n_items(job, &step->seqs[at.seq++]);
+        if (at.seq == step->n_seqs) return;
+        kri_attn_args_t args = item_args(job, &step->seqs[at.seq], unit - at.first,
+                                         thread_scratch(job, thread_index));
+        job->kernel(&args);
     }
 }
 
+/* ---- items cut into spans ------------------------------------------------------------------ */
+
+/* Moves to the item that holds the unit and gives its arguments; false past the last item. */
+static bool find_unit(const attn_job_t *job, uint64_t unit, float *scratch, attn_cursor_t *at,
+                      kri_attn_args_t *args) {
+    const kri_step_t *step = job->exec->step;
+    while (at->seq < step->n_seqs) {
+        const kri_step_seq_t *seq = &step->seqs[at->seq];
+        for (; at->item < seq_n_items(job, seq); at->item++, at->n_before++) {
+            *args = item_args(job, seq, at->item, scratch);
+            if (unit - at->first < args_n_spans(args)) return true;
+            at->first += args_n_spans(args);
+            at->partials += args_partial_floats(args);
+        }
+        at->seq++;
+        at->item = 0;
+    }
+    return false;
+}
+
+static void attend_spans(void *ctx, uint32_t thread_index, uint32_t n_threads) {
+    attn_job_t *job = ctx;
+    attn_cursor_t at = {.seq = 0};
+    (void)n_threads;
+    for (;;) {
+        uint64_t unit = __atomic_fetch_add(&job->next_unit, 1, __ATOMIC_RELAXED);
+        kri_attn_args_t args;
+        if (!find_unit(job, unit, thread_scratch(job, thread_index), &at, &args)) return;
+        uint32_t n_spans = args_n_spans(&args), begin, end;
+        if (n_spans > 1) {
+            kri_attn_spans(args.pos_begin, args.n_rows, args.window, &begin, &end);
+            args.span = begin + (uint32_t)(unit - at.first);
+            args.stage = KRI_ATTN_PARTIAL;
+            args.partials = job->partials + at.partials;
+        }
+        job->kernel(&args);
+        if (n_spans > 1 && __atomic_add_fetch(&job->n_spans_done[at.n_before], 1,
+                                              __ATOMIC_ACQ_REL) == n_spans) {
+            args.stage = KRI_ATTN_MERGE;
+            job->kernel(&args);
+        }
+    }
+}
+
+/* Few enough items that threads would idle, something to cut, and room for the partials. */
+static bool can_cut(const attn_job_t *job) {
+    const kri_exec_t *exec = job->exec;
+    const kri_step_t *step = exec->step;
+    uint64_t n_items = step_n_items(job), n_units = 0;
+    size_t n_floats = 0;
+    if (exec->n_threads <= 1 || n_items >= (uint64_t)ITEMS_PER_THREAD * exec->n_threads)
+        return false;
+    for (uint32_t s = 0; s < step->n_seqs; s++) {
+        uint64_t n_seq_items = seq_n_items(job, &step->seqs[s]);
+        for (uint64_t i = 0; i < n_seq_items; i++) {
+            kri_attn_args_t args = item_args(job, &step->seqs[s], i, NULL);
+            n_units += args_n_spans(&args);
+            n_floats += args_partial_floats(&args);
+        }
+    }
+    return n_units > n_items && n_floats <= (size_t)exec->n_threads * KRI_ATTN_PARTIALS_FLOATS;
+}
+
+/* ---- the op -------------------------------------------------------------------------------- */
+
 /* The vector kernels handle heads of whole 16-float vectors; others take the reference. */
-static kri_attention_fn *choose_kernel(const kri_kernels_t *kernels, kr_dtype_t dtype,
+static kri_attention_fn *choose_kernel(const kri_exec_t *exec, kr_dtype_t dtype,
                                        uint32_t head_dim) {
-    if (head_dim % 16 != 0)
-        return dtype == KR_DTYPE_F32 ? kri_attention_f32_ref : kri_attention_f16_ref;
-    return dtype == KR_DTYPE_F32 ? kernels->attention_f32 : kernels->attention_f16;
+    const kri_kernels_t *kernels = exec->kernels;
+    bool is_vector = head_dim % 16 == 0, is_f32 = dtype == KR_DTYPE_F32;
+    if (exec->attn_qk8) {
+        if (!is_vector) return is_f32 ? kri_attention_f32_qk8_ref : kri_attention_f16_qk8_ref;
+        return is_f32 ? kernels->attention_f32_qk8 : kernels->attention_f16_qk8;
+    }
+    if (!is_vector) return is_f32 ? kri_attention_f32_ref : kri_attention_f16_ref;
+    return is_f32 ? kernels->attention_f32 : kernels->attention_f16;
 }
 
 /* Multiplications of the scores, for the choice between inline and pool. */
@@ -190,6 +300,19 @@ static uint64_t attention_work(const attn_job_t *job) {
     return n_keys * job->desc->n_heads * job->desc->head_dim;
 }
 
+/* Large tiles convert a block of keys and values for many rows; smaller ones feed more threads. */
+static void choose_tile(attn_job_t *job) {
+    const kri_attn_desc_t *desc = job->desc;
+    uint32_t n_queries = kri_attn_tile_queries(desc->head_dim);
+    job->heads_per_item = job->heads_per_kv < n_queries ? job->heads_per_kv : n_queries;
+    job->rows_per_item = n_queries / job->heads_per_item;
+    job->n_head_items =
+        desc->n_kv_heads * (uint32_t)kri_ceil_div(job->heads_per_kv, job->heads_per_item);
+    while (job->rows_per_item / 2 >= TILE_ROWS_MIN &&
+           step_n_items(job) < (uint64_t)ITEMS_PER_THREAD * job->exec->n_threads)
+        job->rows_per_item /= 2;
+}
+
 void kri_op_attention(const kri_exec_t *exec, const kri_attn_desc_t *desc, const float *qkv,
                       float *out) {
     attn_job_t job = {
@@ -199,12 +322,10 @@ void kri_op_attention(const kri_exec_t *exec, const kri_attn_desc_t *desc, const
         .qkv = qkv,
         .out = out,
         .heads_per_kv = desc->n_heads / desc->n_kv_heads,
+        .partials = exec->attn_scratch + (size_t)exec->n_threads * KRI_ATTN_SCRATCH_FLOATS,
     };
     KR_ASSERT(desc->head_dim <= KRI_HEAD_DIM_MAX);
-    job.kernel = choose_kernel(exec->kernels, job.group->dtype, desc->head_dim);
-    job.heads_per_item = job.heads_per_kv < KRI_ATTN_TILE ? job.heads_per_kv : KRI_ATTN_TILE;
-    job.rows_per_item = KRI_ATTN_TILE / job.heads_per_item;
-    job.n_head_items =
-        desc->n_kv_heads * (uint32_t)kri_ceil_div(job.heads_per_kv, job.heads_per_item);
-    kri_exec_run(exec, attention_work(&job), attend_items, &job);
+    job.kernel = choose_kernel(exec, job.group->dtype, desc->head_dim);
+    choose_tile(&job);
+    kri_exec_run(exec, attention_work(&job), can_cut(&job) ? attend_spans : attend_items, &job);
 }

@@ -79,23 +79,49 @@ typedef void kri_kv_store_fn(const float *restrict x, size_t n, void *restrict d
  * heads that share the KV head. Row r sits at position pos_begin + r and sees the keys
  * [max(0, pos - window + 1), pos] (window 0: from 0). K and V of page p start at
  * pool + page_table[p] * page_bytes + k_offset / v_offset, each [16][head_dim] elements.
- * Online softmax (Milakov & Gimelshein 2018; Dao et al. 2022) over key blocks of
- * KRI_ATTN_BLOCK keys at multiples of the absolute position, in ascending order, so that a row's
- * result does not depend on the tile it was in. n_rows * n_heads <= KRI_ATTN_TILE.
- * scratch: KRI_ATTN_SCRATCH_FLOATS floats, 64-byte aligned, private to the thread. head_dim is a
- * multiple of 16, at most KRI_HEAD_DIM_MAX; the reference takes any. A struct because sixteen
- * flat arguments would be read by nobody. */
+ *
+ * Order   Online softmax (Milakov & Gimelshein 2018; Dao et al. 2022) over key blocks of
+ *         KRI_ATTN_BLOCK keys. Every KRI_ATTN_SPAN keys it starts afresh, and the partial results
+ *         (maximum, sum of weights, weighted values) of a row's spans are merged in ascending
+ *         order. Blocks and spans lie at multiples of the absolute position, so a row's result
+ *         depends neither on the tile it was in nor on which thread computed which span.
+ * Stages  KRI_ATTN_WHOLE does all of it. KRI_ATTN_PARTIAL computes one span into `partials`,
+ *         KRI_ATTN_MERGE merges the partials of all spans into out; together the same bits.
+ * Scores  A score of -infinity is a weight of 0; a row that has no other gives NaN, as NaN and
+ *         +infinity do.
+ * qk8     The slots *_qk8 take q.k in 8-bit integers: each query and each key of head_dim floats
+ *         becomes q = rint(x * (127 / amax)), d = amax / 127 (as quant_q8, but one scale per
+ *         vector), and q.k = d_q * d_k * idot with an exact idot. Values stay in float.
+ *
+ * n_rows * n_heads <= KRI_ATTN_TILE and n_rows * n_heads * head_dim <= KRI_ATTN_TILE_FLOATS (use
+ * kri_attn_tile_queries). scratch: KRI_ATTN_SCRATCH_FLOATS floats, 64-byte aligned, private to the
+ * thread. head_dim is a multiple of 16, at most KRI_HEAD_DIM_MAX; the reference takes any. A
+ * struct because eighteen flat arguments would be read by nobody. */
 #define KRI_PAGE_TOKENS 16u
 #define KRI_ATTN_BLOCK 64u
-#define KRI_ATTN_TILE 64u
+#define KRI_ATTN_SPAN 512u
+#define KRI_ATTN_TILE 256u
+#define KRI_ATTN_GROUP 48u /* queries of a tile that are taken through a block together */
 #define KRI_HEAD_DIM_MAX 512u
+#define KRI_ATTN_TILE_FLOATS (64u * KRI_HEAD_DIM_MAX)
 #define KRI_ATTN_SCRATCH_FLOATS                                                                  \
-    (2u * KRI_ATTN_BLOCK * KRI_HEAD_DIM_MAX + 2u * KRI_ATTN_TILE * KRI_HEAD_DIM_MAX +            \
-     KRI_ATTN_TILE * KRI_ATTN_BLOCK + 4u * KRI_ATTN_TILE)
+    (2u * KRI_ATTN_BLOCK * KRI_HEAD_DIM_MAX + 3u * KRI_ATTN_TILE_FLOATS +                        \
+     KRI_ATTN_GROUP * KRI_ATTN_BLOCK + KRI_ATTN_BLOCK + 8u * KRI_ATTN_TILE)
+/* Room for partial results that exec holds per thread, behind all threads' scratch. */
+#define KRI_ATTN_PARTIALS_FLOATS 65536u
+#define KRI_ATTN_THREAD_FLOATS (KRI_ATTN_SCRATCH_FLOATS + KRI_ATTN_PARTIALS_FLOATS)
+/* Partial result of one query over one span: head_dim weighted values, maximum, sum, padding. */
+#define KRI_ATTN_PARTIAL_FLOATS(head_dim) ((size_t)(head_dim) + 16u)
+
+typedef enum kri_attn_stage_e {
+    KRI_ATTN_WHOLE,
+    KRI_ATTN_PARTIAL,
+    KRI_ATTN_MERGE
+} kri_attn_stage_t;
 typedef struct kri_attn_args_s {
     const float *q;   /* row r, head h at q + r * q_stride + h * head_dim */
     size_t q_stride;  /* floats */
-    float *out;       /* same arrangement */
+    float *out;       /* same arrangement; not touched by KRI_ATTN_PARTIAL */
     size_t out_stride;
     const uint8_t *pool;
     size_t page_bytes, k_offset, v_offset;
@@ -106,8 +132,28 @@ typedef struct kri_attn_args_s {
     float scale;      /* applied to q.k */
     float softcap;    /* 0 = none; cap * tanh(s / cap) after scale */
     float *scratch;
+    kri_attn_stage_t stage;
+    uint32_t span;    /* KRI_ATTN_PARTIAL: which one, in spans from position 0 */
+    float *partials;  /* [spans of the tile][n_rows * n_heads][KRI_ATTN_PARTIAL_FLOATS], 64-byte
+                         aligned, from the first span that row 0 sees */
 } kri_attn_args_t;
 typedef void kri_attention_fn(const kri_attn_args_t *args);
+
+/* Queries (rows * heads) that a tile may hold. */
+static inline uint32_t kri_attn_tile_queries(uint32_t head_dim) {
+    uint32_t n = KRI_ATTN_TILE_FLOATS / head_dim;
+    return n < KRI_ATTN_TILE ? n : KRI_ATTN_TILE;
+}
+/* The first key that the row at position pos sees, and the spans that the tile's rows see:
+ * [begin, end). */
+static inline uint32_t kri_attn_first_key(uint32_t pos, uint32_t window) {
+    return window && pos >= window ? pos - window + 1 : 0;
+}
+static inline void kri_attn_spans(uint32_t pos_begin, uint32_t n_rows, uint32_t window,
+                                  uint32_t *begin, uint32_t *end) {
+    *begin = kri_attn_first_key(pos_begin, window) / KRI_ATTN_SPAN;
+    *end = (pos_begin + n_rows - 1) / KRI_ATTN_SPAN + 1;
+}
 
 /* ---- the table ----------------------------------------------------------------------------- */
 

@@ -168,7 +168,7 @@ TEST(session_refuses_bad_params_by_field) {
         {"n_ctx", KR_E_CONTEXT_LENGTH},  {"n_seqs", KR_E_INVALID_ARG},
         {"n_rows_max", KR_E_INVALID_ARG}, {"n_threads", KR_E_INVALID_ARG},
         {"kv_dtype", KR_E_UNSUPPORTED},  {"invariant", KR_E_INVALID_ARG},
-        {"isa", KR_E_INVALID_ARG},       {"reserved", KR_E_UNSUPPORTED}};
+        {"isa", KR_E_INVALID_ARG},       {"attn_qk", KR_E_INVALID_ARG}};
     kr_model_t model = open_tiny("llama");
     for (size_t i = 0; i < sizeof(expected) / sizeof(expected[0]); i++) {
         kr_session_params_t params;
@@ -184,7 +184,7 @@ TEST(session_refuses_bad_params_by_field) {
         case 4: params.kv_dtype = KR_DTYPE_Q8_0; break;
         case 5: params.invariant = 3; break;
         case 6: params.isa = "sse9"; break;
-        default: params.reserved = 1; break;
+        default: params.attn_qk = 3; break;
         }
         assert_status(kr_session_create(model, &params, &session, &error), expected[i].status);
         assert_string_equal(error.param, expected[i].param);

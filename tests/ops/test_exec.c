@@ -19,7 +19,7 @@ static kri_exec_t exec_new(uint32_t n_threads, const kri_step_t *step) {
     if (!pool) {
         assert_status(kri_cpu_kernels(NULL, &kernels, NULL), KR_OK);
         assert_status(kri_pool_shared(N_THREADS_MAX, &pool), KR_OK);
-        scratch = must_alloc(N_THREADS_MAX * KRI_ATTN_SCRATCH_FLOATS * sizeof *scratch);
+        scratch = must_alloc(N_THREADS_MAX * KRI_ATTN_THREAD_FLOATS * sizeof *scratch);
         q8 = must_alloc(Q8_BLOCKS * sizeof *q8);
     }
     return (kri_exec_t){.kernels = &kernels, .pool = pool, .n_threads = n_threads, .step = step,
@@ -196,7 +196,7 @@ TEST(op_rope_table_gives_the_same_bits_when_threads_differ) {
 
 /* ---- rotate, append, attend ---------------------------------------------------------------- */
 
-enum { N_SEQS = 3, POS_MAX = 64, PAGES_PER_SEQ = POS_MAX / 16, ROWS_MAX = 64 };
+enum { N_SEQS = 3, POS_MAX = 640, PAGES_PER_SEQ = POS_MAX / 16, ROWS_MAX = 640 };
 
 typedef struct attn_case_s {
     uint32_t n_heads, n_kv_heads, head_dim, n_rot;
@@ -204,6 +204,7 @@ typedef struct attn_case_s {
     uint32_t window;
     float softcap;
     kr_dtype_t dtype;
+    bool qk8;
 } attn_case_t;
 
 /* Everything of one run: a cache of two layers in the second of two groups, the history of
@@ -348,6 +349,7 @@ static void check_step(run_t *run, rng_t *rng, const uint32_t *pos_begin, const 
     float *cos_sin = must_alloc(n * c->n_rot * 4), *row = must_alloc(out_floats * 4);
     for (uint32_t t = 1; t <= N_THREADS_MAX; t++) {
         kri_exec_t exec = exec_new(t, &run->step);
+        exec.attn_qk8 = c->qk8;
         memcpy(qkv, source, n * qkv_floats * sizeof *qkv);
         kri_alloc_guard_begin("attention");
         kri_op_rope_table(&exec, 10000.0f, 1.0f, NULL, c->n_rot, cos_sin);
@@ -367,6 +369,7 @@ static void check_step(run_t *run, rng_t *rng, const uint32_t *pos_begin, const 
             check_page(run, seq->seq, seq->pos_begin + i, qkv + r * qkv_floats);
             expect_row(run, seq->seq, seq->pos_begin + i, rotated, row);
             double bound = c->dtype == KR_DTYPE_F32 ? 1e-5 : 1e-3; /* a half may round apart */
+            if (c->qk8) bound = 3e-2;
             assert_true(row_error(out + r * out_floats, row, out_floats) < bound);
         }
     }
@@ -378,6 +381,14 @@ static void check_step(run_t *run, rng_t *rng, const uint32_t *pos_begin, const 
     free(row);
 }
 
+static void check_steps(const attn_case_t *c, const uint32_t steps[][2][N_SEQS], size_t n_steps) {
+    rng_t rng = {45};
+    run_t run;
+    run_begin(&run, c, &rng);
+    for (size_t i = 0; i < n_steps; i++) check_step(&run, &rng, steps[i][0], steps[i][1]);
+    run_end(&run);
+}
+
 static void check_attention(const attn_case_t *c) {
     static const uint32_t steps[][2][N_SEQS] = { /* first positions, rows */
         {{0, 0, 0}, {0, 5, 33}},
@@ -386,38 +397,63 @@ static void check_attention(const attn_case_t *c) {
         {{21, 7, 41}, {0, 0, 1}},
         {{21, 7, 42}, {30, 12, 20}},
     };
-    rng_t rng = {45};
-    run_t run;
-    run_begin(&run, c, &rng);
-    for (size_t i = 0; i < sizeof steps / sizeof *steps; i++)
-        check_step(&run, &rng, steps[i][0], steps[i][1]);
-    run_end(&run);
+    check_steps(c, steps, sizeof steps / sizeof *steps);
+}
+
+/* A history of more than one span of keys: few rows are cut into spans, many are not. */
+static void check_long_attention(const attn_case_t *c) {
+    static const uint32_t steps[][2][N_SEQS] = {
+        {{0, 0, 0}, {505, 0, 100}},
+        {{505, 0, 100}, {7, 0, 413}},
+        {{512, 0, 513}, {1, 1, 1}},
+        {{513, 0, 514}, {1, 0, 0}},
+        {{514, 1, 514}, {40, 0, 3}},
+    };
+    check_steps(c, steps, sizeof steps / sizeof *steps);
 }
 
 TEST(op_attention_matches_the_formula_when_heads_are_grouped) {
-    attn_case_t f32 = {6, 2, 64, 64, false, true, 0, 0.0f, KR_DTYPE_F32};
-    attn_case_t f16 = {6, 2, 64, 64, false, false, 0, 0.0f, KR_DTYPE_F16};
+    attn_case_t f32 = {6, 2, 64, 64, false, true, 0, 0.0f, KR_DTYPE_F32, false};
+    attn_case_t f16 = {6, 2, 64, 64, false, false, 0, 0.0f, KR_DTYPE_F16, false};
     check_attention(&f32);
     check_attention(&f16);
 }
 
 TEST(op_attention_matches_the_formula_when_windowed_and_capped) {
-    attn_case_t f32 = {4, 1, 256, 256, false, true, 16, 3.0f, KR_DTYPE_F32};
-    attn_case_t f16 = {4, 1, 256, 256, false, true, 16, 0.0f, KR_DTYPE_F16};
+    attn_case_t f32 = {4, 1, 256, 256, false, true, 16, 3.0f, KR_DTYPE_F32, false};
+    attn_case_t f16 = {4, 1, 256, 256, false, true, 16, 0.0f, KR_DTYPE_F16, false};
     check_attention(&f32);
     check_attention(&f16);
 }
 
 TEST(op_attention_takes_the_reference_when_head_dim_is_no_vector_multiple) {
-    attn_case_t f32 = {4, 4, 40, 20, true, false, 0, 0.0f, KR_DTYPE_F32};
-    attn_case_t f16 = {4, 2, 24, 24, true, true, 9, 0.0f, KR_DTYPE_F16};
+    attn_case_t f32 = {4, 4, 40, 20, true, false, 0, 0.0f, KR_DTYPE_F32, false};
+    attn_case_t f16 = {4, 2, 24, 24, true, true, 9, 0.0f, KR_DTYPE_F16, false};
     check_attention(&f32);
     check_attention(&f16);
 }
 
 TEST(op_attention_splits_heads_when_more_than_a_tile_share_keys) {
-    attn_case_t f32 = {150, 2, 16, 16, true, false, 0, 0.0f, KR_DTYPE_F32};
-    attn_case_t f16 = {130, 1, 16, 8, false, false, 0, 0.0f, KR_DTYPE_F16};
+    attn_case_t f32 = {150, 1, 512, 16, true, false, 0, 0.0f, KR_DTYPE_F32, false}; /* tile: 64 */
+    attn_case_t f16 = {300, 1, 16, 8, false, false, 0, 0.0f, KR_DTYPE_F16, false};  /* tile: 256 */
     check_attention(&f32);
     check_attention(&f16);
+}
+
+TEST(op_attention_gives_the_same_bits_when_threads_cut_the_keys_into_spans) {
+    attn_case_t f32 = {2, 1, 64, 64, false, false, 0, 0.0f, KR_DTYPE_F32, false};
+    attn_case_t f16 = {3, 1, 80, 64, false, true, 100, 0.0f, KR_DTYPE_F16, false};
+    attn_case_t odd = {2, 2, 24, 24, true, false, 0, 3.0f, KR_DTYPE_F32, false}; /* the reference */
+    check_long_attention(&f32);
+    check_long_attention(&f16);
+    check_long_attention(&odd);
+}
+
+TEST(op_attention_is_close_to_the_formula_when_scores_are_taken_in_8_bits) {
+    attn_case_t f32 = {4, 2, 64, 64, false, true, 0, 0.0f, KR_DTYPE_F32, true};
+    attn_case_t f16 = {2, 1, 96, 96, false, true, 130, 0.0f, KR_DTYPE_F16, true};
+    attn_case_t odd = {2, 2, 24, 24, true, false, 0, 0.0f, KR_DTYPE_F16, true};
+    check_long_attention(&f32);
+    check_long_attention(&f16);
+    check_attention(&odd);
 }

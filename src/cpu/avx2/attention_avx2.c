@@ -1,10 +1,10 @@
 /* attention_avx2.c: attention over a paged KV cache with AVX2. Scores and weighted sums are small
  * matrix products on register tiles of up to six queries times 16 keys (or dimensions), or three
- * times 32, in f32 throughout: K is transposed and widened once per key block and tile, V is
+ * times 32: K is transposed and widened (or quantised, qk8) once per key block and tile, V is
  * widened on the fly for a few queries and once per block for many (the conversion is exact, so
  * both agree). Per (query, key) a score is one chain of fused multiply-adds over ascending
- * dimensions, per (query, dimension) an output is one chain over ascending keys: no tile size
- * changes a bit. */
+ * dimensions or an exact integer, per (query, dimension) an output is one chain over ascending
+ * keys: no tile size changes a bit. */
 #include "cpu/attn_tile.h"
 #include "cpu/avx2/vmath_avx2.h"
 #include "cpu/impl.h"
@@ -54,34 +54,138 @@ KRI_INLINE void transpose_8x8(__m256 x[LANES]) {
     }
 }
 
-/* Keys of the pages in use -> tile->keys [page][head_dim][16]. */
-KRI_INLINE void load_keys(const attn_tile_t *tile, attn_range_t keys, size_t elem_bytes) {
+/* ---- loading a block ----------------------------------------------------------------------- */
+
+/* Keys of a page -> tile->keys [page][head_dim][16]. */
+KRI_INLINE void load_page(const attn_tile_t *tile, size_t page, const size_t elem_bytes) {
     const size_t row_bytes = tile->head_dim * elem_bytes;
-    for (size_t page = keys.begin / STEP; page * STEP < keys.end; page++) {
-        const uint8_t *from = attn_page(tile, page, tile->args->k_offset);
-        float *to = tile->keys + page * tile->head_dim * STEP;
-        for (size_t d = 0; d < tile->head_dim; d += LANES) {
-            attn_prefetch_keys(tile, page, d, LANES);
-            for (size_t half = 0; half < STEP; half += LANES) {
-                __m256 x[LANES];
-                KRI_UNROLL
-                for (size_t j = 0; j < LANES; j++) {
-                    x[j] = load_elements(from + (half + j) * row_bytes + d * elem_bytes,
-                                         elem_bytes);
-                }
-                transpose_8x8(x);
-                KRI_UNROLL
-                for (size_t j = 0; j < LANES; j++) {
-                    _mm256_store_ps(to + (d + j) * STEP + half, x[j]);
-                }
+    const uint8_t *from = attn_page(tile, page, tile->args->k_offset);
+    float *to = tile->keys + page * tile->head_dim * STEP;
+    for (size_t d = 0; d < tile->head_dim; d += LANES) {
+        attn_prefetch_keys(tile, page, d, LANES);
+        for (size_t half = 0; half < STEP; half += LANES) {
+            __m256 x[LANES];
+            KRI_UNROLL
+            for (size_t j = 0; j < LANES; j++) {
+                x[j] = load_elements(from + (half + j) * row_bytes + d * elem_bytes, elem_bytes);
+            }
+            transpose_8x8(x);
+            KRI_UNROLL
+            for (size_t j = 0; j < LANES; j++) {
+                _mm256_store_ps(to + (d + j) * STEP + half, x[j]);
             }
         }
     }
 }
 
-/* Values of the pages in use -> tile->values [head_dim / 32][64 keys][32]. */
-static void load_values(const attn_tile_t *tile, attn_range_t keys, size_t elem_bytes) {
+/* One number per vector: lane i of the result is the sum (or the maximum, or the integer maximum)
+ * of x[i], by the same tree whatever i is. */
+typedef enum reduce_e { REDUCE_SUM, REDUCE_MAX, REDUCE_MAX_BITS } reduce_t;
+
+KRI_INLINE __m256 combine(__m256 a, __m256 b, const reduce_t op) {
+    if (op == REDUCE_SUM) {
+        return _mm256_add_ps(a, b);
+    }
+    if (op == REDUCE_MAX) {
+        return _mm256_max_ps(a, b);
+    }
+    return _mm256_castsi256_ps(
+        _mm256_max_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b)));
+}
+
+KRI_INLINE __m256 reduce_8(const __m256 x[LANES], const reduce_t op) {
+    __m256 y[4], z[2];
+    KRI_UNROLL
+    for (size_t i = 0; i < 4u; i++) { /* halves: of x[i], x[i + 4] */
+        y[i] = combine(_mm256_permute2f128_ps(x[i], x[i + 4u], 0x20),
+                       _mm256_permute2f128_ps(x[i], x[i + 4u], 0x31), op);
+    }
+    KRI_UNROLL
+    for (size_t i = 0; i < 2u; i++) { /* in each half: two of y[i], two of y[i + 2] */
+        const __m256d a = _mm256_castps_pd(y[i]), b = _mm256_castps_pd(y[i + 2u]);
+        z[i] = combine(_mm256_castpd_ps(_mm256_unpacklo_pd(a, b)),
+                       _mm256_castpd_ps(_mm256_unpackhi_pd(a, b)), op);
+    }
+    const __m256 mixed = combine(_mm256_shuffle_ps(z[0], z[1], 0x88),
+                                 _mm256_shuffle_ps(z[0], z[1], 0xDD), op);
+    /* Halves hold x[0, 2, 1, 3] and x[4, 6, 5, 7]. */
+    return _mm256_permute_ps(mixed, 0xD8);
+}
+
+/* Inverse scales of 8 keys of a page, and their scales to tile->key_scale. */
+KRI_INLINE void scale_keys(const attn_tile_t *tile, size_t key, const uint8_t *from,
+                           const size_t elem_bytes, float *inverse) {
+    const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+    __m256 most[LANES];
+    for (size_t j = 0; j < LANES; j++) {
+        most[j] = _mm256_setzero_ps();
+        for (size_t d = 0; d < tile->head_dim; d += LANES) {
+            const uint8_t *at = from + (j * tile->head_dim + d) * elem_bytes;
+            const __m256 x = _mm256_and_ps(load_elements(at, elem_bytes), magnitude);
+            most[j] = combine(most[j], x, REDUCE_MAX_BITS);
+        }
+    }
+    const __m256 amax = reduce_8(most, REDUCE_MAX_BITS);
+    const __m256 finite = _mm256_cmp_ps(amax, _mm256_set1_ps(FLT_MAX), _CMP_LE_OQ);
+    const __m256 used =
+        _mm256_and_ps(_mm256_cmp_ps(amax, _mm256_set1_ps(1e-30f), _CMP_GE_OQ), finite);
+    const __m256 levels = _mm256_set1_ps(127.0f);
+    const __m256 scale = _mm256_and_ps(_mm256_div_ps(amax, levels), used);
+    _mm256_store_ps(inverse, _mm256_and_ps(_mm256_div_ps(levels, amax), used));
+    _mm256_store_ps(tile->key_scale + key,
+                    _mm256_blendv_ps(_mm256_set1_ps(NAN), scale, finite));
+}
+
+/* Keys of a page, quantised -> tile->keys [page][head_dim / 2][16 keys][2 x 16 bits]: a 16-bit
+ * multiply-add is exact and takes two dimensions at once; the 8-bit one saturates or needs the
+ * signs moved for every product. */
+KRI_INLINE void load_page_qk8(const attn_tile_t *tile, size_t page, const size_t elem_bytes) {
+    static const uint8_t pair_of[LANES] = {0, 1, 4, 5, 2, 3, 6, 7}; /* packing works by halves */
     const size_t row_bytes = tile->head_dim * elem_bytes;
+    float *to = tile->keys + page * tile->head_dim / 2u * STEP;
+    for (size_t half = 0; half < STEP; half += LANES) {
+        const uint8_t *from = attn_page(tile, page, tile->args->k_offset) + half * row_bytes;
+        _Alignas(32) float inverse[LANES];
+        scale_keys(tile, page * STEP + half, from, elem_bytes, inverse);
+        for (size_t d = 0; d < tile->head_dim; d += STEP) {
+            attn_prefetch_keys(tile, page, d + half, LANES);
+            __m256 x[LANES];
+            KRI_UNROLL
+            for (size_t j = 0; j < LANES; j++) {
+                const uint8_t *at = from + j * row_bytes + d * elem_bytes;
+                const __m256 factor = _mm256_broadcast_ss(inverse + j);
+                const __m256 low = _mm256_mul_ps(load_elements(at, elem_bytes), factor);
+                const __m256 high =
+                    _mm256_mul_ps(load_elements(at + LANES * elem_bytes, elem_bytes), factor);
+                x[j] = _mm256_castsi256_ps(
+                    _mm256_packs_epi32(_mm256_cvtps_epi32(low), _mm256_cvtps_epi32(high)));
+            }
+            transpose_8x8(x);
+            KRI_UNROLL
+            for (size_t j = 0; j < LANES; j++) {
+                _mm256_store_ps(to + (d / 2u + pair_of[j]) * STEP + half, x[j]);
+            }
+        }
+    }
+}
+
+static void load_keys(const attn_tile_t *tile, attn_range_t keys) {
+    for (size_t page = keys.begin / STEP; page * STEP < keys.end; page++) {
+        if (tile->qk8 && tile->elem_bytes == sizeof(float)) {
+            load_page_qk8(tile, page, sizeof(float));
+        } else if (tile->qk8) {
+            load_page_qk8(tile, page, sizeof(uint16_t));
+        } else if (tile->elem_bytes == sizeof(float)) {
+            load_page(tile, page, sizeof(float));
+        } else {
+            load_page(tile, page, sizeof(uint16_t));
+        }
+    }
+}
+
+/* Values of the pages in use -> tile->values [head_dim / 32][64 keys][32]. */
+static void load_values(const attn_tile_t *tile, attn_range_t keys) {
+    const size_t elem_bytes = tile->elem_bytes, row_bytes = tile->head_dim * elem_bytes;
     for (size_t key = keys.begin / STEP * STEP; key < keys.end; key++) {
         const size_t page = key / STEP;
         const uint8_t *from = attn_page(tile, page, tile->args->v_offset) + key % STEP * row_bytes;
@@ -134,13 +238,12 @@ KRI_INLINE void multiply_add(__m256 sums[QUERIES][VECTORS], const float *x, size
     }
 }
 
-/* scores[i][8 j ..] = q[i] . keys for n_q queries and n_v vectors of 8 keys. */
-KRI_INLINE void score_tile(const attn_tile_t *tile, const float *q, const float *keys,
-                           float *scores, const size_t n_q, const size_t n_v) {
+/* scores[i][8 j ..] = q[i] . keys for n_q queries from `query` on and n_v vectors of 8 keys from
+ * page `page` on. */
+KRI_INLINE void score_tile(const attn_tile_t *tile, size_t query, size_t page, float *scores,
+                           const size_t n_q, const size_t n_v) {
     const size_t head_dim = tile->head_dim;
-    const size_t next_step = KRI_PAGE_TOKENS * tile->elem_bytes;
-    const uint8_t *next = tile->next_k[ATTN_PAGES / 2u];
-    const uint8_t *next_last = tile->next_k[ATTN_PAGES / 2u + 1u];
+    const float *q = tile->q + query * head_dim, *keys = tile->keys + page * head_dim * STEP;
     __m256 sums[QUERIES][VECTORS];
     KRI_UNROLL
     for (size_t i = 0; i < n_q; i++) {
@@ -150,8 +253,6 @@ KRI_INLINE void score_tile(const attn_tile_t *tile, const float *q, const float 
         }
     }
     for (size_t d = 0; d < head_dim; d++) {
-        __builtin_prefetch(next + d * next_step);
-        __builtin_prefetch(next_last + d * next_step);
         multiply_add(sums, q + d, head_dim, (const uint8_t *)(keys + d * STEP), head_dim * STEP,
                      sizeof(float), n_q, n_v);
     }
@@ -160,6 +261,51 @@ KRI_INLINE void score_tile(const attn_tile_t *tile, const float *q, const float 
         KRI_UNROLL
         for (size_t j = 0; j < n_v; j++) {
             _mm256_store_ps(scores + i * KRI_ATTN_BLOCK + j * LANES, sums[i][j]);
+        }
+    }
+}
+
+KRI_INLINE __m256i broadcast_pair(const int16_t *at) {
+    int32_t pair;
+    memcpy(&pair, at, sizeof pair);
+    return _mm256_set1_epi32(pair);
+}
+
+/* The same in integers of 8 bits, stored as 16. */
+KRI_INLINE void score_tile_qk8(const attn_tile_t *tile, size_t query, size_t page, float *scores,
+                               const size_t n_q, const size_t n_v) {
+    const size_t head_dim = tile->head_dim, page_floats = head_dim / 2u * STEP;
+    const int16_t *q = (const int16_t *)(const void *)tile->q + query * head_dim;
+    const float *keys = tile->keys + page * page_floats;
+    __m256i sums[QUERIES][VECTORS];
+    KRI_UNROLL
+    for (size_t i = 0; i < n_q; i++) {
+        KRI_UNROLL
+        for (size_t j = 0; j < n_v; j++) {
+            sums[i][j] = _mm256_setzero_si256();
+        }
+    }
+    for (size_t d = 0; d < head_dim; d += 2u, keys += STEP) {
+        KRI_UNROLL
+        for (size_t j = 0; j < n_v; j += 2u) { /* two vectors are held, queries come in turn */
+            const __m256i *at = (const __m256i *)(const void *)(keys + j / 2u * page_floats);
+            const __m256i k0 = _mm256_load_si256(at), k1 = _mm256_load_si256(at + 1);
+            KRI_UNROLL
+            for (size_t i = 0; i < n_q; i++) {
+                const __m256i x = broadcast_pair(q + i * head_dim + d);
+                sums[i][j] = _mm256_add_epi32(sums[i][j], _mm256_madd_epi16(k0, x));
+                sums[i][j + 1u] = _mm256_add_epi32(sums[i][j + 1u], _mm256_madd_epi16(k1, x));
+            }
+        }
+    }
+    KRI_UNROLL
+    for (size_t i = 0; i < n_q; i++) {
+        const __m256 scale = _mm256_broadcast_ss(tile->q_scale + query + i);
+        KRI_UNROLL
+        for (size_t j = 0; j < n_v; j++) {
+            const __m256 key_scale = _mm256_load_ps(tile->key_scale + page * STEP + j * LANES);
+            const __m256 s = _mm256_mul_ps(_mm256_cvtepi32_ps(sums[i][j]), key_scale);
+            _mm256_store_ps(scores + i * KRI_ATTN_BLOCK + j * LANES, _mm256_mul_ps(s, scale));
         }
     }
 }
@@ -206,14 +352,18 @@ KRI_INLINE void value_tile(const value_source_t *values, const float *weights, c
 }
 
 /* One function per tile size, and tables of them by [queries - 1]. */
-typedef void score_fn(const attn_tile_t *tile, const float *q, const float *keys, float *scores);
+typedef void score_fn(const attn_tile_t *tile, size_t query, size_t page, float *scores);
 typedef void value_fn(const value_source_t *values, const float *weights, const float *decay,
                       float *acc, size_t head_dim);
 
 #define TILE(q_, v_)                                                                             \
-    static void score_##q_##_##v_(const attn_tile_t *tile, const float *q, const float *keys,    \
+    static void score_##q_##_##v_(const attn_tile_t *tile, size_t query, size_t page,            \
                                   float *scores) {                                               \
-        score_tile(tile, q, keys, scores, q_, v_);                                               \
+        score_tile(tile, query, page, scores, q_, v_);                                           \
+    }                                                                                            \
+    static void score_qk8_##q_##_##v_(const attn_tile_t *tile, size_t query, size_t page,        \
+                                      float *scores) {                                           \
+        score_tile_qk8(tile, query, page, scores, q_, v_);                                       \
     }                                                                                            \
     static void value_f32_##q_##_##v_(const value_source_t *values, const float *weights,        \
                                       const float *decay, float *acc, size_t head_dim) {         \
@@ -231,6 +381,8 @@ TILE(1, 4) TILE(2, 4) TILE(3, 4)
 #define WIDE(name) {name##_1_4, name##_2_4, name##_3_4}
 static score_fn *const score_fns[QUERIES] = NARROW(score);
 static score_fn *const score_wide_fns[WIDE_QUERIES] = WIDE(score);
+static score_fn *const score_qk8_fns[QUERIES] = NARROW(score_qk8);
+static score_fn *const score_qk8_wide_fns[WIDE_QUERIES] = WIDE(score_qk8);
 static value_fn *const value_f32_fns[QUERIES] = NARROW(value_f32);
 static value_fn *const value_f32_wide_fns[WIDE_QUERIES] = WIDE(value_f32);
 static value_fn *const value_f16_fns[QUERIES] = NARROW(value_f16);
@@ -238,22 +390,22 @@ static value_fn *const value_f16_wide_fns[WIDE_QUERIES] = WIDE(value_f16);
 #undef WIDE
 #undef NARROW
 
-/* ---- one run of one block ------------------------------------------------------------------ */
+/* ---- one group of queries and one block ---------------------------------------------------- */
 
 /* Up to three queries alone have too few sums of two vectors to hide the latency of an FMA, so
  * they take two pages at a time. */
-static void score_run(const attn_tile_t *tile, const attn_run_t *run) {
-    const size_t page_end = (run->keys.end + STEP - 1u) / STEP;
-    for (size_t page = run->keys.begin / STEP; page < page_end;) {
-        const float *keys = tile->keys + page * tile->head_dim * STEP;
-        const int wide = run->end - run->begin <= WIDE_QUERIES && page + 2u <= page_end;
-        for (size_t i = run->begin; i < run->end; i += QUERIES) {
-            const size_t n_q = run->end - i < QUERIES ? run->end - i : QUERIES;
-            score_fn *fn = wide ? score_wide_fns[n_q - 1u] : score_fns[n_q - 1u];
-            fn(tile, tile->q + i * tile->head_dim, keys,
-               tile->scores + i * KRI_ATTN_BLOCK + page * STEP);
+static void score_group(const attn_tile_t *tile, size_t begin, size_t end, attn_range_t keys) {
+    const size_t page_end = (keys.end + STEP - 1u) / STEP;
+    score_fn *const *narrow = tile->qk8 ? score_qk8_fns : score_fns;
+    score_fn *const *wide = tile->qk8 ? score_qk8_wide_fns : score_wide_fns;
+    for (size_t page = keys.begin / STEP; page < page_end;) {
+        const int is_wide = end - begin <= WIDE_QUERIES && page + 2u <= page_end;
+        for (size_t i = begin; i < end; i += QUERIES) {
+            const size_t n_q = end - i < QUERIES ? end - i : QUERIES;
+            score_fn *fn = is_wide ? wide[n_q - 1u] : narrow[n_q - 1u];
+            fn(tile, i, page, tile->scores + (i - begin) * KRI_ATTN_BLOCK + page * STEP);
         }
-        page += wide ? 2u : 1u;
+        page += is_wide ? 2u : 1u;
     }
 }
 
@@ -265,87 +417,106 @@ KRI_INLINE __m256 visible_lanes(attn_range_t keys, size_t j) {
     return _mm256_castsi256_ps(_mm256_andnot_si256(lanes_below(begin), lanes_below(end)));
 }
 
-KRI_INLINE float horizontal_max(__m256 v) {
-    __m128 most = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-    most = _mm_max_ps(most, _mm_movehl_ps(most, most));
-    return _mm_cvtss_f32(_mm_max_ss(most, _mm_movehdup_ps(most)));
-}
-
-KRI_INLINE float horizontal_sum(__m256 v) {
-    __m128 sum = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-    sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
-    return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
-}
-
-/* Scale, soft cap and mask the scores; new maximum, and how much the old one loses against it. */
-static void max_run(const attn_tile_t *tile, const attn_run_t *run) {
-    const __m256 scale = _mm256_set1_ps(tile->args->scale);
-    const float cap = tile->args->softcap;
-    const __m256 caps = _mm256_set1_ps(cap);
-    const __m256 inverse = _mm256_set1_ps(cap > 0.0f ? 1.0f / cap : 0.0f);
-    __m256 visible[BLOCK_VECTORS];
+/* Soft cap and mask the scores of one query; the largest of each lane. */
+KRI_INLINE __m256 cap_and_mask(const attn_tile_t *tile, attn_range_t keys, float *scores) {
+    const float softcap = tile->args->softcap;
+    const __m256 caps = _mm256_set1_ps(tile->cap);
+    const __m256 inverse = _mm256_set1_ps(softcap > 0.0f ? 1.0f / softcap : 0.0f);
+    __m256 largest = _mm256_set1_ps(-INFINITY);
     for (size_t j = 0; j < BLOCK_VECTORS; j++) {
-        visible[j] = visible_lanes(run->keys, j);
-    }
-    for (size_t i = run->begin; i < run->end; i++) {
-        float *scores = tile->scores + i * KRI_ATTN_BLOCK;
-        __m256 largest = _mm256_set1_ps(-INFINITY);
-        for (size_t j = 0; j < BLOCK_VECTORS; j++) {
-            __m256 s = _mm256_mul_ps(_mm256_load_ps(scores + j * LANES), scale);
-            if (cap > 0.0f) {
-                s = _mm256_mul_ps(caps, vector_tanh(_mm256_mul_ps(s, inverse)));
-            }
-            s = _mm256_blendv_ps(_mm256_set1_ps(-INFINITY), s, visible[j]);
-            largest = _mm256_max_ps(largest, s);
-            _mm256_store_ps(scores + j * LANES, s);
+        __m256 s = _mm256_load_ps(scores + j * LANES);
+        if (softcap > 0.0f) {
+            s = _mm256_mul_ps(caps, vector_tanh(_mm256_mul_ps(s, inverse)));
         }
-        const float old = tile->max[i];
-        const float block = horizontal_max(largest);
-        const float next = block > old ? block : old;
-        tile->decay[i] = old - next;
-        tile->max[i] = next;
+        s = _mm256_blendv_ps(_mm256_set1_ps(-INFINITY), s, visible_lanes(keys, j));
+        largest = _mm256_max_ps(largest, s);
+        _mm256_store_ps(scores + j * LANES, s);
     }
-    size_t i = run->begin;
-    for (; i + LANES <= run->end; i += LANES) {
-        _mm256_storeu_ps(tile->decay + i, vector_exp_weight(_mm256_loadu_ps(tile->decay + i)));
+    return largest;
+}
+
+/* The largest of each lane of a query that sees the whole block. */
+KRI_INLINE __m256 largest_lanes(const float *scores) {
+    __m256 s[2] = {_mm256_load_ps(scores), _mm256_load_ps(scores + LANES)};
+    for (size_t j = 2; j < BLOCK_VECTORS; j += 2u) {
+        s[0] = _mm256_max_ps(s[0], _mm256_load_ps(scores + j * LANES));
+        s[1] = _mm256_max_ps(s[1], _mm256_load_ps(scores + (j + 1u) * LANES));
     }
-    if (i < run->end) {
-        const __m256i lanes = lanes_below(run->end - i);
-        const __m256 loss = _mm256_maskload_ps(tile->decay + i, lanes);
-        _mm256_maskstore_ps(tile->decay + i, lanes, vector_exp_weight(loss));
+    return _mm256_max_ps(s[0], s[1]);
+}
+
+/* Scores -> weights of one query; their sum in each lane. */
+KRI_INLINE __m256 weigh(float *scores, float max) {
+    const __m256 largest = _mm256_set1_ps(max);
+    __m256 sums[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+    for (size_t j = 0; j < BLOCK_VECTORS; j += 2u) {
+        KRI_UNROLL
+        for (size_t odd = 0; odd < 2u; odd++) {
+            float *at = scores + (j + odd) * LANES;
+            const __m256 w = vector_exp2_weight(_mm256_sub_ps(_mm256_load_ps(at), largest));
+            sums[odd] = _mm256_add_ps(sums[odd], w);
+            _mm256_store_ps(at, w);
+        }
+    }
+    return _mm256_add_ps(sums[0], sums[1]);
+}
+
+static void weight_group(const attn_tile_t *tile, size_t begin, size_t end, attn_range_t keys,
+                         int is_ragged) {
+    const int is_plain = tile->args->softcap <= 0.0f && !is_ragged &&
+                         keys.end - keys.begin == KRI_ATTN_BLOCK;
+    for (size_t i = begin; i < end; i += LANES) {
+        const size_t n = end - i < LANES ? end - i : LANES;
+        const __m256i lanes = lanes_below(n);
+        float *scores = tile->scores + (i - begin) * KRI_ATTN_BLOCK;
+        __m256 parts[LANES];
+        for (size_t j = 0; j < n; j++, scores += KRI_ATTN_BLOCK) {
+            if (is_plain) {
+                parts[j] = largest_lanes(scores);
+                continue;
+            }
+            const size_t row = (i + j) / tile->args->n_heads;
+            parts[j] = cap_and_mask(tile, is_ragged ? attn_keys(tile, row, row + 1u) : keys,
+                                    scores);
+        }
+        for (size_t j = n; j < LANES; j++) {
+            parts[j] = _mm256_setzero_ps();
+        }
+        const __m256 old = _mm256_maskload_ps(tile->max + i, lanes);
+        const __m256 next = _mm256_max_ps(reduce_8(parts, REDUCE_MAX), old);
+        const __m256 decay = vector_exp2_weight(_mm256_sub_ps(old, next));
+        _mm256_maskstore_ps(tile->max + i, lanes, next);
+        _mm256_maskstore_ps(tile->decay + i, lanes, decay);
+        scores = tile->scores + (i - begin) * KRI_ATTN_BLOCK;
+        for (size_t j = 0; j < n; j++, scores += KRI_ATTN_BLOCK) {
+            parts[j] = weigh(scores, tile->max[i + j]);
+        }
+        const __m256 sum = _mm256_mul_ps(_mm256_maskload_ps(tile->sum + i, lanes), decay);
+        _mm256_maskstore_ps(tile->sum + i, lanes, _mm256_add_ps(sum, reduce_8(parts, REDUCE_SUM)));
     }
 }
 
-/* Scores -> weights, and the running sum of weights. */
-static void weight_run(const attn_tile_t *tile, const attn_run_t *run) {
-    for (size_t i = run->begin; i < run->end; i++) {
-        float *scores = tile->scores + i * KRI_ATTN_BLOCK;
-        const __m256 largest = _mm256_set1_ps(tile->max[i]);
-        __m256 sums[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
-        for (size_t j = 0; j < BLOCK_VECTORS; j += 2u) {
-            KRI_UNROLL
-            for (size_t odd = 0; odd < 2u; odd++) {
-                float *at = scores + (j + odd) * LANES;
-                const __m256 w = vector_exp_weight(_mm256_sub_ps(_mm256_load_ps(at), largest));
-                sums[odd] = _mm256_add_ps(sums[odd], w);
-                _mm256_store_ps(at, w);
-            }
+static void decay_rows(const attn_tile_t *tile, size_t begin, size_t end) {
+    for (size_t i = begin; i < end; i++) {
+        const __m256 decay = _mm256_set1_ps(tile->decay[i]);
+        float *acc = tile->acc + i * tile->head_dim;
+        for (size_t d = 0; d < tile->head_dim; d += LANES) {
+            _mm256_store_ps(acc + d, _mm256_mul_ps(_mm256_load_ps(acc + d), decay));
         }
-        tile->sum[i] = tile->sum[i] * tile->decay[i] +
-                       horizontal_sum(_mm256_add_ps(sums[0], sums[1]));
+        tile->decay[i] = 1.0f;
     }
 }
 
-/* The values of one run for the dimensions from d on, narrow or wide. */
-static void value_dims(const attn_tile_t *tile, const attn_run_t *run, int from_scratch, size_t d,
-                       value_fn *const *fns) {
-    const size_t elem_bytes = from_scratch ? sizeof(float) : tile->elem_bytes;
+/* The dimensions from d on of value_group, narrow or wide. */
+static void value_dims(const attn_tile_t *tile, size_t begin, size_t end, size_t first,
+                       attn_range_t keys, size_t d, value_fn *const *fns) {
+    const size_t elem_bytes = tile->from_scratch ? sizeof(float) : tile->elem_bytes;
     const float *chunk = tile->values + d / VALUE_WIDTH * (KRI_ATTN_BLOCK * VALUE_WIDTH) +
                          d % VALUE_WIDTH;
-    value_source_t values = {.keys = run->keys};
-    values.row_bytes = (from_scratch ? VALUE_WIDTH : tile->head_dim) * elem_bytes;
-    for (size_t page = run->keys.begin / STEP; page * STEP < run->keys.end; page++) {
-        if (from_scratch) {
+    value_source_t values = {.keys = keys};
+    values.row_bytes = (tile->from_scratch ? VALUE_WIDTH : tile->head_dim) * elem_bytes;
+    for (size_t page = keys.begin / STEP; page * STEP < keys.end; page++) {
+        if (tile->from_scratch) {
             values.page[page] = (const uint8_t *)(chunk + page * STEP * VALUE_WIDTH);
             values.next[page] = values.page[page];
         } else {
@@ -353,75 +524,113 @@ static void value_dims(const attn_tile_t *tile, const attn_run_t *run, int from_
             values.next[page] = tile->next_v[page] + d * elem_bytes;
         }
     }
-    for (size_t i = run->begin; i < run->end; i += QUERIES) {
-        const size_t n_q = run->end - i < QUERIES ? run->end - i : QUERIES;
-        fns[n_q - 1u](&values, tile->scores + i * KRI_ATTN_BLOCK, tile->decay + i,
+    for (size_t i = begin; i < end; i += QUERIES) {
+        const size_t n_q = end - i < QUERIES ? end - i : QUERIES;
+        fns[n_q - 1u](&values, tile->scores + (i - first) * KRI_ATTN_BLOCK, tile->decay + i,
                       tile->acc + i * tile->head_dim + d, tile->head_dim);
     }
 }
 
-/* from_scratch: values were converted by load_values. Dimensions outside, queries inside, so that
- * one column of the block's values stays in the first-level cache. */
-static void value_run(const attn_tile_t *tile, const attn_run_t *run, int from_scratch) {
-    const int is_f32 = from_scratch || tile->elem_bytes == sizeof(float);
-    const int few = run->end - run->begin <= WIDE_QUERIES;
+/* Dimensions outside, queries inside, so that one column of the block's values stays in the
+ * first-level cache. */
+static void value_group(const attn_tile_t *tile, size_t begin, size_t end, size_t first,
+                        attn_range_t keys) {
+    const int is_f32 = tile->from_scratch || tile->elem_bytes == sizeof(float);
+    const int is_few = end - begin <= WIDE_QUERIES;
     for (size_t d = 0; d < tile->head_dim;) {
-        if (few && d + VALUE_WIDTH <= tile->head_dim) {
-            value_dims(tile, run, from_scratch, d,
+        if (is_few && d + VALUE_WIDTH <= tile->head_dim) {
+            value_dims(tile, begin, end, first, keys, d,
                        is_f32 ? value_f32_wide_fns : value_f16_wide_fns);
             d += VALUE_WIDTH;
         } else {
-            value_dims(tile, run, from_scratch, d, is_f32 ? value_f32_fns : value_f16_fns);
+            value_dims(tile, begin, end, first, keys, d, is_f32 ? value_f32_fns : value_f16_fns);
             d += STEP;
         }
     }
 }
 
-/* ---- the whole tile ------------------------------------------------------------------------ */
+/* ---- spans and the whole tile -------------------------------------------------------------- */
 
-static void write_rows(const attn_tile_t *tile) {
+static void merge_queries(const attn_tile_t *tile, size_t begin, size_t end) {
+    for (size_t i = begin; i < end; i += LANES) {
+        const __m256i lanes = lanes_below(end - i);
+        const __m256 old = _mm256_maskload_ps(tile->total_max + i, lanes);
+        const __m256 max = _mm256_maskload_ps(tile->max + i, lanes);
+        const __m256 next = _mm256_max_ps(max, old);
+        const __m256 old_decay = vector_exp2_weight(_mm256_sub_ps(old, next));
+        const __m256 decay = vector_exp2_weight(_mm256_sub_ps(max, next));
+        const __m256 old_sum = _mm256_maskload_ps(tile->total_sum + i, lanes);
+        const __m256 sum = _mm256_maskload_ps(tile->sum + i, lanes);
+        _mm256_maskstore_ps(tile->total_max + i, lanes, next);
+        _mm256_maskstore_ps(tile->total_decay + i, lanes, old_decay);
+        _mm256_maskstore_ps(tile->decay + i, lanes, decay);
+        _mm256_maskstore_ps(tile->total_sum + i, lanes,
+                            _mm256_fmadd_ps(old_sum, old_decay, _mm256_mul_ps(sum, decay)));
+    }
+    for (size_t i = begin; i < end; i++) {
+        const __m256 old_decay = _mm256_set1_ps(tile->total_decay[i]);
+        const __m256 decay = _mm256_set1_ps(tile->decay[i]);
+        float *total = tile->total + i * tile->head_dim, *acc = tile->acc + i * tile->head_dim;
+        for (size_t d = 0; d < tile->head_dim; d += LANES) {
+            const __m256 y = _mm256_mul_ps(_mm256_load_ps(acc + d), decay);
+            _mm256_store_ps(total + d, _mm256_fmadd_ps(_mm256_load_ps(total + d), old_decay, y));
+        }
+    }
+}
+
+static void write_queries(const attn_tile_t *tile) {
     const kri_attn_args_t *args = tile->args;
     for (size_t i = 0; i < tile->n_queries; i++) {
         const size_t row = i / args->n_heads;
         float *out = args->out + row * args->out_stride + i % args->n_heads * tile->head_dim;
-        const __m256 factor = _mm256_set1_ps(1.0f / tile->sum[i]);
+        const __m256 factor = _mm256_set1_ps(1.0f / tile->total_sum[i]);
         for (size_t d = 0; d < tile->head_dim; d += LANES) {
-            const __m256 y = _mm256_load_ps(tile->acc + i * tile->head_dim + d);
+            const __m256 y = _mm256_load_ps(tile->total + i * tile->head_dim + d);
             _mm256_storeu_ps(out + d, _mm256_mul_ps(y, factor));
         }
     }
 }
 
-KRI_INLINE void attention(const kri_attn_args_t *args, const size_t elem_bytes) {
-    attn_tile_t tile;
-    attn_tile_init(&tile, args, elem_bytes, VALUE_WIDTH);
-    /* One pass of a register tile reads the values once: converting them first pays from two. */
-    const int from_scratch = tile.n_queries > QUERIES;
-    const size_t n_keys = (size_t)args->pos_begin + args->n_rows;
-    size_t block = attn_first_key(args, 0) / KRI_ATTN_BLOCK * KRI_ATTN_BLOCK;
-    for (; block < n_keys; block += KRI_ATTN_BLOCK) {
-        attn_block_begin(&tile, block);
-        const attn_range_t keys = attn_keys(&tile, 0, args->n_rows);
-        load_keys(&tile, keys, elem_bytes);
-        if (from_scratch) {
-            load_values(&tile, keys, elem_bytes);
-        }
-        attn_run_t run;
-        size_t row = 0;
-        while (attn_next_run(&tile, &row, &run)) {
-            score_run(&tile, &run);
-            max_run(&tile, &run);
-            weight_run(&tile, &run);
-            value_run(&tile, &run, from_scratch);
+#include "cpu/attn_walk.h"
+
+static void load_queries_qk8(const attn_tile_t *tile) {
+    const float factor = attn_score_factor(tile->args);
+    int16_t *q = (int16_t *)(void *)tile->q;
+    int8_t bytes[KRI_HEAD_DIM_MAX];
+    for (size_t i = 0; i < tile->n_queries; i++, q += tile->head_dim) {
+        tile->q_scale[i] = factor * attn_quantise(attn_query(tile->args, i), tile->head_dim,
+                                                  bytes, &tile->q_sum[i]);
+        for (size_t d = 0; d < tile->head_dim; d++) {
+            q[d] = bytes[d];
         }
     }
-    write_rows(&tile);
+}
+
+static void attention(const kri_attn_args_t *args, size_t elem_bytes, int qk8) {
+    attn_tile_t tile;
+    attn_tile_init(&tile, args, elem_bytes, qk8, VALUE_WIDTH);
+    /* One pass of a register tile reads the values once: converting them first pays from two. */
+    tile.from_scratch = tile.n_queries > QUERIES;
+    if (qk8) {
+        load_queries_qk8(&tile);
+    } else {
+        attn_load_queries(&tile);
+    }
+    attend_tile(&tile);
 }
 
 void kri_attention_f32_avx2(const kri_attn_args_t *args) {
-    attention(args, sizeof(float));
+    attention(args, sizeof(float), 0);
 }
 
 void kri_attention_f16_avx2(const kri_attn_args_t *args) {
-    attention(args, sizeof(uint16_t));
+    attention(args, sizeof(uint16_t), 0);
+}
+
+void kri_attention_f32_qk8_avx2(const kri_attn_args_t *args) {
+    attention(args, sizeof(float), 1);
+}
+
+void kri_attention_f16_qk8_avx2(const kri_attn_args_t *args) {
+    attention(args, sizeof(uint16_t), 1);
 }

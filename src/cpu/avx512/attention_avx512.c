@@ -1,9 +1,10 @@
 /* attention_avx512.c: attention over a paged KV cache with AVX-512. Scores and weighted sums are
- * small matrix products on register tiles of up to six queries times 64 keys (or 64 dimensions),
- * in f32 throughout: K is transposed and widened once per key block and tile, V is widened on the
+ * small matrix products on register tiles of up to six queries times 64 keys (or 64 dimensions):
+ * K is transposed and widened (or quantised, qk8) once per key block and tile, V is widened on the
  * fly for a few queries and once per block for many (the conversion is exact, so both agree).
- * Per (query, key) a score is one chain of fused multiply-adds over ascending dimensions, per
- * (query, dimension) an output is one chain over ascending keys: no tile size changes a bit. */
+ * Per (query, key) a score is one chain of fused multiply-adds over ascending dimensions or an
+ * exact integer, per (query, dimension) an output is one chain over ascending keys: no tile size
+ * changes a bit. Where the time goes: docs/perf-log.md. */
 #include "cpu/attn_tile.h"
 #include "cpu/avx512/vmath_avx512.h"
 #include "cpu/impl.h"
@@ -56,30 +57,139 @@ KRI_INLINE void transpose_16x16(__m512 x[LANES]) {
     }
 }
 
-/* Keys of the pages in use -> tile->keys [head_dim][64]. */
-KRI_INLINE void load_keys(const attn_tile_t *tile, attn_range_t keys, size_t elem_bytes) {
+/* ---- loading a block ----------------------------------------------------------------------- */
+
+/* Keys of a page -> columns 16 page .. of tile->keys [head_dim][64]. */
+KRI_INLINE void load_page(const attn_tile_t *tile, size_t page, const size_t elem_bytes) {
     const size_t row_bytes = tile->head_dim * elem_bytes;
-    for (size_t page = keys.begin / LANES; page * LANES < keys.end; page++) {
-        const uint8_t *from = attn_page(tile, page, tile->args->k_offset);
+    const uint8_t *from = attn_page(tile, page, tile->args->k_offset);
+    for (size_t d = 0; d < tile->head_dim; d += LANES) {
+        attn_prefetch_keys(tile, page, d, LANES);
+        __m512 x[LANES];
+        KRI_UNROLL
+        for (size_t j = 0; j < LANES; j++) {
+            x[j] = load_elements(from + j * row_bytes + d * elem_bytes, elem_bytes);
+        }
+        transpose_16x16(x);
+        KRI_UNROLL
+        for (size_t j = 0; j < LANES; j++) {
+            _mm512_store_ps(tile->keys + (d + j) * KRI_ATTN_BLOCK + page * LANES, x[j]);
+        }
+    }
+}
+
+/* One number per vector: lane i of the result is the sum (or the maximum, or the integer maximum)
+ * of x[i], by the same tree whatever i is. */
+typedef enum reduce_e { REDUCE_SUM, REDUCE_MAX, REDUCE_MAX_BITS } reduce_t;
+
+KRI_INLINE __m512 combine(__m512 a, __m512 b, const reduce_t op) {
+    if (op == REDUCE_SUM) {
+        return _mm512_add_ps(a, b);
+    }
+    if (op == REDUCE_MAX) {
+        return _mm512_max_ps(a, b);
+    }
+    return _mm512_castsi512_ps(
+        _mm512_max_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
+}
+
+KRI_INLINE __m512 reduce_16(const __m512 x[LANES], const reduce_t op) {
+    __m512 y[8], z[4], u[2];
+    KRI_UNROLL
+    for (size_t i = 0; i < 8u; i++) { /* parts 0, 1: of x[i]; 2, 3: of x[i + 8] */
+        y[i] = combine(_mm512_shuffle_f32x4(x[i], x[i + 8u], 0x88),
+                       _mm512_shuffle_f32x4(x[i], x[i + 8u], 0xDD), op);
+    }
+    KRI_UNROLL
+    for (size_t i = 0; i < 4u; i++) { /* parts: of x[i], x[i + 8], x[i + 4], x[i + 12] */
+        z[i] = combine(_mm512_shuffle_f32x4(y[i], y[i + 4u], 0x88),
+                       _mm512_shuffle_f32x4(y[i], y[i + 4u], 0xDD), op);
+    }
+    KRI_UNROLL
+    for (size_t i = 0; i < 2u; i++) { /* in each part: two of z[i], two of z[i + 2] */
+        const __m512d a = _mm512_castps_pd(z[i]), b = _mm512_castps_pd(z[i + 2u]);
+        u[i] = combine(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)),
+                       _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)), op);
+    }
+    const __m512 mixed = combine(_mm512_shuffle_ps(u[0], u[1], 0x88),
+                                 _mm512_shuffle_ps(u[0], u[1], 0xDD), op);
+    /* Part p holds x[base[p] + 0, 2, 1, 3] with base 0, 8, 4, 12. */
+    const __m512i order = _mm512_setr_epi32(0, 2, 1, 3, 8, 10, 9, 11, 4, 6, 5, 7, 12, 14, 13, 15);
+    return _mm512_permutexvar_ps(order, mixed);
+}
+
+/* Inverse scales of the 16 keys of a page, and their scales to tile->key_scale. */
+KRI_INLINE void scale_page(const attn_tile_t *tile, size_t page, const uint8_t *from,
+                           const size_t elem_bytes, float *inverse) {
+    const __m512 magnitude = _mm512_castsi512_ps(_mm512_set1_epi32(0x7fffffff));
+    __m512 most[LANES];
+    for (size_t j = 0; j < LANES; j++) {
+        most[j] = _mm512_setzero_ps();
         for (size_t d = 0; d < tile->head_dim; d += LANES) {
-            attn_prefetch_keys(tile, page, d, LANES);
-            __m512 x[LANES];
-            KRI_UNROLL
-            for (size_t j = 0; j < LANES; j++) {
-                x[j] = load_elements(from + j * row_bytes + d * elem_bytes, elem_bytes);
+            const uint8_t *at = from + (j * tile->head_dim + d) * elem_bytes;
+            const __m512 x = _mm512_and_ps(load_elements(at, elem_bytes), magnitude);
+            most[j] = combine(most[j], x, REDUCE_MAX_BITS);
+        }
+    }
+    const __m512 amax = reduce_16(most, REDUCE_MAX_BITS);
+    const __mmask16 finite = _mm512_cmp_ps_mask(amax, _mm512_set1_ps(FLT_MAX), _CMP_LE_OQ);
+    const __mmask16 used = _mm512_cmp_ps_mask(amax, _mm512_set1_ps(1e-30f), _CMP_GE_OQ) & finite;
+    const __m512 levels = _mm512_set1_ps(127.0f);
+    const __m512 scale = _mm512_maskz_div_ps(used, amax, levels);
+    _mm512_store_ps(inverse, _mm512_maskz_div_ps(used, levels, amax));
+    _mm512_store_ps(tile->key_scale + page * LANES,
+                    _mm512_mask_blend_ps(finite, _mm512_set1_ps(NAN), scale));
+}
+
+/* Keys of a page, quantised and offset by 128 -> 4 dimensions by 4: tile->keys [head_dim / 4][64
+ * keys][4 bytes]. */
+KRI_INLINE void load_page_qk8(const attn_tile_t *tile, size_t page, const size_t elem_bytes) {
+    const uint8_t *from = attn_page(tile, page, tile->args->k_offset);
+    _Alignas(64) float inverse[LANES];
+    scale_page(tile, page, from, elem_bytes, inverse);
+    for (size_t d = 0; d < tile->head_dim; d += 4u * LANES) {
+        const size_t left = tile->head_dim - d, n_dims = left < 4u * LANES ? left : 4u * LANES;
+        attn_prefetch_keys(tile, page, d, n_dims);
+        __m512 x[LANES];
+        for (size_t j = 0; j < LANES; j++) {
+            const __m512 factor = _mm512_set1_ps(inverse[j]);
+            __m128i q[4] = {_mm_setzero_si128(), _mm_setzero_si128(), _mm_setzero_si128(),
+                            _mm_setzero_si128()};
+            for (size_t i = 0; i < n_dims; i += LANES) {
+                const uint8_t *at = from + (j * tile->head_dim + d + i) * elem_bytes;
+                q[i / LANES] = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(
+                    _mm512_mul_ps(load_elements(at, elem_bytes), factor)));
             }
-            transpose_16x16(x);
-            KRI_UNROLL
-            for (size_t j = 0; j < LANES; j++) {
-                _mm512_store_ps(tile->keys + (d + j) * KRI_ATTN_BLOCK + page * LANES, x[j]);
-            }
+            const __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(q[0]), q[1], 1);
+            const __m256i high = _mm256_inserti128_si256(_mm256_castsi128_si256(q[2]), q[3], 1);
+            const __m512i row = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+            x[j] = _mm512_castsi512_ps(_mm512_xor_si512(row, _mm512_set1_epi8(-128)));
+        }
+        transpose_16x16(x);
+        float *to = tile->keys + d / 4u * KRI_ATTN_BLOCK + page * LANES;
+        for (size_t j = 0; j < n_dims / 4u; j++) {
+            _mm512_store_ps(to + j * KRI_ATTN_BLOCK, x[j]);
+        }
+    }
+}
+
+static void load_keys(const attn_tile_t *tile, attn_range_t keys) {
+    for (size_t page = keys.begin / LANES; page * LANES < keys.end; page++) {
+        if (tile->qk8 && tile->elem_bytes == sizeof(float)) {
+            load_page_qk8(tile, page, sizeof(float));
+        } else if (tile->qk8) {
+            load_page_qk8(tile, page, sizeof(uint16_t));
+        } else if (tile->elem_bytes == sizeof(float)) {
+            load_page(tile, page, sizeof(float));
+        } else {
+            load_page(tile, page, sizeof(uint16_t));
         }
     }
 }
 
 /* Values of the pages in use -> tile->values [head_dim / 64][64 keys][64]. */
-static void load_values(const attn_tile_t *tile, attn_range_t keys, size_t elem_bytes) {
-    const size_t row_bytes = tile->head_dim * elem_bytes;
+static void load_values(const attn_tile_t *tile, attn_range_t keys) {
+    const size_t elem_bytes = tile->elem_bytes, row_bytes = tile->head_dim * elem_bytes;
     for (size_t key = keys.begin / LANES * LANES; key < keys.end; key++) {
         const size_t page = key / LANES;
         const uint8_t *from = attn_page(tile, page, tile->args->v_offset) + key % LANES * row_bytes;
@@ -94,13 +204,12 @@ static void load_values(const attn_tile_t *tile, attn_range_t keys, size_t elem_
 
 /* ---- register tiles: always inlined with constant sizes ------------------------------------ */
 
-/* scores[i][16 j ..] = q[i] . keys for n_q queries and n_v vectors of 16 keys. */
-KRI_INLINE void score_tile(const attn_tile_t *tile, const float *q, const float *keys,
-                           float *scores, const size_t n_q, const size_t n_v) {
+/* scores[i][16 j ..] = q[i] . keys for n_q queries from `query` on and n_v vectors of 16 keys from
+ * vector `vector` on. */
+KRI_INLINE void score_tile(const attn_tile_t *tile, size_t query, size_t vector, float *scores,
+                           const size_t n_q, const size_t n_v) {
     const size_t head_dim = tile->head_dim;
-    const size_t next_step = KRI_PAGE_TOKENS * tile->elem_bytes;
-    const uint8_t *next = tile->next_k[ATTN_PAGES / 2u];
-    const uint8_t *next_last = tile->next_k[ATTN_PAGES / 2u + 1u];
+    const float *q = tile->q + query * head_dim, *keys = tile->keys + vector * LANES;
     __m512 sums[QUERIES][VECTORS];
     KRI_UNROLL
     for (size_t i = 0; i < n_q; i++) {
@@ -110,8 +219,6 @@ KRI_INLINE void score_tile(const attn_tile_t *tile, const float *q, const float 
         }
     }
     for (size_t d = 0; d < head_dim; d++) {
-        __builtin_prefetch(next + d * next_step);
-        __builtin_prefetch(next_last + d * next_step);
         __m512 k[VECTORS];
         KRI_UNROLL
         for (size_t j = 0; j < n_v; j++) {
@@ -131,6 +238,60 @@ KRI_INLINE void score_tile(const attn_tile_t *tile, const float *q, const float 
         KRI_UNROLL
         for (size_t j = 0; j < n_v; j++) {
             _mm512_store_ps(scores + i * KRI_ATTN_BLOCK + j * LANES, sums[i][j]);
+        }
+    }
+}
+
+/* sum + four products a lane, u8 times s8. Not the intrinsic: around it gcc 12 copies and spills the
+ * sums of a large register tile, which takes twice the time. */
+KRI_INLINE __m512i dot_4_add(__m512i sum, __m512i u8, __m512i s8) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(u8), "v"(s8));
+    return sum;
+}
+
+/* The same in 8-bit integers. The keys are offset by 128, which the start of a sum takes back. */
+KRI_INLINE void score_tile_qk8(const attn_tile_t *tile, size_t query, size_t vector,
+                               float *scores, const size_t n_q, const size_t n_v) {
+    const size_t head_dim = tile->head_dim;
+    const int8_t *q = (const int8_t *)(const void *)tile->q + query * head_dim;
+    const float *keys = tile->keys + vector * LANES;
+    __m512i sums[QUERIES][VECTORS];
+    KRI_UNROLL
+    for (size_t i = 0; i < n_q; i++) {
+        KRI_UNROLL
+        for (size_t j = 0; j < n_v; j++) {
+            sums[i][j] = _mm512_set1_epi32(-128 * tile->q_sum[query + i]);
+        }
+    }
+    for (size_t d = 0; d < head_dim; d += 4u) {
+        __m512i k[VECTORS];
+        KRI_UNROLL
+        for (size_t j = 0; j < n_v; j++) {
+            k[j] = _mm512_load_si512(keys + d / 4u * KRI_ATTN_BLOCK + j * LANES);
+        }
+        KRI_UNROLL
+        for (size_t i = 0; i < n_q; i++) {
+            int32_t four;
+            memcpy(&four, q + i * head_dim + d, sizeof four);
+            const __m512i x = _mm512_set1_epi32(four);
+            KRI_UNROLL
+            for (size_t j = 0; j < n_v; j++) {
+                sums[i][j] = dot_4_add(sums[i][j], k[j], x);
+            }
+        }
+    }
+    __m512 key_scale[VECTORS];
+    KRI_UNROLL
+    for (size_t j = 0; j < n_v; j++) {
+        key_scale[j] = _mm512_load_ps(tile->key_scale + (vector + j) * LANES);
+    }
+    KRI_UNROLL
+    for (size_t i = 0; i < n_q; i++) {
+        const __m512 scale = _mm512_set1_ps(tile->q_scale[query + i]);
+        KRI_UNROLL
+        for (size_t j = 0; j < n_v; j++) {
+            const __m512 s = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[i][j]), key_scale[j]);
+            _mm512_store_ps(scores + i * KRI_ATTN_BLOCK + j * LANES, _mm512_mul_ps(s, scale));
         }
     }
 }
@@ -189,14 +350,18 @@ KRI_INLINE void value_tile(const value_source_t *values, const float *weights, c
 }
 
 /* One function per tile size, and tables of them by [queries - 1][vectors - 1]. */
-typedef void score_fn(const attn_tile_t *tile, const float *q, const float *keys, float *scores);
+typedef void score_fn(const attn_tile_t *tile, size_t query, size_t vector, float *scores);
 typedef void value_fn(const value_source_t *values, const float *weights, const float *decay,
                       float *acc, size_t head_dim);
 
 #define TILE(q_, v_)                                                                             \
-    static void score_##q_##_##v_(const attn_tile_t *tile, const float *q, const float *keys,    \
+    static void score_##q_##_##v_(const attn_tile_t *tile, size_t query, size_t vector,          \
                                   float *scores) {                                               \
-        score_tile(tile, q, keys, scores, q_, v_);                                               \
+        score_tile(tile, query, vector, scores, q_, v_);                                         \
+    }                                                                                            \
+    static void score_qk8_##q_##_##v_(const attn_tile_t *tile, size_t query, size_t vector,      \
+                                      float *scores) {                                           \
+        score_tile_qk8(tile, query, vector, scores, q_, v_);                                     \
     }                                                                                            \
     static void value_f32_##q_##_##v_(const value_source_t *values, const float *weights,        \
                                       const float *decay, float *acc, size_t head_dim) {         \
@@ -215,21 +380,21 @@ TILES(1) TILES(2) TILES(3) TILES(4) TILES(5) TILES(6)
 #define TABLE(name)                                                                              \
     {ROW(name, 1), ROW(name, 2), ROW(name, 3), ROW(name, 4), ROW(name, 5), ROW(name, 6)}
 static score_fn *const score_fns[QUERIES][VECTORS] = TABLE(score);
+static score_fn *const score_qk8_fns[QUERIES][VECTORS] = TABLE(score_qk8);
 static value_fn *const value_f32_fns[QUERIES][VECTORS] = TABLE(value_f32);
 static value_fn *const value_f16_fns[QUERIES][VECTORS] = TABLE(value_f16);
 #undef TABLE
 #undef ROW
 
-/* ---- one run of one block ------------------------------------------------------------------ */
+/* ---- one group of queries and one block ---------------------------------------------------- */
 
-static void score_run(const attn_tile_t *tile, const attn_run_t *run) {
-    const size_t first = run->keys.begin / LANES;
-    const size_t n_v = (run->keys.end + LANES - 1u) / LANES - first;
-    for (size_t i = run->begin; i < run->end; i += QUERIES) {
-        const size_t n_q = run->end - i < QUERIES ? run->end - i : QUERIES;
-        score_fns[n_q - 1u][n_v - 1u](tile, tile->q + i * tile->head_dim,
-                                      tile->keys + first * LANES,
-                                      tile->scores + i * KRI_ATTN_BLOCK + first * LANES);
+static void score_group(const attn_tile_t *tile, size_t begin, size_t end, attn_range_t keys) {
+    const size_t first = keys.begin / LANES;
+    const size_t n_v = (keys.end + LANES - 1u) / LANES - first;
+    for (size_t i = begin; i < end; i += QUERIES) {
+        const size_t n_q = end - i < QUERIES ? end - i : QUERIES;
+        score_fn *fn = tile->qk8 ? score_qk8_fns[n_q - 1u][n_v - 1u] : score_fns[n_q - 1u][n_v - 1u];
+        fn(tile, i, first, tile->scores + (i - begin) * KRI_ATTN_BLOCK + first * LANES);
     }
 }
 
@@ -241,70 +406,107 @@ KRI_INLINE __mmask16 visible_lanes(attn_range_t keys, size_t j) {
     return (__mmask16)(lanes_below(end) & ~lanes_below(begin));
 }
 
-/* Scale, soft cap and mask the scores; new maximum, and how much the old one loses against it. */
-static void max_run(const attn_tile_t *tile, const attn_run_t *run) {
-    const __m512 scale = _mm512_set1_ps(tile->args->scale);
-    const float cap = tile->args->softcap;
-    const __m512 caps = _mm512_set1_ps(cap);
-    const __m512 inverse = _mm512_set1_ps(cap > 0.0f ? 1.0f / cap : 0.0f);
-    __mmask16 visible[VECTORS];
+/* Soft cap and mask the scores of one query; the largest of each lane. */
+KRI_INLINE __m512 cap_and_mask(const attn_tile_t *tile, attn_range_t keys, float *scores) {
+    const float softcap = tile->args->softcap;
+    const __m512 caps = _mm512_set1_ps(tile->cap);
+    const __m512 inverse = _mm512_set1_ps(softcap > 0.0f ? 1.0f / softcap : 0.0f);
+    __m512 largest = _mm512_set1_ps(-INFINITY);
     for (size_t j = 0; j < VECTORS; j++) {
-        visible[j] = visible_lanes(run->keys, j);
+        const __mmask16 visible = visible_lanes(keys, j);
+        __m512 s = _mm512_maskz_load_ps(visible, scores + j * LANES);
+        if (softcap > 0.0f) {
+            s = _mm512_mul_ps(caps, vector_tanh(_mm512_mul_ps(s, inverse)));
+        }
+        s = _mm512_mask_blend_ps(visible, _mm512_set1_ps(-INFINITY), s);
+        largest = _mm512_max_ps(largest, s);
+        _mm512_store_ps(scores + j * LANES, s);
     }
-    for (size_t i = run->begin; i < run->end; i++) {
-        float *scores = tile->scores + i * KRI_ATTN_BLOCK;
-        __m512 largest = _mm512_set1_ps(-INFINITY);
-        KRI_UNROLL
-        for (size_t j = 0; j < VECTORS; j++) {
-            __m512 s = _mm512_mul_ps(_mm512_maskz_load_ps(visible[j], scores + j * LANES), scale);
-            if (cap > 0.0f) {
-                s = _mm512_mul_ps(caps, vector_tanh(_mm512_mul_ps(s, inverse)));
+    return largest;
+}
+
+/* The largest of each lane of a query that sees the whole block. */
+KRI_INLINE __m512 largest_lanes(const float *scores) {
+    __m512 s[VECTORS];
+    KRI_UNROLL
+    for (size_t j = 0; j < VECTORS; j++) {
+        s[j] = _mm512_load_ps(scores + j * LANES);
+    }
+    return _mm512_max_ps(_mm512_max_ps(s[0], s[1]), _mm512_max_ps(s[2], s[3]));
+}
+
+/* Scores -> weights of one query; their sum in each lane. */
+KRI_INLINE __m512 weigh(float *scores, float max) {
+    const __m512 largest = _mm512_set1_ps(max);
+    __m512 w[VECTORS];
+    KRI_UNROLL
+    for (size_t j = 0; j < VECTORS; j++) {
+        w[j] = vector_exp2_weight(_mm512_sub_ps(_mm512_load_ps(scores + j * LANES), largest));
+        _mm512_store_ps(scores + j * LANES, w[j]);
+    }
+    return _mm512_add_ps(_mm512_add_ps(w[0], w[1]), _mm512_add_ps(w[2], w[3]));
+}
+
+static void weight_group(const attn_tile_t *tile, size_t begin, size_t end, attn_range_t keys,
+                         int is_ragged) {
+    const int is_plain = tile->args->softcap <= 0.0f && !is_ragged &&
+                         keys.end - keys.begin == KRI_ATTN_BLOCK;
+    for (size_t i = begin; i < end; i += LANES) {
+        const size_t n = end - i < LANES ? end - i : LANES;
+        const __mmask16 lanes = lanes_below(n);
+        float *scores = tile->scores + (i - begin) * KRI_ATTN_BLOCK;
+        __m512 parts[LANES];
+        for (size_t j = 0; j < n; j++, scores += KRI_ATTN_BLOCK) {
+            if (is_plain) {
+                parts[j] = largest_lanes(scores);
+                continue;
             }
-            s = _mm512_mask_blend_ps(visible[j], _mm512_set1_ps(-INFINITY), s);
-            largest = _mm512_max_ps(largest, s);
-            _mm512_store_ps(scores + j * LANES, s);
+            const size_t row = (i + j) / tile->args->n_heads;
+            parts[j] = cap_and_mask(tile, is_ragged ? attn_keys(tile, row, row + 1u) : keys,
+                                    scores);
         }
-        const float old = tile->max[i];
-        const float block = _mm512_reduce_max_ps(largest);
-        const float next = block > old ? block : old;
-        tile->decay[i] = old - next;
-        tile->max[i] = next;
-    }
-    for (size_t i = run->begin; i < run->end; i += LANES) {
-        const __mmask16 lanes = lanes_below(run->end - i);
-        const __m512 loss = _mm512_maskz_loadu_ps(lanes, tile->decay + i);
-        _mm512_mask_storeu_ps(tile->decay + i, lanes, vector_exp_weight(loss));
+        for (size_t j = n; j < LANES; j++) {
+            parts[j] = _mm512_setzero_ps();
+        }
+        const __m512 old = _mm512_maskz_loadu_ps(lanes, tile->max + i);
+        const __m512 next = _mm512_max_ps(reduce_16(parts, REDUCE_MAX), old);
+        const __m512 decay = vector_exp2_weight(_mm512_sub_ps(old, next));
+        _mm512_mask_storeu_ps(tile->max + i, lanes, next);
+        _mm512_mask_storeu_ps(tile->decay + i, lanes, decay);
+        scores = tile->scores + (i - begin) * KRI_ATTN_BLOCK;
+        for (size_t j = 0; j < n; j++, scores += KRI_ATTN_BLOCK) {
+            parts[j] = weigh(scores, tile->max[i + j]);
+        }
+        const __m512 sum = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, tile->sum + i), decay);
+        _mm512_mask_storeu_ps(tile->sum + i, lanes,
+                              _mm512_add_ps(sum, reduce_16(parts, REDUCE_SUM)));
     }
 }
 
-/* Scores -> weights, and the running sum of weights. */
-static void weight_run(const attn_tile_t *tile, const attn_run_t *run) {
-    for (size_t i = run->begin; i < run->end; i++) {
-        float *scores = tile->scores + i * KRI_ATTN_BLOCK;
-        const __m512 largest = _mm512_set1_ps(tile->max[i]);
-        __m512 w[VECTORS];
-        KRI_UNROLL
-        for (size_t j = 0; j < VECTORS; j++) {
-            w[j] = vector_exp_weight(_mm512_sub_ps(_mm512_load_ps(scores + j * LANES), largest));
-            _mm512_store_ps(scores + j * LANES, w[j]);
+static void decay_rows(const attn_tile_t *tile, size_t begin, size_t end) {
+    for (size_t i = begin; i < end; i++) {
+        const __m512 decay = _mm512_set1_ps(tile->decay[i]);
+        float *acc = tile->acc + i * tile->head_dim;
+        for (size_t d = 0; d < tile->head_dim; d += LANES) {
+            _mm512_store_ps(acc + d, _mm512_mul_ps(_mm512_load_ps(acc + d), decay));
         }
-        const __m512 sums = _mm512_add_ps(_mm512_add_ps(w[0], w[1]), _mm512_add_ps(w[2], w[3]));
-        tile->sum[i] = tile->sum[i] * tile->decay[i] + _mm512_reduce_add_ps(sums);
+        tile->decay[i] = 1.0f;
     }
 }
 
-/* from_scratch: values were converted by load_values. Dimensions outside, queries inside, so that
- * 64 dimensions of the block's values stay in the first-level cache. */
-static void value_run(const attn_tile_t *tile, const attn_run_t *run, int from_scratch) {
-    const size_t elem_bytes = from_scratch ? sizeof(float) : tile->elem_bytes;
-    const size_t row_bytes = (from_scratch ? VALUE_WIDTH : tile->head_dim) * elem_bytes;
+/* Dimensions outside, queries inside, so that 64 dimensions of the block's values stay in the
+ * first-level cache. */
+static void value_group(const attn_tile_t *tile, size_t begin, size_t end, size_t first,
+                        attn_range_t keys) {
+    const size_t elem_bytes = tile->from_scratch ? sizeof(float) : tile->elem_bytes;
+    const size_t row_bytes = (tile->from_scratch ? VALUE_WIDTH : tile->head_dim) * elem_bytes;
     value_fn *const(*fns)[VECTORS] = elem_bytes == sizeof(float) ? value_f32_fns : value_f16_fns;
-    value_source_t values = {.row_bytes = row_bytes, .keys = run->keys};
+    value_source_t values = {.row_bytes = row_bytes, .keys = keys};
     for (size_t d = 0; d < tile->head_dim; d += VALUE_WIDTH) {
         const size_t left = (tile->head_dim - d) / LANES;
         const size_t n_v = left < VECTORS ? left : VECTORS;
-        for (size_t page = run->keys.begin / LANES; page * LANES < run->keys.end; page++) {
-            if (from_scratch) {
+        for (size_t page = keys.begin / LANES; page * LANES < keys.end; page++) {
+            if (tile->from_scratch) {
                 values.page[page] = (const uint8_t *)(tile->values + d * KRI_ATTN_BLOCK) +
                                     page * LANES * row_bytes;
                 values.next[page] = values.page[page];
@@ -313,59 +515,94 @@ static void value_run(const attn_tile_t *tile, const attn_run_t *run, int from_s
                 values.next[page] = tile->next_v[page] + d * elem_bytes;
             }
         }
-        for (size_t i = run->begin; i < run->end; i += QUERIES) {
-            const size_t n_q = run->end - i < QUERIES ? run->end - i : QUERIES;
-            fns[n_q - 1u][n_v - 1u](&values, tile->scores + i * KRI_ATTN_BLOCK, tile->decay + i,
-                                    tile->acc + i * tile->head_dim + d, tile->head_dim);
+        for (size_t i = begin; i < end; i += QUERIES) {
+            const size_t n_q = end - i < QUERIES ? end - i : QUERIES;
+            fns[n_q - 1u][n_v - 1u](&values, tile->scores + (i - first) * KRI_ATTN_BLOCK,
+                                    tile->decay + i, tile->acc + i * tile->head_dim + d,
+                                    tile->head_dim);
         }
     }
 }
 
-/* ---- the whole tile ------------------------------------------------------------------------ */
+/* ---- spans and the whole tile -------------------------------------------------------------- */
 
-static void write_rows(const attn_tile_t *tile) {
+static void merge_queries(const attn_tile_t *tile, size_t begin, size_t end) {
+    for (size_t i = begin; i < end; i += LANES) {
+        const __mmask16 lanes = lanes_below(end - i);
+        const __m512 old = _mm512_maskz_loadu_ps(lanes, tile->total_max + i);
+        const __m512 max = _mm512_maskz_loadu_ps(lanes, tile->max + i);
+        const __m512 next = _mm512_max_ps(max, old);
+        const __m512 old_decay = vector_exp2_weight(_mm512_sub_ps(old, next));
+        const __m512 decay = vector_exp2_weight(_mm512_sub_ps(max, next));
+        const __m512 old_sum = _mm512_maskz_loadu_ps(lanes, tile->total_sum + i);
+        const __m512 sum = _mm512_maskz_loadu_ps(lanes, tile->sum + i);
+        _mm512_mask_storeu_ps(tile->total_max + i, lanes, next);
+        _mm512_mask_storeu_ps(tile->total_decay + i, lanes, old_decay);
+        _mm512_mask_storeu_ps(tile->decay + i, lanes, decay);
+        _mm512_mask_storeu_ps(
+            tile->total_sum + i, lanes,
+            _mm512_fmadd_ps(old_sum, old_decay, _mm512_mul_ps(sum, decay)));
+    }
+    for (size_t i = begin; i < end; i++) {
+        const __m512 old_decay = _mm512_set1_ps(tile->total_decay[i]);
+        const __m512 decay = _mm512_set1_ps(tile->decay[i]);
+        float *total = tile->total + i * tile->head_dim, *acc = tile->acc + i * tile->head_dim;
+        for (size_t d = 0; d < tile->head_dim; d += LANES) {
+            const __m512 y = _mm512_mul_ps(_mm512_load_ps(acc + d), decay);
+            _mm512_store_ps(total + d, _mm512_fmadd_ps(_mm512_load_ps(total + d), old_decay, y));
+        }
+    }
+}
+
+static void write_queries(const attn_tile_t *tile) {
     const kri_attn_args_t *args = tile->args;
     for (size_t i = 0; i < tile->n_queries; i++) {
         const size_t row = i / args->n_heads;
         float *out = args->out + row * args->out_stride + i % args->n_heads * tile->head_dim;
-        const __m512 factor = _mm512_set1_ps(1.0f / tile->sum[i]);
+        const __m512 factor = _mm512_set1_ps(1.0f / tile->total_sum[i]);
         for (size_t d = 0; d < tile->head_dim; d += LANES) {
-            const __m512 y = _mm512_load_ps(tile->acc + i * tile->head_dim + d);
+            const __m512 y = _mm512_load_ps(tile->total + i * tile->head_dim + d);
             _mm512_storeu_ps(out + d, _mm512_mul_ps(y, factor));
         }
     }
 }
 
-KRI_INLINE void attention(const kri_attn_args_t *args, const size_t elem_bytes) {
-    attn_tile_t tile;
-    attn_tile_init(&tile, args, elem_bytes, VALUE_WIDTH);
-    /* One pass of a register tile reads the values once: converting them first pays from two. */
-    const int from_scratch = tile.n_queries > QUERIES;
-    const size_t n_keys = (size_t)args->pos_begin + args->n_rows;
-    size_t block = attn_first_key(args, 0) / KRI_ATTN_BLOCK * KRI_ATTN_BLOCK;
-    for (; block < n_keys; block += KRI_ATTN_BLOCK) {
-        attn_block_begin(&tile, block);
-        const attn_range_t keys = attn_keys(&tile, 0, args->n_rows);
-        load_keys(&tile, keys, elem_bytes);
-        if (from_scratch) {
-            load_values(&tile, keys, elem_bytes);
-        }
-        attn_run_t run;
-        size_t row = 0;
-        while (attn_next_run(&tile, &row, &run)) {
-            score_run(&tile, &run);
-            max_run(&tile, &run);
-            weight_run(&tile, &run);
-            value_run(&tile, &run, from_scratch);
-        }
+#include "cpu/attn_walk.h"
+
+static void load_queries_qk8(const attn_tile_t *tile) {
+    const float factor = attn_score_factor(tile->args);
+    int8_t *q = (int8_t *)(void *)tile->q;
+    for (size_t i = 0; i < tile->n_queries; i++) {
+        tile->q_scale[i] = factor * attn_quantise(attn_query(tile->args, i), tile->head_dim,
+                                                  q + i * tile->head_dim, &tile->q_sum[i]);
     }
-    write_rows(&tile);
+}
+
+static void attention(const kri_attn_args_t *args, size_t elem_bytes, int qk8) {
+    attn_tile_t tile;
+    attn_tile_init(&tile, args, elem_bytes, qk8, VALUE_WIDTH);
+    /* One pass of a register tile reads the values once: converting them first pays from two. */
+    tile.from_scratch = tile.n_queries > QUERIES;
+    if (qk8) {
+        load_queries_qk8(&tile);
+    } else {
+        attn_load_queries(&tile);
+    }
+    attend_tile(&tile);
 }
 
 void kri_attention_f32_avx512(const kri_attn_args_t *args) {
-    attention(args, sizeof(float));
+    attention(args, sizeof(float), 0);
 }
 
 void kri_attention_f16_avx512(const kri_attn_args_t *args) {
-    attention(args, sizeof(uint16_t));
+    attention(args, sizeof(uint16_t), 0);
+}
+
+void kri_attention_f32_qk8_avx512(const kri_attn_args_t *args) {
+    attention(args, sizeof(float), 1);
+}
+
+void kri_attention_f16_qk8_avx512(const kri_attn_args_t *args) {
+    attention(args, sizeof(uint16_t), 1);
 }
