@@ -46,7 +46,8 @@ static void check_golden(const char *name) {
     read_golden(name, ids, expected);
     kr_model_t model = open_tiny(name);
     for (size_t i = 0; i < 2; i++) {
-        for (size_t l = 0; l < sizeof levels / sizeof *levels; l++) { /* a level above the machine's is lowered */
+        /* A level above the machine's is lowered. */
+        for (size_t l = 0; l < sizeof levels / sizeof *levels; l++) {
             kr_session_t session = tiny_session(model, cases[i].kv, levels[l], 1, 1);
             decode_chunks(session, ids, N_TOKENS, 32, 0, N_VOCAB, actual);
             const double d = distance(actual, expected, N_TOKENS * N_VOCAB);
