@@ -45,20 +45,24 @@ INLINE void block_write(kri_q8_block_t *block, const float32x4_t x[VECTORS], flo
     block->sum_half[1] = sum_hi;
 }
 
+INLINE void block_quant(const float32x4_t x[VECTORS], kri_q8_block_t *block) {
+    const uint32_t amax_bits = magnitude_max(x);
+    float amax;
+    __builtin_memcpy(&amax, &amax_bits, sizeof amax);
+    if (amax_bits >= BITS_INF) {
+        block_fill(block, NAN);
+    } else if (amax < AMAX_MIN) {
+        block_fill(block, 0.0f);
+    } else {
+        block_write(block, x, amax);
+    }
+}
+
 void kri_quant_q8_neon(const float *restrict x, size_t n, kri_q8_block_t *restrict blocks) {
     for (size_t b = 0; b < n / KRI_Q8_ITEMS; b++) {
-        float32x4_t v[VECTORS];
         const float *from = x + KRI_Q8_ITEMS * b;
+        float32x4_t v[VECTORS];
         UNROLL for (unsigned i = 0; i < VECTORS; i++) v[i] = vld1q_f32(from + 4u * i);
-        const uint32_t amax_bits = magnitude_max(v);
-        float amax;
-        __builtin_memcpy(&amax, &amax_bits, sizeof amax);
-        if (amax_bits >= BITS_INF) {
-            block_fill(&blocks[b], NAN);
-        } else if (amax < AMAX_MIN) {
-            block_fill(&blocks[b], 0.0f);
-        } else {
-            block_write(&blocks[b], v, amax);
-        }
+        block_quant(v, &blocks[b]);
     }
 }

@@ -1,43 +1,16 @@
 /* rowwise_neon.c: the element-wise and row-wise kernels with NEON. Tails pass through a vector on
  * the stack and not through scalar arithmetic, so every element goes through the same instructions
  * wherever it stands. */
-#include <math.h>
 #include <string.h>
 
 #include "cpu/impl.h"
+#include "cpu/neon/norm_neon.h"
 #include "cpu/neon/vmath_neon.h"
 
 #define LANES 4u
-#define SUMS 4u
-
-/* Sum of x * x in double, which no finite float overflows: lane sums in four vectors, then a
- * fixed tree; depends on n only. */
-static double sum_of_squares(const float *x, size_t n) {
-    float64x2_t sums[SUMS];
-    KRI_UNROLL
-    for (size_t j = 0; j < SUMS; j++) sums[j] = vdupq_n_f64(0.0);
-    size_t i = 0;
-    for (; i + 2u * LANES <= n; i += 2u * LANES) {
-        KRI_UNROLL
-        for (size_t j = 0; j < 2u; j++) {
-            const float32x4_t v = vld1q_f32(x + i + j * LANES);
-            const float64x2_t lo = vcvt_f64_f32(vget_low_f32(v)), hi = vcvt_high_f64_f32(v);
-            sums[2u * j] = vfmaq_f64(sums[2u * j], lo, lo);
-            sums[2u * j + 1u] = vfmaq_f64(sums[2u * j + 1u], hi, hi);
-        }
-    }
-    for (; i < n; i += LANES) {
-        const float32x4_t v = load_up_to(x + i, n - i);
-        const float64x2_t lo = vcvt_f64_f32(vget_low_f32(v)), hi = vcvt_high_f64_f32(v);
-        sums[0] = vfmaq_f64(sums[0], lo, lo);
-        sums[1] = vfmaq_f64(sums[1], hi, hi);
-    }
-    return vaddvq_f64(vaddq_f64(vaddq_f64(sums[0], sums[1]), vaddq_f64(sums[2], sums[3])));
-}
 
 void kri_rms_norm_neon(const float *x, const float *restrict w, float eps, size_t n, float *out) {
-    const double mean = sum_of_squares(x, n) / (double)n + (double)eps;
-    const float factor = (float)(1.0 / sqrt(mean));
+    const float factor = norm_factor(x, eps, n);
     for (size_t i = 0; i < n; i += LANES) {
         float32x4_t y = vmulq_n_f32(load_up_to(x + i, n - i), factor);
         if (w != NULL) y = vmulq_f32(y, load_up_to(w + i, n - i));
