@@ -1,10 +1,10 @@
 /* attention_neon.c: attention over a paged KV cache with NEON. Scores and weighted sums are small
  * matrix products on register tiles of up to six queries times 16 keys (or dimensions), or three
- * times 32, in f32 throughout: 24 of the 32 registers hold sums. K is transposed and widened once
+ * times 32: 24 of the 32 registers hold sums. K is transposed and widened (or quantised, qk8) once
  * per key block and tile, V is widened on the fly for a few queries and once per block for many
  * (the conversion is exact, so both agree). Per (query, key) a score is one chain of fused
- * multiply-adds over ascending dimensions, per (query, dimension) an output is one chain over
- * ascending keys: no tile size changes a bit. */
+ * multiply-adds over ascending dimensions or an exact integer, per (query, dimension) an output is
+ * one chain over ascending keys: no tile size changes a bit. */
 #include "cpu/attn_tile.h"
 #include "cpu/impl.h"
 #include "cpu/neon/vmath_neon.h"
@@ -37,35 +37,97 @@ KRI_INLINE void transpose_4x4(float32x4_t x[LANES]) {
     x[3] = vreinterpretq_f32_f64(vtrn2q_f64(b, d));
 }
 
-/* Keys of the pages in use -> tile->keys [page][head_dim][16]. */
-KRI_INLINE void load_keys(const attn_tile_t *tile, attn_range_t keys, size_t elem_bytes) {
+/* ---- loading a block ----------------------------------------------------------------------- */
+
+/* Keys of a page -> tile->keys [page][head_dim][16]. */
+KRI_INLINE void load_page(const attn_tile_t *tile, size_t page, const size_t elem_bytes) {
     const size_t row_bytes = tile->head_dim * elem_bytes;
-    for (size_t page = keys.begin / STEP; page * STEP < keys.end; page++) {
-        const uint8_t *from = attn_page(tile, page, tile->args->k_offset);
-        float *to = tile->keys + page * tile->head_dim * STEP;
-        for (size_t d = 0; d < tile->head_dim; d += LANES) {
-            attn_prefetch_keys(tile, page, d, LANES);
+    const uint8_t *from = attn_page(tile, page, tile->args->k_offset);
+    float *to = tile->keys + page * tile->head_dim * STEP;
+    for (size_t d = 0; d < tile->head_dim; d += LANES) {
+        attn_prefetch_keys(tile, page, d, LANES);
+        KRI_UNROLL
+        for (size_t part = 0; part < STEP; part += LANES) {
+            float32x4_t x[LANES];
             KRI_UNROLL
-            for (size_t part = 0; part < STEP; part += LANES) {
-                float32x4_t x[LANES];
-                KRI_UNROLL
-                for (size_t j = 0; j < LANES; j++) {
-                    x[j] = load_elements(from + (part + j) * row_bytes + d * elem_bytes,
-                                         elem_bytes);
-                }
-                transpose_4x4(x);
-                KRI_UNROLL
-                for (size_t j = 0; j < LANES; j++) {
-                    vst1q_f32(to + (d + j) * STEP + part, x[j]);
-                }
+            for (size_t j = 0; j < LANES; j++) {
+                x[j] = load_elements(from + (part + j) * row_bytes + d * elem_bytes, elem_bytes);
+            }
+            transpose_4x4(x);
+            KRI_UNROLL
+            for (size_t j = 0; j < LANES; j++) {
+                vst1q_f32(to + (d + j) * STEP + part, x[j]);
             }
         }
     }
 }
 
-/* Values of the pages in use -> tile->values [head_dim / 32][64 keys][32]. */
-static void load_values(const attn_tile_t *tile, attn_range_t keys, size_t elem_bytes) {
+/* Inverse scale of a key; its scale to *scale. */
+KRI_INLINE float scale_key(const uint8_t *from, size_t head_dim, const size_t elem_bytes,
+                           float *scale) {
+    uint32x4_t most = vdupq_n_u32(0);
+    for (size_t d = 0; d < head_dim; d += LANES) {
+        const float32x4_t x = load_elements(from + d * elem_bytes, elem_bytes);
+        most = vmaxq_u32(most, vreinterpretq_u32_f32(vabsq_f32(x)));
+    }
+    const uint32_t bits = vmaxvq_u32(most);
+    float amax;
+    memcpy(&amax, &bits, sizeof amax);
+    *scale = NAN;
+    if (!(amax <= FLT_MAX)) return 0.0f;
+    *scale = 0.0f;
+    if (amax < 1e-30f) return 0.0f;
+    *scale = amax / 127.0f;
+    return 127.0f / amax;
+}
+
+/* Keys of a page, quantised -> tile->keys as int16_t [page][head_dim][16]: a widening 16-bit
+ * multiply-add is exact; bytes would need pairs of them folded between the products. */
+KRI_INLINE void load_page_qk8(const attn_tile_t *tile, size_t page, const size_t elem_bytes) {
     const size_t row_bytes = tile->head_dim * elem_bytes;
+    const uint8_t *from = attn_page(tile, page, tile->args->k_offset);
+    int16_t *to = (int16_t *)(void *)tile->keys + page * tile->head_dim * STEP;
+    float inverse[STEP];
+    for (size_t j = 0; j < STEP; j++) {
+        inverse[j] = scale_key(from + j * row_bytes, tile->head_dim, elem_bytes,
+                               tile->key_scale + page * STEP + j);
+    }
+    for (size_t d = 0; d < tile->head_dim; d += LANES) {
+        attn_prefetch_keys(tile, page, d, LANES);
+        for (size_t part = 0; part < STEP; part += LANES) {
+            float32x4_t x[LANES];
+            KRI_UNROLL
+            for (size_t j = 0; j < LANES; j++) {
+                const uint8_t *at = from + (part + j) * row_bytes + d * elem_bytes;
+                const float32x4_t y = vmulq_n_f32(load_elements(at, elem_bytes), inverse[part + j]);
+                x[j] = vreinterpretq_f32_s32(vcvtnq_s32_f32(y));
+            }
+            transpose_4x4(x);
+            KRI_UNROLL
+            for (size_t j = 0; j < LANES; j++) {
+                vst1_s16(to + (d + j) * STEP + part, vmovn_s32(vreinterpretq_s32_f32(x[j])));
+            }
+        }
+    }
+}
+
+static void load_keys(const attn_tile_t *tile, attn_range_t keys) {
+    for (size_t page = keys.begin / STEP; page * STEP < keys.end; page++) {
+        if (tile->qk8 && tile->elem_bytes == sizeof(float)) {
+            load_page_qk8(tile, page, sizeof(float));
+        } else if (tile->qk8) {
+            load_page_qk8(tile, page, sizeof(uint16_t));
+        } else if (tile->elem_bytes == sizeof(float)) {
+            load_page(tile, page, sizeof(float));
+        } else {
+            load_page(tile, page, sizeof(uint16_t));
+        }
+    }
+}
+
+/* Values of the pages in use -> tile->values [head_dim / 32][64 keys][32]. */
+static void load_values(const attn_tile_t *tile, attn_range_t keys) {
+    const size_t elem_bytes = tile->elem_bytes, row_bytes = tile->head_dim * elem_bytes;
     for (size_t key = keys.begin / STEP * STEP; key < keys.end; key++) {
         const size_t page = key / STEP;
         const uint8_t *from = attn_page(tile, page, tile->args->v_offset) + key % STEP * row_bytes;
@@ -117,13 +179,12 @@ KRI_INLINE void multiply_add(float32x4_t sums[QUERIES][VECTORS], const float *x,
     }
 }
 
-/* scores[i][4 j ..] = q[i] . keys for n_q queries and n_v vectors of 4 keys. */
-KRI_INLINE void score_tile(const attn_tile_t *tile, const float *q, const float *keys,
-                           float *scores, const size_t n_q, const size_t n_v) {
+/* scores[i][4 j ..] = q[i] . keys for n_q queries from `query` on and n_v vectors of 4 keys from
+ * page `page` on. */
+KRI_INLINE void score_tile(const attn_tile_t *tile, size_t query, size_t page, float *scores,
+                           const size_t n_q, const size_t n_v) {
     const size_t head_dim = tile->head_dim;
-    const size_t next_step = KRI_PAGE_TOKENS * tile->elem_bytes;
-    const uint8_t *next = tile->next_k[ATTN_PAGES / 2u];
-    const uint8_t *next_last = tile->next_k[ATTN_PAGES / 2u + 1u];
+    const float *q = tile->q + query * head_dim, *keys = tile->keys + page * head_dim * STEP;
     float32x4_t sums[QUERIES][VECTORS];
     KRI_UNROLL
     for (size_t i = 0; i < n_q; i++) {
@@ -133,8 +194,6 @@ KRI_INLINE void score_tile(const attn_tile_t *tile, const float *q, const float 
         }
     }
     for (size_t d = 0; d < head_dim; d++) {
-        __builtin_prefetch(next + d * next_step);
-        __builtin_prefetch(next_last + d * next_step);
         multiply_add(sums, q + d, head_dim, (const uint8_t *)(keys + d * STEP), head_dim * STEP,
                      sizeof(float), n_q, n_v);
     }
@@ -143,6 +202,45 @@ KRI_INLINE void score_tile(const attn_tile_t *tile, const float *q, const float 
         KRI_UNROLL
         for (size_t j = 0; j < n_v; j++) {
             vst1q_f32(scores + i * KRI_ATTN_BLOCK + j * LANES, sums[i][j]);
+        }
+    }
+}
+
+/* The same in integers of 8 bits, stored as 16. */
+KRI_INLINE void score_tile_qk8(const attn_tile_t *tile, size_t query, size_t page, float *scores,
+                               const size_t n_q, const size_t n_v) {
+    const size_t head_dim = tile->head_dim;
+    const int16_t *q = (const int16_t *)(const void *)tile->q + query * head_dim;
+    const int16_t *keys = (const int16_t *)(const void *)tile->keys + page * head_dim * STEP;
+    int32x4_t sums[QUERIES][VECTORS];
+    KRI_UNROLL
+    for (size_t i = 0; i < n_q; i++) {
+        KRI_UNROLL
+        for (size_t j = 0; j < n_v; j++) {
+            sums[i][j] = vdupq_n_s32(0);
+        }
+    }
+    for (size_t d = 0; d < head_dim; d++, keys += STEP) {
+        KRI_UNROLL
+        for (size_t j = 0; j < n_v; j += 2u) { /* two vectors at a time, all queries for each */
+            const int16x8_t k = vld1q_s16(keys + j / STEP_VECTORS * head_dim * STEP +
+                                          j % STEP_VECTORS * LANES);
+            KRI_UNROLL
+            for (size_t i = 0; i < n_q; i++) {
+                const int16_t x = q[i * head_dim + d];
+                sums[i][j] = vmlal_n_s16(sums[i][j], vget_low_s16(k), x);
+                sums[i][j + 1u] = vmlal_high_n_s16(sums[i][j + 1u], k, x);
+            }
+        }
+    }
+    KRI_UNROLL
+    for (size_t i = 0; i < n_q; i++) {
+        const float scale = tile->q_scale[query + i];
+        KRI_UNROLL
+        for (size_t j = 0; j < n_v; j++) {
+            const float32x4_t key_scale = vld1q_f32(tile->key_scale + page * STEP + j * LANES);
+            const float32x4_t s = vmulq_f32(vcvtq_f32_s32(sums[i][j]), key_scale);
+            vst1q_f32(scores + i * KRI_ATTN_BLOCK + j * LANES, vmulq_n_f32(s, scale));
         }
     }
 }
@@ -188,14 +286,18 @@ KRI_INLINE void value_tile(const value_source_t *values, const float *weights, c
 }
 
 /* One function per tile size, and tables of them by [queries - 1]. */
-typedef void score_fn(const attn_tile_t *tile, const float *q, const float *keys, float *scores);
+typedef void score_fn(const attn_tile_t *tile, size_t query, size_t page, float *scores);
 typedef void value_fn(const value_source_t *values, const float *weights, const float *decay,
                       float *acc, size_t head_dim);
 
 #define TILE(q_, v_)                                                                             \
-    static void score_##q_##_##v_(const attn_tile_t *tile, const float *q, const float *keys,    \
+    static void score_##q_##_##v_(const attn_tile_t *tile, size_t query, size_t page,            \
                                   float *scores) {                                               \
-        score_tile(tile, q, keys, scores, q_, v_);                                               \
+        score_tile(tile, query, page, scores, q_, v_);                                           \
+    }                                                                                            \
+    static void score_qk8_##q_##_##v_(const attn_tile_t *tile, size_t query, size_t page,        \
+                                      float *scores) {                                           \
+        score_tile_qk8(tile, query, page, scores, q_, v_);                                       \
     }                                                                                            \
     static void value_f32_##q_##_##v_(const value_source_t *values, const float *weights,        \
                                       const float *decay, float *acc, size_t head_dim) {         \
@@ -213,6 +315,8 @@ TILE(1, 8) TILE(2, 8) TILE(3, 8)
 #define WIDE(name) {name##_1_8, name##_2_8, name##_3_8}
 static score_fn *const score_fns[QUERIES] = NARROW(score);
 static score_fn *const score_wide_fns[WIDE_QUERIES] = WIDE(score);
+static score_fn *const score_qk8_fns[QUERIES] = NARROW(score_qk8);
+static score_fn *const score_qk8_wide_fns[WIDE_QUERIES] = WIDE(score_qk8);
 static value_fn *const value_f32_fns[QUERIES] = NARROW(value_f32);
 static value_fn *const value_f32_wide_fns[WIDE_QUERIES] = WIDE(value_f32);
 static value_fn *const value_f16_fns[QUERIES] = NARROW(value_f16);
@@ -220,22 +324,22 @@ static value_fn *const value_f16_wide_fns[WIDE_QUERIES] = WIDE(value_f16);
 #undef WIDE
 #undef NARROW
 
-/* ---- one run of one block ------------------------------------------------------------------ */
+/* ---- one group of queries and one block ---------------------------------------------------- */
 
 /* Up to three queries alone have too few sums of four vectors to hide the latency of an FMA, so
  * they take two pages at a time. */
-static void score_run(const attn_tile_t *tile, const attn_run_t *run) {
-    const size_t page_end = (run->keys.end + STEP - 1u) / STEP;
-    for (size_t page = run->keys.begin / STEP; page < page_end;) {
-        const float *keys = tile->keys + page * tile->head_dim * STEP;
-        const int wide = run->end - run->begin <= WIDE_QUERIES && page + 2u <= page_end;
-        for (size_t i = run->begin; i < run->end; i += QUERIES) {
-            const size_t n_q = run->end - i < QUERIES ? run->end - i : QUERIES;
-            score_fn *fn = wide ? score_wide_fns[n_q - 1u] : score_fns[n_q - 1u];
-            fn(tile, tile->q + i * tile->head_dim, keys,
-               tile->scores + i * KRI_ATTN_BLOCK + page * STEP);
+static void score_group(const attn_tile_t *tile, size_t begin, size_t end, attn_range_t keys) {
+    const size_t page_end = (keys.end + STEP - 1u) / STEP;
+    score_fn *const *narrow = tile->qk8 ? score_qk8_fns : score_fns;
+    score_fn *const *wide = tile->qk8 ? score_qk8_wide_fns : score_wide_fns;
+    for (size_t page = keys.begin / STEP; page < page_end;) {
+        const int is_wide = end - begin <= WIDE_QUERIES && page + 2u <= page_end;
+        for (size_t i = begin; i < end; i += QUERIES) {
+            const size_t n_q = end - i < QUERIES ? end - i : QUERIES;
+            score_fn *fn = is_wide ? wide[n_q - 1u] : narrow[n_q - 1u];
+            fn(tile, i, page, tile->scores + (i - begin) * KRI_ATTN_BLOCK + page * STEP);
         }
-        page += wide ? 2u : 1u;
+        page += is_wide ? 2u : 1u;
     }
 }
 
@@ -247,68 +351,99 @@ KRI_INLINE uint32x4_t visible_lanes(attn_range_t keys, size_t j) {
                      vcltq_u32(lane, vdupq_n_u32((uint32_t)keys.end)));
 }
 
-/* Scale, soft cap and mask the scores; new maximum, and how much the old one loses against it. */
-static void max_run(const attn_tile_t *tile, const attn_run_t *run) {
-    const float cap = tile->args->softcap;
-    const float inverse = cap > 0.0f ? 1.0f / cap : 0.0f;
+/* Soft cap and mask the scores of one query; the largest. */
+KRI_INLINE float cap_and_mask(const attn_tile_t *tile, attn_range_t keys, float *scores) {
+    const float softcap = tile->args->softcap;
+    const float inverse = softcap > 0.0f ? 1.0f / softcap : 0.0f;
     const float32x4_t lowest = vdupq_n_f32(-INFINITY);
-    uint32x4_t visible[BLOCK_VECTORS];
+    float32x4_t largest = lowest;
     for (size_t j = 0; j < BLOCK_VECTORS; j++) {
-        visible[j] = visible_lanes(run->keys, j);
-    }
-    for (size_t i = run->begin; i < run->end; i++) {
-        float *scores = tile->scores + i * KRI_ATTN_BLOCK;
-        float32x4_t largest = lowest;
-        for (size_t j = 0; j < BLOCK_VECTORS; j++) {
-            float32x4_t s = vmulq_n_f32(vld1q_f32(scores + j * LANES), tile->args->scale);
-            if (cap > 0.0f) {
-                s = vmulq_n_f32(vector_tanh(vmulq_n_f32(s, inverse)), cap);
-            }
-            s = vbslq_f32(visible[j], s, lowest);
-            largest = vmaxq_f32(largest, s);
-            vst1q_f32(scores + j * LANES, s);
+        float32x4_t s = vld1q_f32(scores + j * LANES);
+        if (softcap > 0.0f) {
+            s = vmulq_n_f32(vector_tanh(vmulq_n_f32(s, inverse)), tile->cap);
         }
-        const float old = tile->max[i];
-        const float block = vmaxvq_f32(largest);
-        const float next = block > old ? block : old;
+        s = vbslq_f32(visible_lanes(keys, j), s, lowest);
+        largest = vmaxq_f32(largest, s);
+        vst1q_f32(scores + j * LANES, s);
+    }
+    return vmaxvq_f32(largest);
+}
+
+/* The largest score of a query that sees the whole block. */
+KRI_INLINE float largest_score(const float *scores) {
+    float32x4_t s[2] = {vld1q_f32(scores), vld1q_f32(scores + LANES)};
+    for (size_t j = 2; j < BLOCK_VECTORS; j += 2u) {
+        s[0] = vmaxq_f32(s[0], vld1q_f32(scores + j * LANES));
+        s[1] = vmaxq_f32(s[1], vld1q_f32(scores + (j + 1u) * LANES));
+    }
+    return vmaxvq_f32(vmaxq_f32(s[0], s[1]));
+}
+
+/* Scores -> weights of one query; their sum. */
+KRI_INLINE float weigh(float *scores, float max) {
+    const float32x4_t largest = vdupq_n_f32(max);
+    float32x4_t sums[2] = {vdupq_n_f32(0.0f), vdupq_n_f32(0.0f)};
+    for (size_t j = 0; j < BLOCK_VECTORS; j += 2u) {
+        KRI_UNROLL
+        for (size_t odd = 0; odd < 2u; odd++) {
+            float *at = scores + (j + odd) * LANES;
+            const float32x4_t w = vector_exp2_weight(vsubq_f32(vld1q_f32(at), largest));
+            sums[odd] = vaddq_f32(sums[odd], w);
+            vst1q_f32(at, w);
+        }
+    }
+    return vaddvq_f32(vaddq_f32(sums[0], sums[1]));
+}
+
+/* x[i] = 2^x[i] for queries [begin, end). */
+static void exp2_queries(float *x, size_t begin, size_t end) {
+    for (size_t i = begin; i < end; i += LANES) {
+        store_up_to(x + i, end - i, vector_exp2_weight(load_up_to(x + i, end - i)));
+    }
+}
+
+static void weight_group(const attn_tile_t *tile, size_t begin, size_t end, attn_range_t keys,
+                         int is_ragged) {
+    const int is_plain = tile->args->softcap <= 0.0f && !is_ragged &&
+                         keys.end - keys.begin == KRI_ATTN_BLOCK;
+    float *scores = tile->scores;
+    for (size_t i = begin; i < end; i++, scores += KRI_ATTN_BLOCK) {
+        const size_t row = i / tile->args->n_heads;
+        const float block =
+            is_plain ? largest_score(scores)
+                     : cap_and_mask(tile, is_ragged ? attn_keys(tile, row, row + 1u) : keys,
+                                    scores);
+        const float old = tile->max[i], next = block > old ? block : old;
         tile->decay[i] = old - next;
         tile->max[i] = next;
     }
-    for (size_t i = run->begin; i < run->end; i += LANES) {
-        const size_t n = run->end - i;
-        store_up_to(tile->decay + i, n, vector_exp_weight(load_up_to(tile->decay + i, n)));
+    exp2_queries(tile->decay, begin, end);
+    scores = tile->scores;
+    for (size_t i = begin; i < end; i++, scores += KRI_ATTN_BLOCK) {
+        tile->sum[i] = tile->sum[i] * tile->decay[i] + weigh(scores, tile->max[i]);
     }
 }
 
-/* Scores -> weights, and the running sum of weights. */
-static void weight_run(const attn_tile_t *tile, const attn_run_t *run) {
-    for (size_t i = run->begin; i < run->end; i++) {
-        float *scores = tile->scores + i * KRI_ATTN_BLOCK;
-        const float32x4_t largest = vdupq_n_f32(tile->max[i]);
-        float32x4_t sums[2] = {vdupq_n_f32(0.0f), vdupq_n_f32(0.0f)};
-        for (size_t j = 0; j < BLOCK_VECTORS; j += 2u) {
-            KRI_UNROLL
-            for (size_t odd = 0; odd < 2u; odd++) {
-                float *at = scores + (j + odd) * LANES;
-                const float32x4_t w = vector_exp_weight(vsubq_f32(vld1q_f32(at), largest));
-                sums[odd] = vaddq_f32(sums[odd], w);
-                vst1q_f32(at, w);
-            }
+static void decay_rows(const attn_tile_t *tile, size_t begin, size_t end) {
+    for (size_t i = begin; i < end; i++) {
+        float *acc = tile->acc + i * tile->head_dim;
+        for (size_t d = 0; d < tile->head_dim; d += LANES) {
+            vst1q_f32(acc + d, vmulq_n_f32(vld1q_f32(acc + d), tile->decay[i]));
         }
-        tile->sum[i] = tile->sum[i] * tile->decay[i] + vaddvq_f32(vaddq_f32(sums[0], sums[1]));
+        tile->decay[i] = 1.0f;
     }
 }
 
-/* The values of one run for the dimensions from d on, narrow or wide. */
-static void value_dims(const attn_tile_t *tile, const attn_run_t *run, int from_scratch, size_t d,
-                       value_fn *const *fns) {
-    const size_t elem_bytes = from_scratch ? sizeof(float) : tile->elem_bytes;
+/* The dimensions from d on of value_group, narrow or wide. */
+static void value_dims(const attn_tile_t *tile, size_t begin, size_t end, size_t first,
+                       attn_range_t keys, size_t d, value_fn *const *fns) {
+    const size_t elem_bytes = tile->from_scratch ? sizeof(float) : tile->elem_bytes;
     const float *chunk = tile->values + d / VALUE_WIDTH * (KRI_ATTN_BLOCK * VALUE_WIDTH) +
                          d % VALUE_WIDTH;
-    value_source_t values = {.keys = run->keys};
-    values.row_bytes = (from_scratch ? VALUE_WIDTH : tile->head_dim) * elem_bytes;
-    for (size_t page = run->keys.begin / STEP; page * STEP < run->keys.end; page++) {
-        if (from_scratch) {
+    value_source_t values = {.keys = keys};
+    values.row_bytes = (tile->from_scratch ? VALUE_WIDTH : tile->head_dim) * elem_bytes;
+    for (size_t page = keys.begin / STEP; page * STEP < keys.end; page++) {
+        if (tile->from_scratch) {
             values.page[page] = (const uint8_t *)(chunk + page * STEP * VALUE_WIDTH);
             values.next[page] = values.page[page];
         } else {
@@ -316,75 +451,106 @@ static void value_dims(const attn_tile_t *tile, const attn_run_t *run, int from_
             values.next[page] = tile->next_v[page] + d * elem_bytes;
         }
     }
-    for (size_t i = run->begin; i < run->end; i += QUERIES) {
-        const size_t n_q = run->end - i < QUERIES ? run->end - i : QUERIES;
-        fns[n_q - 1u](&values, tile->scores + i * KRI_ATTN_BLOCK, tile->decay + i,
+    for (size_t i = begin; i < end; i += QUERIES) {
+        const size_t n_q = end - i < QUERIES ? end - i : QUERIES;
+        fns[n_q - 1u](&values, tile->scores + (i - first) * KRI_ATTN_BLOCK, tile->decay + i,
                       tile->acc + i * tile->head_dim + d, tile->head_dim);
     }
 }
 
-/* from_scratch: values were converted by load_values. Dimensions outside, queries inside, so that
- * one column of the block's values stays in the first-level cache. */
-static void value_run(const attn_tile_t *tile, const attn_run_t *run, int from_scratch) {
-    const int is_f32 = from_scratch || tile->elem_bytes == sizeof(float);
-    const int few = run->end - run->begin <= WIDE_QUERIES;
+/* Dimensions outside, queries inside, so that one column of the block's values stays in the
+ * first-level cache. */
+static void value_group(const attn_tile_t *tile, size_t begin, size_t end, size_t first,
+                        attn_range_t keys) {
+    const int is_f32 = tile->from_scratch || tile->elem_bytes == sizeof(float);
+    const int is_few = end - begin <= WIDE_QUERIES;
     for (size_t d = 0; d < tile->head_dim;) {
-        if (few && d + VALUE_WIDTH <= tile->head_dim) {
-            value_dims(tile, run, from_scratch, d,
+        if (is_few && d + VALUE_WIDTH <= tile->head_dim) {
+            value_dims(tile, begin, end, first, keys, d,
                        is_f32 ? value_f32_wide_fns : value_f16_wide_fns);
             d += VALUE_WIDTH;
         } else {
-            value_dims(tile, run, from_scratch, d, is_f32 ? value_f32_fns : value_f16_fns);
+            value_dims(tile, begin, end, first, keys, d, is_f32 ? value_f32_fns : value_f16_fns);
             d += STEP;
         }
     }
 }
 
-/* ---- the whole tile ------------------------------------------------------------------------ */
+/* ---- spans and the whole tile -------------------------------------------------------------- */
 
-static void write_rows(const attn_tile_t *tile) {
+static void merge_queries(const attn_tile_t *tile, size_t begin, size_t end) {
+    for (size_t i = begin; i < end; i++) {
+        const float old = tile->total_max[i], max = tile->max[i], next = max > old ? max : old;
+        tile->total_decay[i] = old - next;
+        tile->decay[i] = max - next;
+        tile->total_max[i] = next;
+    }
+    exp2_queries(tile->total_decay, begin, end);
+    exp2_queries(tile->decay, begin, end);
+    for (size_t i = begin; i < end; i++) {
+        const float old_decay = tile->total_decay[i], decay = tile->decay[i];
+        float *total = tile->total + i * tile->head_dim, *acc = tile->acc + i * tile->head_dim;
+        tile->total_sum[i] = tile->total_sum[i] * old_decay + tile->sum[i] * decay;
+        for (size_t d = 0; d < tile->head_dim; d += LANES) {
+            const float32x4_t y = vmulq_n_f32(vld1q_f32(acc + d), decay);
+            vst1q_f32(total + d, vfmaq_n_f32(y, vld1q_f32(total + d), old_decay));
+        }
+    }
+}
+
+static void write_queries(const attn_tile_t *tile) {
     const kri_attn_args_t *args = tile->args;
     for (size_t i = 0; i < tile->n_queries; i++) {
         const size_t row = i / args->n_heads;
         float *out = args->out + row * args->out_stride + i % args->n_heads * tile->head_dim;
-        const float factor = 1.0f / tile->sum[i];
+        const float factor = 1.0f / tile->total_sum[i];
         for (size_t d = 0; d < tile->head_dim; d += LANES) {
-            const float32x4_t y = vld1q_f32(tile->acc + i * tile->head_dim + d);
+            const float32x4_t y = vld1q_f32(tile->total + i * tile->head_dim + d);
             vst1q_f32(out + d, vmulq_n_f32(y, factor));
         }
     }
 }
 
-KRI_INLINE void attention(const kri_attn_args_t *args, const size_t elem_bytes) {
-    attn_tile_t tile;
-    attn_tile_init(&tile, args, elem_bytes, VALUE_WIDTH);
-    /* One pass of a register tile reads the values once: converting them first pays from two. */
-    const int from_scratch = tile.n_queries > QUERIES;
-    const size_t n_keys = (size_t)args->pos_begin + args->n_rows;
-    size_t block = attn_first_key(args, 0) / KRI_ATTN_BLOCK * KRI_ATTN_BLOCK;
-    for (; block < n_keys; block += KRI_ATTN_BLOCK) {
-        attn_block_begin(&tile, block);
-        const attn_range_t keys = attn_keys(&tile, 0, args->n_rows);
-        load_keys(&tile, keys, elem_bytes);
-        if (from_scratch) {
-            load_values(&tile, keys, elem_bytes);
-        }
-        attn_run_t run;
-        size_t row = 0;
-        while (attn_next_run(&tile, &row, &run)) {
-            score_run(&tile, &run);
-            max_run(&tile, &run);
-            weight_run(&tile, &run);
-            value_run(&tile, &run, from_scratch);
+#include "cpu/attn_walk.h"
+
+static void load_queries_qk8(const attn_tile_t *tile) {
+    const float factor = attn_score_factor(tile->args);
+    int16_t *q = (int16_t *)(void *)tile->q;
+    int8_t bytes[KRI_HEAD_DIM_MAX];
+    for (size_t i = 0; i < tile->n_queries; i++, q += tile->head_dim) {
+        tile->q_scale[i] = factor * attn_quantise(attn_query(tile->args, i), tile->head_dim,
+                                                  bytes, &tile->q_sum[i]);
+        for (size_t d = 0; d < tile->head_dim; d++) {
+            q[d] = bytes[d];
         }
     }
-    write_rows(&tile);
+}
+
+static void attention(const kri_attn_args_t *args, size_t elem_bytes, int qk8) {
+    attn_tile_t tile;
+    attn_tile_init(&tile, args, elem_bytes, qk8, VALUE_WIDTH);
+    /* One pass of a register tile reads the values once: converting them first pays from two. */
+    tile.from_scratch = tile.n_queries > QUERIES;
+    if (qk8) {
+        load_queries_qk8(&tile);
+    } else {
+        attn_load_queries(&tile);
+    }
+    attend_tile(&tile);
 }
 
 void kri_attention_f32_neon(const kri_attn_args_t *args) {
-    attention(args, sizeof(float));
+    attention(args, sizeof(float), 0);
 }
 
 void kri_attention_f16_neon(const kri_attn_args_t *args) {
-    attention(args, sizeof(uint16_t));
+    attention(args, sizeof(uint16_t), 0);
+}
+
+void kri_attention_f32_qk8_neon(const kri_attn_args_t *args) {
+    attention(args, sizeof(float), 1);
+}
+
+void kri_attention_f16_qk8_neon(const kri_attn_args_t *args) {
+    attention(args, sizeof(uint16_t), 1);
 }
