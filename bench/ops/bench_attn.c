@@ -19,9 +19,6 @@
 /* Probabilities of one tile of rows stay in the second-level cache, as in kri_op_linear. */
 #define TILE_BYTES ((size_t)512 << 10)
 #define TILE_ROWS_MIN 16u
-#ifndef KRI_ATTN_THREAD_FLOATS /* what exec.attn_scratch holds per thread */
-#define KRI_ATTN_THREAD_FLOATS KRI_ATTN_SCRATCH_FLOATS
-#endif
 
 struct kri_bench_attn_s {
     kri_bench_attn_shape_t shape;

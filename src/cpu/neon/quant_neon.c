@@ -4,6 +4,7 @@
 
 #include <math.h>
 
+#include "cpu/neon/norm_neon.h"
 #include "cpu/neon/tile_neon.h"
 
 /* Smallest amax that is not treated as zero (kernels.h), and the bit pattern of infinity. */
@@ -64,5 +65,18 @@ void kri_quant_q8_neon(const float *restrict x, size_t n, kri_q8_block_t *restri
         float32x4_t v[VECTORS];
         UNROLL for (unsigned i = 0; i < VECTORS; i++) v[i] = vld1q_f32(from + 4u * i);
         block_quant(v, &blocks[b]);
+    }
+}
+
+void kri_rms_norm_q8_neon(const float *x, const float *restrict w, float eps, size_t n,
+                          kri_q8_block_t *restrict blocks) {
+    const float factor = norm_factor(x, eps, n);
+    for (size_t i = 0; i < n; i += KRI_Q8_ITEMS) {
+        float32x4_t v[VECTORS];
+        UNROLL for (unsigned k = 0; k < VECTORS; k++) {
+            v[k] = vmulq_n_f32(vld1q_f32(x + i + 4u * k), factor);
+            if (w != NULL) v[k] = vmulq_f32(v[k], vld1q_f32(w + i + 4u * k));
+        }
+        block_quant(v, &blocks[i / KRI_Q8_ITEMS]);
     }
 }
