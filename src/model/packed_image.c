@@ -1,7 +1,7 @@
 /* packed_image.c: finding, mapping, checking and writing the image of packed weights. The mapping
  * is used in place where the system backs it with huge pages; where it does not, the first use
  * copies the weights into the private block (GEMV loses a quarter of its speed on small pages) and
- * gives the mapped pages back. docs/decisions/0004-packed-image.md says why. */
+ * gives the mapped pages back. docs/decisions/0005-packed-image.md says why. */
 #include "model/packed_image.h"
 
 #include <stdatomic.h>
