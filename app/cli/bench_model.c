@@ -1,7 +1,7 @@
 /* bench_model.c: `kr bench model`: speed of prefill and decode on this machine. A warm-up comes
  * first and is not counted; every round then empties the context down to the depth, so that rounds
  * differ by noise only; the report gives medians. Depths go up, each filling on from the one
- * before. Nothing is compared here. */
+ * before. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -25,6 +25,7 @@ typedef struct bench_s {
     kr_token_t *tokens; /* [largest depth + n_prompt] random ids */
     kr_sampler_t sampler;
     double *prefill_tps, *decode_tps, *ttft_ms; /* [n_rounds] */
+    double free_tps; /* prefill of an invariant run without that; 0 = not measured */
 } bench_t;
 
 static void fill_random(kr_token_t *tokens, size_t n, uint32_t n_vocab) {
@@ -106,6 +107,40 @@ static int measure_depth(bench_t *bench, uint32_t index) {
     return status == KR_OK ? 0 : cli_report(CLI_PHASE_INPUT, status, &error);
 }
 
+/* What `--invariant on` costs: the prompt once more in a session without it, where that makes a
+ * difference on this level. */
+static int measure_free(const cli_options_t *options, bench_t *bench) {
+    const char *invariant = cli_text(options, CLI_OPT_invariant);
+    cli_engine_t *engine = &bench->engine;
+    kr_session_t invariant_session = engine->session, session = NULL;
+    kr_session_params_t params;
+    kr_session_info_t info;
+    kr_error_t error;
+    if (invariant == NULL || strcmp(invariant, "on") != 0) return 0;
+    kr_error_init(&error);
+    kr_session_info_init(&info);
+    cli_session_params(options, engine->session_info.n_ctx, PREFILL_ROWS, &params);
+    params.invariant = KR_INVARIANT_OFF;
+    kr_status_t status = kr_session_plan(engine->model, &params, &info, &error);
+    if (status == KR_OK && info.is_invariant) return 0;
+    if (status == KR_OK) status = kr_session_create(engine->model, &params, &session, &error);
+    if (status != KR_OK) return cli_report(CLI_PHASE_SETUP, status, &error);
+    engine->session = session;
+    cli_interrupt_watch(session);
+    for (uint32_t i = 0; i <= bench->n_rounds && status == KR_OK; i++) { /* the first warms up */
+        uint64_t start_ns = kri_clock_ns();
+        status = kr_session_truncate(session, 0, 0);
+        if (status == KR_OK) status = feed(bench, bench->tokens, bench->n_prompt, true, &error);
+        double ns = (double)(kri_clock_ns() - start_ns);
+        if (i > 0) bench->prefill_tps[i - 1] = bench->n_prompt * 1e9 / ns;
+    }
+    if (status == KR_OK) bench->free_tps = cli_bench_median(bench->prefill_tps, bench->n_rounds);
+    engine->session = invariant_session;
+    cli_interrupt_watch(invariant_session);
+    kr_session_destroy(session);
+    return status == KR_OK ? 0 : cli_report(CLI_PHASE_INPUT, status, &error);
+}
+
 /* ---- report --------------------------------------------------------------------------------- */
 
 /* The numbers of the depth just measured. */
@@ -156,6 +191,11 @@ static void print_text(const bench_t *bench, const json_t *reports, double read_
                  engine->session_info.isa, engine->session_info.n_threads, bench->n_rounds,
                  number(report, "ttft_ms"), engine->load_ms);
     }
+    if (bench->free_tps > 0) {
+        double prefill = number(json_array_get(reports, 0), "prefill_tps");
+        (void)cli_out_printf("invariant costs %.0f%% of prefill   (%.1f tok/s without it)\n",
+                             100 * (1 - prefill / bench->free_tps), bench->free_tps);
+    }
 }
 
 /* reports: an object per depth. The read test comes last, since it takes a buffer of its own. */
@@ -168,6 +208,8 @@ static void print_reports(const cli_options_t *options, const bench_t *bench, js
     for (size_t i = 0; i < json_array_size(reports); i++) {
         json_object_set_new(json_array_get(reports, i), "read_gbps",
                             read_gbps > 0 ? cli_json_real(read_gbps) : json_null());
+        json_object_set_new(json_array_get(reports, i), "prefill_tps_not_invariant",
+                            bench->free_tps > 0 ? cli_json_real(bench->free_tps) : json_null());
     }
     bool is_list = bench->n_depths > 1 || cli_given(options, CLI_OPT_frontiers);
     (void)cli_out_json(is_list ? reports : json_array_get(reports, 0));
@@ -273,6 +315,7 @@ int cli_bench_model(const cli_options_t *options) {
         failed = measure_depth(&bench, i);
         if (failed == 0) json_array_append_new(reports, depth_json(&bench));
     }
+    if (failed == 0) failed = measure_free(options, &bench);
     if (failed == 0) print_reports(options, &bench, reports);
     json_decref(reports);
     bench_deinit(&bench);

@@ -156,6 +156,7 @@ json_t *cli_engine_json(const cli_engine_t *engine) {
     const char *name = engine->info.name != NULL ? engine->info.name : "";
     json_object_set_new(object, "model", cli_json_text(name, strlen(name)));
     json_object_set_new(object, "isa", json_string(session->isa));
+    json_object_set_new(object, "invariant", json_boolean(session->is_invariant));
     json_object_set_new(object, "threads", json_integer(session->n_threads));
     json_object_set_new(object, "threads_pinned", json_integer(kr_threads_pinned()));
     json_object_set_new(object, "commit", json_string(kr_commit()));
