@@ -2,8 +2,8 @@
 """Writes a Llama-shaped GGUF of random weights: for speed on shapes that no fetched model has.
 
 The tokenizer is copied from another file (only its keys are read, so the first few MiB of a model
-do). Random quants, scales that keep the activations near 1; the same seed gives the same file. Speed
-does not depend on what a model says, but zeros would be faster than numbers: nothing here is zero.
+do). Random quants, scales that keep the activations near 1; the same seed gives the same file.
+Speed does not depend on what a model says, but zeros would be faster: nothing here is zero.
 
 usage: random_model.py --vocab-from MODEL.gguf [--shape 1b] [--type q4_k] [--seed 1] OUT.gguf"""
 import argparse
@@ -12,8 +12,8 @@ import struct
 import numpy as np
 
 # layers, n_embd, n_ff, heads, KV heads
-SHAPES = {"1b": (16, 2048, 8192, 32, 8), "3b": (28, 3072, 8192, 24, 8), "8b": (32, 4096, 14336, 32, 8),
-          "tiny": (2, 256, 512, 4, 2)}
+SHAPES = {"1b": (16, 2048, 8192, 32, 8), "3b": (28, 3072, 8192, 24, 8),
+          "8b": (32, 4096, 14336, 32, 8), "tiny": (2, 256, 512, 4, 2)}
 # ggml type id, items a block, bytes a block
 TYPES = {"f32": (0, 1, 4), "q4_0": (2, 32, 18), "q8_0": (8, 32, 34), "q4_k": (12, 256, 144),
          "q6_k": (14, 256, 210), "bf16": (30, 1, 2)}
@@ -112,8 +112,10 @@ def main():
         at = f"blk.{i}."
         plan += [(at + "attn_norm.weight", "f32", 0, d), (at + "attn_q.weight", args.type, d, d),
                  (at + "attn_k.weight", args.type, kv, d), (at + "attn_v.weight", args.type, kv, d),
-                 (at + "attn_output.weight", args.type, d, d), (at + "ffn_norm.weight", "f32", 0, d),
-                 (at + "ffn_gate.weight", args.type, ff, d), (at + "ffn_up.weight", args.type, ff, d),
+                 (at + "attn_output.weight", args.type, d, d),
+                 (at + "ffn_norm.weight", "f32", 0, d),
+                 (at + "ffn_gate.weight", args.type, ff, d),
+                 (at + "ffn_up.weight", args.type, ff, d),
                  (at + "ffn_down.weight", args.type, d, ff)]
     table, offset = b"", 0
     for name, kind, n_rows, n_in in plan:

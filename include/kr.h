@@ -336,10 +336,10 @@ KR_API kr_status_t kr_detokenizer_finish(kr_detokenizer_t detokenizer, const cha
 /* ---- session ------------------------------------------------------------------------------ */
 
 typedef struct kr_session_s *kr_session_t;
-/* Whether a token's logits are the same bits in any batch, chunking and number of threads. Always so
- * up to avx512. On amx, prompts of 16 rows and more go through the matrix unit, whose sums have an
- * order of their own, unless ON; ON costs prefill speed (`kr bench model --invariant on` prints how
- * much). DEFAULT = what is fastest. */
+/* Whether a token's logits are the same bits in any batch, chunking and number of threads. Always
+ * so up to avx512. On amx, prompts of 16 rows and more go through the matrix unit, whose sums have
+ * an order of their own, unless ON; ON costs prefill speed (`kr bench model --invariant on` prints
+ * how much). DEFAULT = what is fastest. */
 enum { KR_INVARIANT_DEFAULT = 0, KR_INVARIANT_ON = 1, KR_INVARIANT_OFF = 2 };
 /* How attention multiplies queries with keys. F32 loses nothing. INT8 and INT16 round each query
  * and each key of a head to integers with one scale, which is faster for long prompts: INT16 (about
@@ -355,8 +355,8 @@ typedef struct kr_session_params_s {
     kr_dtype_t kv_dtype;     /* KR_DTYPE_F16 (0 = this) or KR_DTYPE_F32 */
     int32_t invariant;       /* KR_INVARIANT_* */
     int32_t attn_qk;         /* KR_ATTN_QK_*; 0 = F32 */
-    const char *isa;         /* C string; level to use ("ref", "avx2", ...), NULL = best; a level that the
-                              * machine has not got is KR_E_UNSUPPORTED */
+    const char *isa;         /* C string; level to use ("ref", "avx2", ...), NULL = best; one that
+                              * the machine has not got is KR_E_UNSUPPORTED */
     kr_telemetry_t telemetry; /* borrowed for the session's life; NULL = none */
 } kr_session_params_t;
 KR_API void kr_session_params_init(kr_session_params_t *params);

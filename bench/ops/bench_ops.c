@@ -183,8 +183,10 @@ static kr_status_t prepare_tile_linear(kri_bench_case_t *bench) {
         return KR_E_NOMEM;
     }
     for (size_t t = 0; t < n_tokens; t++) {
-        uint16_t *block = (uint16_t *)bench->buffers[2] + t / KRI_TILE_TOKENS * KRI_TILE_TOKENS * n_in;
-        kri_tile_pack_ref(bench->buffers[1], n_in, block + t % KRI_TILE_TOKENS * KRI_TILE_K);
+        size_t block = t / KRI_TILE_TOKENS * KRI_TILE_TOKENS * n_in;
+        uint16_t *tiles = bench->buffers[2];
+        kri_tile_pack_ref(bench->buffers[1], n_in,
+                          tiles + block + t % KRI_TILE_TOKENS * KRI_TILE_K);
     }
     return KR_OK;
 }

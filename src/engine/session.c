@@ -127,7 +127,7 @@ static kr_status_t plan(const struct kr_model_s *model, const kr_session_params_
     if (params->invariant == KR_INVARIANT_ON) kernels->has_tiles = 0;
     info->is_invariant = !kernels->has_tiles;
     kv_params(model, info, &kv);
-    if (kri_kv_pool_bytes(&kv, &info->kv_bytes) != KR_OK || 
+    if (kri_kv_pool_bytes(&kv, &info->kv_bytes) != KR_OK ||
         !make_layout(model, info, kernels->has_tiles != 0, layout)) {
         return KRI_FAIL(error, KR_E_LIMIT, "n_ctx", "session of %u x %u tokens is too large",
                         info->n_seqs, info->n_ctx);

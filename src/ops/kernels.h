@@ -5,8 +5,8 @@
  * Batch invariance. For one (token, output) pair every level performs the same float operations
  * in the same order, whatever the number of tokens, rows or threads of the call; integer sums are
  * exact. The order is stated with each type below, uses fused multiply-add (fmaf), and is the
- * same for all levels, so that `linear` is bit-identical on ref, AVX2, AVX-512 and those of ARM (but
- * for bf16 weights on a CPU with AVX512_BF16, below). */
+ * same for all levels, so that `linear` is bit-identical on ref, AVX2, AVX-512 and those of ARM
+ * (but for bf16 weights on a CPU with AVX512_BF16, below). */
 #ifndef KRI_OPS_KERNELS_H
 #define KRI_OPS_KERNELS_H
 

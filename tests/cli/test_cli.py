@@ -34,7 +34,8 @@ class Options(ProgramTest):
                      "--ignore-eos", "--temp", "--top-k", "--top-p", "--min-p", "--typical",
                      "--seed", "--logit-bias", "--repeat-penalty", "--presence-penalty",
                      "--frequency-penalty", "--logprobs", "--json", "--isa", "--device", "--kv",
-                     "--attn-qk", "--pin", "--invariant", "--no-cache", "--cache-dir", "--cache-size"):
+                     "--attn-qk", "--pin", "--invariant", "--no-cache", "--cache-dir",
+                     "--cache-size"):
             self.assertRegex(text, rf"(?m)^ .*{flag}\b")
         for absent in ("--json-schema", "--regex", "--grammar", "cuda", "neon"):
             self.assertNotIn(absent, text)

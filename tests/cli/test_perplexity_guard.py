@@ -1,9 +1,10 @@
 """No kernel may move a model's perplexity against the scalar references.
 
-The bar is 0.3 % over the ten thousand tokens of bench/perplexity_guard.py, which takes the references
-minutes. Here are few tokens: two kernels that differ in the last bit round some activations to
-different int8 values, and over n tokens that alone moves SmolLM2's perplexity by 12 % / sqrt(n)
-(one standard deviation). So the bar is wider here, and catches what is wrong, not what is imprecise."""
+The bar is 0.3 % over the ten thousand tokens of bench/perplexity_guard.py, which takes the
+references minutes. Here are few tokens: two kernels that differ in the last bit round some
+activations to different int8 values, and over n tokens that alone moves SmolLM2's perplexity by
+12 % / sqrt(n) (one standard deviation). So the bar is wider here, and catches what is wrong, not
+what is imprecise."""
 import sys
 import unittest
 from pathlib import Path
@@ -19,8 +20,8 @@ VARIANTS = (("--attn-qk", "int16"), ("--attn-qk", "int8"))
 
 class PerplexityGuard(unittest.TestCase):
     def perplexity(self, alias, ctx, chunks, *words):
-        result = kr("perplexity", "-m", alias, "-f", ROOT / "LICENSE", "-c", ctx, "--chunks", chunks,
-                    "--json", *words)
+        result = kr("perplexity", "-m", alias, "-f", ROOT / "LICENSE", "-c", ctx, "--chunks",
+                    chunks, "--json", *words)
         self.assertEqual(result.code, 0, result.err)
         return result.json()
 

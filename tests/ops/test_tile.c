@@ -240,7 +240,8 @@ static double relative_power(const float *actual, const float *expected, size_t 
 }
 
 /* Through the tiles on 1 to 3 threads, as a team and not: the same bits, and the numbers of the
- * vector kernels up to both roundings. Fewer than 16 rows do not go there: the same bits as those. */
+ * vector kernels up to both roundings. Fewer than 16 rows do not go there: the vector kernels'
+ * bits. */
 static void check_batch(const kri_kernels_t *tiled, rng_t *rng, uint32_t n_rows, bool by_rows) {
     batch_t b = {.qkv = {.n_in = EMBD, .n_ranks = 1}, .gate_up = {.n_in = EMBD, .n_ranks = 1},
                  .down = {.n_in = FF, .n_ranks = 1}, .n_rows = n_rows, .by_rows = by_rows};
@@ -275,7 +276,8 @@ static void check_batch(const kri_kernels_t *tiled, rng_t *rng, uint32_t n_rows,
     exec.normed = must_alloc(ROWS_MAX * EMBD * sizeof(float));
     exec.ff = must_alloc((ROWS_MAX + 16) * FF * sizeof(float));
     exec.tiles = must_alloc((ROWS_MAX + 16) * EMBD * sizeof(uint16_t));
-    for (uint32_t run = 0; run < 6; run++) { /* plain, then tiles on 1, 2, 3, team of 2, team of 3 */
+    /* plain, then tiles on 1, 2, 3 threads and on teams of 2 and 3 */
+    for (uint32_t run = 0; run < 6; run++) {
         exec.kernels = run == 0 ? &plain : tiled;
         exec.n_threads = run == 0 ? 1 : run <= 3 ? run : run - 2;
         memset(b.out, 0, n_out * sizeof(float));

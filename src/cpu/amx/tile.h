@@ -30,8 +30,9 @@ typedef struct tile_config_s {
     uint8_t rows[16];
 } tile_config_t;
 
-/* All eight tiles are full: 16 rows of 64 bytes. The configuration belongs to the thread. Loads and the configuration are written out, because the compilers' own forms do not say
- * that they read memory: stores before them could be moved or dropped. */
+/* All eight tiles are full: 16 rows of 64 bytes. The configuration belongs to the thread. Loads and
+ * the configuration are written out, because the compilers' own forms do not say that they read
+ * memory: stores before them could be moved or dropped. */
 INLINE void tile_begin(void) {
     _Alignas(64) tile_config_t config;
     memset(&config, 0, sizeof config);

@@ -124,7 +124,8 @@ INLINE void next_tick(panel_t *p) {
 /* ---- products ------------------------------------------------------------------------------ */
 
 INLINE void tile_prefetch(const uint8_t *tile) {
-    UNROLL for (unsigned i = 0; i < 16; i++) _mm_prefetch((const char *)tile + 64u * i, _MM_HINT_T0);
+    UNROLL for (unsigned i = 0; i < 16; i++)
+        _mm_prefetch((const char *)tile + 64u * i, _MM_HINT_T0);
 }
 
 /* Tiles 0..3: sums (token block, group) = (0,0) (0,1) (1,0) (1,1); 4, 5: activations; 6, 7:

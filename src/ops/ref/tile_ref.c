@@ -79,7 +79,8 @@ void kri_tile_linear_ref(const kri_tile_args_t *args) {
             float w[KRI_TILE_K];
             weights_decode(args, &layout, row, s, w);
             for (size_t t = 0; t < args->n_tokens; t++) {
-                const uint16_t *x = args->tiles + (t / KRI_TILE_TOKENS * n_steps + s) * KRI_TILE_ITEMS +
+                const size_t tile = t / KRI_TILE_TOKENS * n_steps + s;
+                const uint16_t *x = args->tiles + tile * KRI_TILE_ITEMS +
                                     t % KRI_TILE_TOKENS * KRI_TILE_K;
                 for (size_t i = 0; i < KRI_TILE_K; i++)
                     acc[t] = fmaf(kri_bf16_to_f32(x[i]), w[i], acc[t]);
