@@ -3,7 +3,7 @@
 
 The house bar: no kernel moves perplexity by more than 0.3 %. Rounding of activations to int8 makes
 any two kernels that differ in a last bit differ by about 12 % / sqrt(scored tokens) on SmolLM2, so
-the text has to be long: 10 000 scored tokens for 0.12 %. The standard deviation of the comparison is
+the text has to be long: 10 000 scored tokens for 0.12 %. The deviation of the comparison is
 printed beside each figure, made from the chunks' own differences.
 
 usage: perplexity_guard.py [--kr build/kr] [--models smollm2] [--chunks 40] [-c 512] [--text FILE]
