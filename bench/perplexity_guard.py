@@ -7,8 +7,8 @@ the text has to be long: 10 000 scored tokens for 0.12 %. The deviation of the c
 printed beside each figure, made from the chunks' own differences.
 
 usage: perplexity_guard.py [--kr build/kr] [--models smollm2] [--chunks 40] [-c 512] [--text FILE]
-Default text: the documents and headers of this repository. Prints a table; exit 1 when a bar is broken by more
-than two standard deviations."""
+Default text: the documents and headers of this repository. Prints a table; exit 1 when a bar is
+broken by more than two standard deviations."""
 import argparse
 import json
 import math
