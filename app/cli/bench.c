@@ -28,7 +28,8 @@ static const subcommand_t subcommands[] = {
      TAKES(SIZES, CLI_OPT_rounds, CLI_OPT_depth, CLI_OPT_frontiers)},
     {"ops", cli_bench_ops, false, TAKES(CLI_OPT_filter, CLI_OPT_seconds)},
     {"suite", cli_bench_suite, false, TAKES(CLI_OPT_filter, CLI_OPT_runs)},
-    {"flash", cli_bench_flash, false, TAKES(CLI_OPT_filter, CLI_OPT_rounds)},
+    {"flash", cli_bench_flash, false,
+     TAKES(CLI_OPT_filter, CLI_OPT_rounds, CLI_OPT_attn_qk)},
     {"compare", cli_bench_compare, true,
      TAKES(SIZES, CLI_OPT_rounds, CLI_OPT_bench_a, CLI_OPT_bench_b, CLI_OPT_rival,
            CLI_OPT_timeout)},
@@ -46,7 +47,7 @@ static bool takes_option(const subcommand_t *subcommand, cli_option_id_t id) {
     if (id == CLI_OPT_json || id == CLI_OPT_threads || id == CLI_OPT_isa || id == CLI_OPT_help) {
         return true;
     }
-    if (cli_bench_is_common(id)) return subcommand->opens_model;
+    if (cli_bench_is_common(id) && subcommand->opens_model) return true;
     const cli_option_id_t *takes = subcommand->takes;
     while (*takes != CLI_N_OPTIONS && *takes != id) takes++;
     return *takes == id;

@@ -128,7 +128,7 @@ static void describe_step(kri_bench_attn_t *attn, kri_pool_t *pool) {
         .groups = kri_kv_pool_groups(attn->kv)};
     attn->exec = (kri_exec_t){
         .kernels = &attn->kernels, .pool = pool, .n_threads = attn->n_threads,
-        .step = &attn->step, .attn_scratch = attn->scratch};
+        .step = &attn->step, .attn_scratch = attn->scratch, .attn_qk = s->attn_qk};
     attn->desc = (kri_attn_desc_t){
         .n_heads = s->n_heads, .n_kv_heads = s->n_kv_heads, .head_dim = s->head_dim,
         .n_rot = s->head_dim, .scale = 1.0f / sqrtf((float)s->head_dim)};

@@ -19,6 +19,7 @@ typedef struct kri_bench_attn_shape_s {
     uint32_t n_layers;
     uint32_t n_seqs, n_past, n_rows;
     uint32_t n_heads, n_kv_heads, head_dim;
+    int32_t attn_qk; /* KR_ATTN_QK_*, of the fused form */
 } kri_bench_attn_shape_t;
 
 typedef struct kri_bench_attn_s kri_bench_attn_t;

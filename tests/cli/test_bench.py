@@ -154,6 +154,8 @@ class Attention(BenchTest):
         text = self.assert_done("bench", "flash", "--filter", f"decode/{name}", "-r", "1",
                                 "-t", "1", "--isa", "ref").out
         self.assertIn(b"geometric mean", text)
+        report = self.report("flash", "--filter", name, "-r", "1", "--attn-qk", "int16")
+        self.assertEqual(report["attn_qk"], "int16")
         self.assert_fails(2, "no row contains 'x9'", "bench", "flash", "--filter", "x9")
 
 
