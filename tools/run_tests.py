@@ -25,9 +25,9 @@ REAL_MODEL_TESTS = ("model_test_real", "model_test_tokens", "model_test_memory")
 TSAN_TESTS = ("base_test_threads", "base_test_alloc", "base_test_log", "telemetry_", "engine_",
               "model_test_tiny", "model_test_artifact_cache")
 # Emulated CPUs, the highest level of each, and its tests: what differs from the row above.
-ARM_CPUS = (("max", "i8mm", ("",)),
-            ("cortex-a76", "dotprod", ("cpu_", "ops_test_exec", "ops_test_linear")),
-            ("cortex-a53", "neon", ("cpu_", "ops_")))
+ARM_CPUS = (("cortex-a53", "neon", ("",)),
+            ("cortex-a76", "dotprod", ("cpu_", "ops_test_linear")),
+            ("max", "i8mm", ("cpu_", "ops_test_exec", "ops_test_linear")))
 ARM_LEVELS = ("neon", "dotprod", "i8mm")
 TIMEOUT_S = 1500
 

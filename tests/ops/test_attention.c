@@ -201,7 +201,7 @@ static void check_attention(const char *slot, kri_attention_fn *ref, kri_attenti
         bool is_common = dims[i] == 64 || dims[i] == 80 || dims[i] == 96 || dims[i] == 128 ||
                          dims[i] == 256;
         size_t step = fn != ref && is_common ? 1 : 4; /* the reference is slow */
-        if (getenv("KR_TEST_ISA") != NULL) step *= 5; /* and so is an emulated CPU */
+        if (is_emulated()) step *= 5; /* and so is an emulated CPU */
         for (size_t k = i % step; k < N_PLACES; k += step) {
             double error = check_case(&rng, ref, fn, half, dims[i], &places[k], tolerance, what);
             if (error > worst) worst = error;

@@ -207,6 +207,7 @@ TEST(fused_ops_give_the_bits_of_single_ops_on_any_team) {
     rng_t rng = {46};
     for (size_t i = 0; i < 15; i++) {
         const kr_dtype_t *t = types[i / 5];
+        if (is_emulated() && i >= 5 && n_rows[i % 5] == 131) continue;
         check_ffn(&rng, t, 480, n_rows[i % 5], i % 2 ? KRI_ACT_SILU : KRI_ACT_GELU_TANH);
     }
     check_ffn(&rng, types[1], 9216, 3, KRI_ACT_SILU); /* several passes over one token */
@@ -576,8 +577,9 @@ TEST(op_attention_takes_the_reference_when_head_dim_is_no_vector_multiple) {
 }
 
 TEST(op_attention_splits_heads_when_more_than_a_tile_share_keys) {
-    /* A tile holds 64 queries of 512 floats, 256 of 16. */
-    attn_case_t f32 = {150, 1, 512, 16, true, false, 0, 0.0f, KR_DTYPE_F32, KR_ATTN_QK_DEFAULT};
+    /* A tile holds 64 queries of 512 floats, 128 of 256, 256 of 16. */
+    const uint32_t dim = is_emulated() ? 256 : 512;
+    attn_case_t f32 = {150, 1, dim, 16, true, false, 0, 0.0f, KR_DTYPE_F32, KR_ATTN_QK_DEFAULT};
     attn_case_t f16 = {300, 1, 16, 8, false, false, 0, 0.0f, KR_DTYPE_F16, KR_ATTN_QK_DEFAULT};
     check_attention(&f32);
     check_attention(&f16);

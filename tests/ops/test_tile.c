@@ -10,11 +10,14 @@
 #endif
 
 static bool tile_kernels(kri_kernels_t *kernels) {
+    (void)kernels; /* no level of another architecture has tiles */
+#if defined(__x86_64__)
     if (kri_isa_detect() >= KRI_ISA_AMX) {
         assert_status(kri_cpu_kernels("amx", kernels, NULL), KR_OK);
         assert_int_equal(kernels->has_tiles, 1);
         return true;
     }
+#endif
 #if defined(KRI_AMX_EMULATED)
     if (kri_isa_detect() >= KRI_ISA_AVX512 && __builtin_cpu_supports("avx512bf16")) {
         assert_status(kri_cpu_kernels("avx512", kernels, NULL), KR_OK);

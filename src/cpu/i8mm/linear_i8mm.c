@@ -13,7 +13,7 @@
 
 #include "cpu/neon/tile_neon.h"
 
-#define PANEL_BLOCKS 16u
+#define PANEL_BLOCKS (2u * SUPER_BLOCKS)
 #define PANEL_TOKENS_MIN 8u
 #define ROW_PAIRS (KRI_GROUP_ROWS / 2u)
 #define STEPS (KRI_Q8_ITEMS / 8u) /* of smmla in a 32-block */
@@ -24,6 +24,7 @@ typedef struct panel_s {
     int8_t w[PANEL_BLOCKS][ROW_PAIRS][STEPS][16];
     float d[PANEL_BLOCKS][ROW_PAIRS][4]; /* scales of rows r, r, r + 1, r + 1 */
     float m[PANEL_BLOCKS][ROW_PAIRS][4];
+    int32_t sc[PANEL_BLOCKS][2][ROW_PAIRS][4]; /* q6_k: of k < 16, of k >= 16 */
 } panel_t;
 
 /* [row pair]: (r, t), (r, t + 1), (r + 1, t), (r + 1, t + 1) */
@@ -41,6 +42,11 @@ typedef struct token_pair_s {
 INLINE void scales_put(float (*to)[4], float32x4_t v) {
     vst1q_f32(to[0], vzip1q_f32(v, v));
     vst1q_f32(to[1], vzip2q_f32(v, v));
+}
+
+INLINE void integer_scales_put(int32_t (*to)[4], int32x4_t v) {
+    vst1q_s32(to[0], vzip1q_s32(v, v));
+    vst1q_s32(to[1], vzip2q_s32(v, v));
 }
 
 /* Blocks [from, from + n) of the group. */
@@ -61,7 +67,12 @@ INLINE void panel_fill(kr_dtype_t type, const group_t *g, size_t from, size_t n,
             }
             const scales_t scales = scales_get(type, g, from + b, j);
             scales_put(&panel->d[b][2u * j], scales.d);
-            scales_put(&panel->m[b][2u * j], scales.m);
+            if (type == KR_DTYPE_Q6_K) {
+                integer_scales_put(&panel->sc[b][0][2u * j], scales.sc[0]);
+                integer_scales_put(&panel->sc[b][1][2u * j], scales.sc[1]);
+            } else {
+                scales_put(&panel->m[b][2u * j], scales.m);
+            }
         }
         if (g->ahead != NULL) ahead_prefetch(type, g->ahead, from + b);
     }
@@ -103,17 +114,20 @@ INLINE int32x4_t dot_16(int32x4_t sum, const int8_t (*w)[16], const int8x16_t *a
     return vmmlaq_s32(sum, vld1q_s8(w[1]), a[1]);
 }
 
-/* The step of kernels.h for two rows and two tokens. */
+/* The step of kernels.h for two rows and two tokens: of the sum itself, or for q6_k of the part
+ * over the 256. */
 INLINE float32x4_t pair_step(kr_dtype_t type, const panel_t *panel, size_t b, unsigned row_pair,
                              const pair_block_t *a, float32x4_t acc) {
     const int8_t (*w)[16] = panel->w[b][row_pair];
-    const float32x4_t d = vld1q_f32(panel->d[b][row_pair]);
-    const float32x4_t m = vld1q_f32(panel->m[b][row_pair]);
     const int32x4_t none = vdupq_n_s32(0);
     if (type == KR_DTYPE_Q6_K) {
-        acc = scaled_add(acc, d, a->d, dot_16(none, w, a->a));
-        return scaled_add(acc, m, a->d, dot_16(none, w + 2, a->a + 2));
+        const int32x4_t lo = dot_16(none, w, a->a), hi = dot_16(none, w + 2, a->a + 2);
+        const int32x4_t sum = vmlaq_s32(vmulq_s32(lo, vld1q_s32(panel->sc[b][0][row_pair])), hi,
+                                        vld1q_s32(panel->sc[b][1][row_pair]));
+        return vfmaq_f32(acc, a->d, vcvtq_f32_s32(sum));
     }
+    const float32x4_t d = vld1q_f32(panel->d[b][row_pair]);
+    const float32x4_t m = vld1q_f32(panel->m[b][row_pair]);
     acc = scaled_add(acc, d, a->d, dot_16(dot_16(none, w, a->a), w + 2, a->a + 2));
     switch (type) {
     case KR_DTYPE_Q4_1:
@@ -124,24 +138,57 @@ INLINE float32x4_t pair_step(kr_dtype_t type, const panel_t *panel, size_t b, un
     }
 }
 
-/* Adds n_blocks of the panel to the sums of n (a constant) token pairs. */
-INLINE void tile(kr_dtype_t type, unsigned n, const panel_t *panel, size_t n_blocks,
-                 const token_pair_t *tokens, pair_sums_t *sums) {
-    float32x4_t acc[TILE_PAIRS][ROW_PAIRS];
-    UNROLL for (unsigned p = 0; p < n; p++) {
-        UNROLL for (unsigned r = 0; r < ROW_PAIRS; r++) acc[p][r] = vld1q_f32(sums[p].pairs[r]);
-    }
-    for (size_t b = 0; b < n_blocks; b++) {
+typedef struct tile_sums_s {
+    float32x4_t of[TILE_PAIRS][ROW_PAIRS];
+} tile_sums_t;
+
+/* Adds blocks [from, from + n_blocks) of the panel to acc, for n token pairs. */
+INLINE void blocks_add(kr_dtype_t type, unsigned n, const panel_t *panel, size_t from,
+                       size_t n_blocks, const token_pair_t *tokens, tile_sums_t *acc) {
+    for (size_t b = from; b < from + n_blocks; b++) {
         pair_block_t blocks[TILE_PAIRS];
         UNROLL for (unsigned p = 0; p < n; p++) blocks[p] = pair_load(&tokens[p], b);
         UNROLL for (unsigned r = 0; r < ROW_PAIRS; r++) {
             UNROLL for (unsigned p = 0; p < n; p++) {
-                acc[p][r] = pair_step(type, panel, b, r, &blocks[p], acc[p][r]);
+                acc->of[p][r] = pair_step(type, panel, b, r, &blocks[p], acc->of[p][r]);
             }
         }
     }
+}
+
+/* One 256 of q6_k: the part over its blocks, then the scale of the 256. The parts take the
+ * registers, so the sums are fetched only then. */
+INLINE void super_add(kr_dtype_t type, unsigned n, const panel_t *panel, size_t b,
+                      const token_pair_t *tokens, pair_sums_t *sums) {
+    tile_sums_t part;
     UNROLL for (unsigned p = 0; p < n; p++) {
-        UNROLL for (unsigned r = 0; r < ROW_PAIRS; r++) vst1q_f32(sums[p].pairs[r], acc[p][r]);
+        UNROLL for (unsigned r = 0; r < ROW_PAIRS; r++) part.of[p][r] = vdupq_n_f32(0.0f);
+    }
+    blocks_add(type, n, panel, b, SUPER_BLOCKS, tokens, &part);
+    UNROLL for (unsigned p = 0; p < n; p++) {
+        UNROLL for (unsigned r = 0; r < ROW_PAIRS; r++) {
+            float *sum = sums[p].pairs[r];
+            vst1q_f32(sum, vfmaq_f32(vld1q_f32(sum), vld1q_f32(panel->d[b][r]), part.of[p][r]));
+        }
+    }
+}
+
+/* Adds n_blocks of the panel to the sums of n (a constant) token pairs. */
+INLINE void tile(kr_dtype_t type, unsigned n, const panel_t *panel, size_t n_blocks,
+                 const token_pair_t *tokens, pair_sums_t *sums) {
+    if (type == KR_DTYPE_Q6_K) {
+        for (size_t b = 0; b < n_blocks; b += SUPER_BLOCKS) {
+            super_add(type, n, panel, b, tokens, sums);
+        }
+        return;
+    }
+    tile_sums_t acc;
+    UNROLL for (unsigned p = 0; p < n; p++) {
+        UNROLL for (unsigned r = 0; r < ROW_PAIRS; r++) acc.of[p][r] = vld1q_f32(sums[p].pairs[r]);
+    }
+    blocks_add(type, n, panel, 0, n_blocks, tokens, &acc);
+    UNROLL for (unsigned p = 0; p < n; p++) {
+        UNROLL for (unsigned r = 0; r < ROW_PAIRS; r++) vst1q_f32(sums[p].pairs[r], acc.of[p][r]);
     }
 }
 

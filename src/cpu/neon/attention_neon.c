@@ -1,6 +1,6 @@
 /* attention_neon.c: attention over a paged KV cache with NEON. Scores and weighted sums are small
  * matrix products on register tiles of up to six queries times 16 keys (or dimensions), or three
- * times 32: 24 of the 32 registers hold sums. K is transposed and widened (or quantised, qk8) once
+ * times 32: 24 of the 32 registers hold sums. K is transposed and widened (or quantised) once
  * per key block and tile, V is widened on the fly for a few queries and once per block for many
  * (the conversion is exact, so both agree). Per (query, key) a score is one chain of fused
  * multiply-adds over ascending dimensions or an exact integer, per (query, dimension) an output is
@@ -63,10 +63,11 @@ KRI_INLINE void load_page(const attn_tile_t *tile, size_t page, const size_t ele
 }
 
 /* Inverse scale of a key; its scale to *scale. */
-KRI_INLINE float scale_key(const uint8_t *from, size_t head_dim, const size_t elem_bytes,
+KRI_INLINE float scale_key(const attn_tile_t *tile, const uint8_t *from, const size_t elem_bytes,
                            float *scale) {
+    const float levels = kri_attn_qk_levels(tile->qk_bits, tile->args->head_dim);
     uint32x4_t most = vdupq_n_u32(0);
-    for (size_t d = 0; d < head_dim; d += LANES) {
+    for (size_t d = 0; d < tile->head_dim; d += LANES) {
         const float32x4_t x = load_elements(from + d * elem_bytes, elem_bytes);
         most = vmaxq_u32(most, vreinterpretq_u32_f32(vabsq_f32(x)));
     }
@@ -77,19 +78,19 @@ KRI_INLINE float scale_key(const uint8_t *from, size_t head_dim, const size_t el
     if (!(amax <= FLT_MAX)) return 0.0f;
     *scale = 0.0f;
     if (amax < 1e-30f) return 0.0f;
-    *scale = amax / 127.0f;
-    return 127.0f / amax;
+    *scale = amax / levels;
+    return levels / amax;
 }
 
-/* Keys of a page, quantised -> tile->keys as int16_t [page][head_dim][16]: a widening 16-bit
- * multiply-add is exact; bytes would need pairs of them folded between the products. */
-KRI_INLINE void load_page_qk8(const attn_tile_t *tile, size_t page, const size_t elem_bytes) {
+/* Keys of a page, quantised -> tile->keys as int16_t [page][head_dim][16], also for qk8: a widening
+ * 16-bit multiply-add is exact; bytes would need pairs of them folded between the products. */
+KRI_INLINE void load_page_integers(const attn_tile_t *tile, size_t page, const size_t elem_bytes) {
     const size_t row_bytes = tile->head_dim * elem_bytes;
     const uint8_t *from = attn_page(tile, page, tile->args->k_offset);
     int16_t *to = (int16_t *)(void *)tile->keys + page * tile->head_dim * STEP;
     float inverse[STEP];
     for (size_t j = 0; j < STEP; j++) {
-        inverse[j] = scale_key(from + j * row_bytes, tile->head_dim, elem_bytes,
+        inverse[j] = scale_key(tile, from + j * row_bytes, elem_bytes,
                                tile->key_scale + page * STEP + j);
     }
     for (size_t d = 0; d < tile->head_dim; d += LANES) {
@@ -113,10 +114,10 @@ KRI_INLINE void load_page_qk8(const attn_tile_t *tile, size_t page, const size_t
 
 static void load_keys(const attn_tile_t *tile, attn_range_t keys) {
     for (size_t page = keys.begin / STEP; page * STEP < keys.end; page++) {
-        if (tile->qk8 && tile->elem_bytes == sizeof(float)) {
-            load_page_qk8(tile, page, sizeof(float));
-        } else if (tile->qk8) {
-            load_page_qk8(tile, page, sizeof(uint16_t));
+        if (tile->qk_bits != 0 && tile->elem_bytes == sizeof(float)) {
+            load_page_integers(tile, page, sizeof(float));
+        } else if (tile->qk_bits != 0) {
+            load_page_integers(tile, page, sizeof(uint16_t));
         } else if (tile->elem_bytes == sizeof(float)) {
             load_page(tile, page, sizeof(float));
         } else {
@@ -206,8 +207,8 @@ KRI_INLINE void score_tile(const attn_tile_t *tile, size_t query, size_t page, f
     }
 }
 
-/* The same in integers of 8 bits, stored as 16. */
-KRI_INLINE void score_tile_qk8(const attn_tile_t *tile, size_t query, size_t page, float *scores,
+/* The same in integers. */
+KRI_INLINE void score_tile_int(const attn_tile_t *tile, size_t query, size_t page, float *scores,
                                const size_t n_q, const size_t n_v) {
     const size_t head_dim = tile->head_dim;
     const int16_t *q = (const int16_t *)(const void *)tile->q + query * head_dim;
@@ -295,9 +296,9 @@ typedef void value_fn(const value_source_t *values, const float *weights, const 
                                   float *scores) {                                               \
         score_tile(tile, query, page, scores, q_, v_);                                           \
     }                                                                                            \
-    static void score_qk8_##q_##_##v_(const attn_tile_t *tile, size_t query, size_t page,        \
+    static void score_int_##q_##_##v_(const attn_tile_t *tile, size_t query, size_t page,        \
                                       float *scores) {                                           \
-        score_tile_qk8(tile, query, page, scores, q_, v_);                                       \
+        score_tile_int(tile, query, page, scores, q_, v_);                                       \
     }                                                                                            \
     static void value_f32_##q_##_##v_(const value_source_t *values, const float *weights,        \
                                       const float *decay, float *acc, size_t head_dim) {         \
@@ -315,8 +316,8 @@ TILE(1, 8) TILE(2, 8) TILE(3, 8)
 #define WIDE(name) {name##_1_8, name##_2_8, name##_3_8}
 static score_fn *const score_fns[QUERIES] = NARROW(score);
 static score_fn *const score_wide_fns[WIDE_QUERIES] = WIDE(score);
-static score_fn *const score_qk8_fns[QUERIES] = NARROW(score_qk8);
-static score_fn *const score_qk8_wide_fns[WIDE_QUERIES] = WIDE(score_qk8);
+static score_fn *const score_int_fns[QUERIES] = NARROW(score_int);
+static score_fn *const score_int_wide_fns[WIDE_QUERIES] = WIDE(score_int);
 static value_fn *const value_f32_fns[QUERIES] = NARROW(value_f32);
 static value_fn *const value_f32_wide_fns[WIDE_QUERIES] = WIDE(value_f32);
 static value_fn *const value_f16_fns[QUERIES] = NARROW(value_f16);
@@ -330,8 +331,8 @@ static value_fn *const value_f16_wide_fns[WIDE_QUERIES] = WIDE(value_f16);
  * they take two pages at a time. */
 static void score_group(const attn_tile_t *tile, size_t begin, size_t end, attn_range_t keys) {
     const size_t page_end = (keys.end + STEP - 1u) / STEP;
-    score_fn *const *narrow = tile->qk8 ? score_qk8_fns : score_fns;
-    score_fn *const *wide = tile->qk8 ? score_qk8_wide_fns : score_wide_fns;
+    score_fn *const *narrow = tile->qk_bits != 0 ? score_int_fns : score_fns;
+    score_fn *const *wide = tile->qk_bits != 0 ? score_int_wide_fns : score_wide_fns;
     for (size_t page = keys.begin / STEP; page < page_end;) {
         const int is_wide = end - begin <= WIDE_QUERIES && page + 2u <= page_end;
         for (size_t i = begin; i < end; i += QUERIES) {
@@ -513,26 +514,24 @@ static void write_queries(const attn_tile_t *tile) {
 
 #include "cpu/attn_walk.h"
 
-static void load_queries_qk8(const attn_tile_t *tile) {
+static void load_queries_integers(const attn_tile_t *tile) {
     const float factor = attn_score_factor(tile->args);
+    const float levels = kri_attn_qk_levels(tile->qk_bits, tile->args->head_dim);
     int16_t *q = (int16_t *)(void *)tile->q;
-    int8_t bytes[KRI_HEAD_DIM_MAX];
-    for (size_t i = 0; i < tile->n_queries; i++, q += tile->head_dim) {
+    for (size_t i = 0; i < tile->n_queries; i++) {
         tile->q_scale[i] = factor * attn_quantise(attn_query(tile->args, i), tile->head_dim,
-                                                  bytes, &tile->q_sum[i]);
-        for (size_t d = 0; d < tile->head_dim; d++) {
-            q[d] = bytes[d];
-        }
+                                                  levels, q + i * tile->head_dim,
+                                                  &tile->q_sum[i]);
     }
 }
 
-static void attention(const kri_attn_args_t *args, size_t elem_bytes, int qk8) {
+static void attention(const kri_attn_args_t *args, size_t elem_bytes, uint32_t qk_bits) {
     attn_tile_t tile;
-    attn_tile_init(&tile, args, elem_bytes, qk8, VALUE_WIDTH);
+    attn_tile_init(&tile, args, elem_bytes, qk_bits, VALUE_WIDTH);
     /* One pass of a register tile reads the values once: converting them first pays from two. */
     tile.from_scratch = tile.n_queries > QUERIES;
-    if (qk8) {
-        load_queries_qk8(&tile);
+    if (qk_bits != 0) {
+        load_queries_integers(&tile);
     } else {
         attn_load_queries(&tile);
     }
@@ -548,9 +547,17 @@ void kri_attention_f16_neon(const kri_attn_args_t *args) {
 }
 
 void kri_attention_f32_qk8_neon(const kri_attn_args_t *args) {
-    attention(args, sizeof(float), 1);
+    attention(args, sizeof(float), 8);
 }
 
 void kri_attention_f16_qk8_neon(const kri_attn_args_t *args) {
-    attention(args, sizeof(uint16_t), 1);
+    attention(args, sizeof(uint16_t), 8);
+}
+
+void kri_attention_f32_qk16_neon(const kri_attn_args_t *args) {
+    attention(args, sizeof(float), 16);
+}
+
+void kri_attention_f16_qk16_neon(const kri_attn_args_t *args) {
+    attention(args, sizeof(uint16_t), 16);
 }

@@ -35,16 +35,18 @@ INLINE int32x4_t zero_start(kr_dtype_t type, int32_t sum) {
     return vdupq_n_s32(-zero_left(type) * sum);
 }
 
-/* The step of kernels.h for one quad and one token. */
+/* The step of kernels.h for one quad and one token: of the sum itself, or for q6_k of the part over
+ * the 256. */
 INLINE float32x4_t quad_step(kr_dtype_t type, const int8x16_t w[8], const scales_t *scales,
                              const kri_q8_block_t *a, float32x4_t acc) {
-    const int32_t lo = a->sum_half[0], hi = a->sum_half[1];
     if (type == KR_DTYPE_Q6_K) {
-        acc = scaled_add(acc, scales->d, a->d, dot_16(zero_start(type, lo), w, a->q));
-        return scaled_add(acc, scales->m, a->d, dot_16(zero_start(type, hi), w + 4, a->q + 16));
+        const int32x4_t lo = dot_16(zero_start(type, kri_q8_sum_half(a, 0)), w, a->q);
+        const int32x4_t hi = dot_16(zero_start(type, kri_q8_sum_half(a, 1)), w + 4, a->q + 16);
+        const int32x4_t sum = vmlaq_s32(vmulq_s32(lo, scales->sc[0]), hi, scales->sc[1]);
+        return vfmaq_n_f32(acc, vcvtq_f32_s32(sum), a->d);
     }
     acc = scaled_add(acc, scales->d, a->d,
-                     dot_32(type, zero_start(type, lo + hi), w, a->q));
+                     dot_32(type, zero_start(type, kri_q8_sum(a)), w, a->q));
     switch (type) {
     case KR_DTYPE_Q4_1:
     case KR_DTYPE_Q5_1: return vfmaq_n_f32(acc, scales->m, a->ds);
@@ -54,34 +56,71 @@ INLINE float32x4_t quad_step(kr_dtype_t type, const int8x16_t w[8], const scales
     }
 }
 
-/* Quads [first, first + n_quads) of a group by n tokens; all three are constants. */
+/* Quads [first, first + n_quads) of a group and n tokens, with the type all constants. */
+typedef struct meeting_s {
+    kr_dtype_t type;
+    unsigned n, first, n_quads;
+    const group_t *group;
+    const uint8_t *act;
+    size_t act_stride;
+} meeting_t;
+
+typedef struct tile_sums_s {
+    float32x4_t of[TILE_TOKENS][GROUP_QUADS];
+} tile_sums_t;
+
+INLINE void sums_clear(const meeting_t *m, tile_sums_t *sums) {
+    UNROLL for (unsigned t = 0; t < m->n; t++) {
+        UNROLL for (unsigned j = 0; j < m->n_quads; j++) sums->of[t][j] = vdupq_n_f32(0.0f);
+    }
+}
+
+INLINE void block_step(const meeting_t *m, size_t b, tile_sums_t *acc) {
+    const group_t *g = m->group;
+    const uint8_t *quants = g->quants + b * g->quant_bytes;
+    const uint8_t *a = m->act + b * sizeof(kri_q8_block_t);
+    UNROLL for (unsigned j = 0; j < m->n_quads; j++) {
+        const scales_t scales = scales_get(m->type, g, b, m->first + j);
+        int8x16_t w[8];
+        UNROLL for (unsigned u = 0; u < 8; u++) {
+            w[u] = weights_get(m->type, quants, u, m->first + j);
+        }
+        UNROLL for (unsigned t = 0; t < m->n; t++) {
+            acc->of[t][j] = quad_step(m->type, w, &scales, (const void *)(a + t * m->act_stride),
+                                      acc->of[t][j]);
+        }
+    }
+    if (g->ahead != NULL && m->first == 0) ahead_prefetch(m->type, g->ahead, b);
+}
+
+/* One 256 of q6_k: the parts take the registers, the sums wait in memory meanwhile. */
+INLINE void super_step(const meeting_t *m, size_t b, tile_sums_t *acc) {
+    tile_sums_t part;
+    sums_clear(m, &part);
+    for (size_t i = b; i < b + SUPER_BLOCKS; i++) block_step(m, i, &part);
+    UNROLL for (unsigned j = 0; j < m->n_quads; j++) {
+        const scales_t scales = scales_get(m->type, m->group, b, m->first + j);
+        UNROLL for (unsigned t = 0; t < m->n; t++) {
+            acc->of[t][j] = vfmaq_f32(acc->of[t][j], scales.d, part.of[t][j]);
+        }
+    }
+}
+
 INLINE void tile(kr_dtype_t type, unsigned n, unsigned first, unsigned n_quads, const group_t *g,
                  const uint8_t *act, size_t act_stride, const tile_out_t *out) {
-    float32x4_t acc[TILE_TOKENS][GROUP_QUADS];
-    UNROLL for (unsigned t = 0; t < n; t++) {
-        UNROLL for (unsigned j = 0; j < n_quads; j++) acc[t][j] = vdupq_n_f32(0.0f);
-    }
-    for (size_t b = 0; b < g->n_blocks; b++) {
-        const uint8_t *quants = g->quants + b * g->quant_bytes;
-        const uint8_t *a = act + b * sizeof(kri_q8_block_t);
-        UNROLL for (unsigned j = 0; j < n_quads; j++) {
-            const scales_t scales = scales_get(type, g, b, first + j);
-            int8x16_t w[8];
-            UNROLL for (unsigned u = 0; u < 8; u++) {
-                w[u] = weights_get(type, quants, u, first + j);
-            }
-            UNROLL for (unsigned t = 0; t < n; t++) {
-                acc[t][j] = quad_step(type, w, &scales, (const void *)(a + t * act_stride),
-                                      acc[t][j]);
-            }
-        }
-        if (g->ahead != NULL && first == 0) ahead_prefetch(type, g->ahead, b);
+    const meeting_t m = {type, n, first, n_quads, g, act, act_stride};
+    tile_sums_t acc;
+    sums_clear(&m, &acc);
+    if (type == KR_DTYPE_Q6_K) {
+        for (size_t b = 0; b < g->n_blocks; b += SUPER_BLOCKS) super_step(&m, b, &acc);
+    } else {
+        for (size_t b = 0; b < g->n_blocks; b++) block_step(&m, b, &acc);
     }
     const tile_out_t part = quads_from(out, first);
     float sums[TILE_TOKENS * KRI_GROUP_ROWS];
     UNROLL for (unsigned t = 0; t < n; t++) {
         UNROLL for (unsigned j = 0; j < n_quads; j++) {
-            vst1q_f32(sums + QUAD_ROWS * (t * n_quads + j), acc[t][j]);
+            vst1q_f32(sums + QUAD_ROWS * (t * n_quads + j), acc.of[t][j]);
         }
     }
     sums_store(&part, sums, QUAD_ROWS * n_quads, n);

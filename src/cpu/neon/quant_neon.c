@@ -22,7 +22,10 @@ INLINE uint32_t magnitude_max(const float32x4_t x[VECTORS]) {
 }
 
 INLINE void block_fill(kri_q8_block_t *block, float d) {
-    *block = (kri_q8_block_t){.d = d, .ds = d};
+    *block = (kri_q8_block_t){.d = d,
+                              .ds = d,
+                              .sums = {{KRI_Q8_SUM_BIAS, KRI_Q8_SUM_BIAS},
+                                       {KRI_Q8_SUM_BIAS, KRI_Q8_SUM_BIAS}}};
 }
 
 /* Sixteen values as bytes. */
@@ -34,16 +37,25 @@ INLINE int8x16_t bytes_round(const float32x4_t *x, float inverse) {
     return vcombine_s8(vmovn_s16(lo), vmovn_s16(hi));
 }
 
+/* block->sums without their bias: sums of pairs, then of every other pair of each half. */
+INLINE int16x4_t parts_sum(int8x16_t lo, int8x16_t hi) {
+    const int16x8_t pairs_lo = vpaddlq_s8(lo), pairs_hi = vpaddlq_s8(hi);
+    const int32x2_t x =
+        vreinterpret_s32_s16(vadd_s16(vget_low_s16(pairs_lo), vget_high_s16(pairs_lo)));
+    const int32x2_t y =
+        vreinterpret_s32_s16(vadd_s16(vget_low_s16(pairs_hi), vget_high_s16(pairs_hi)));
+    return vadd_s16(vreinterpret_s16_s32(vzip1_s32(x, y)), vreinterpret_s16_s32(vzip2_s32(x, y)));
+}
+
 INLINE void block_write(kri_q8_block_t *block, const float32x4_t x[VECTORS], float amax) {
     const float inverse = 127.0f / amax;
     const int8x16_t lo = bytes_round(x, inverse), hi = bytes_round(x + 4, inverse);
-    const int32_t sum_lo = vaddlvq_s8(lo), sum_hi = vaddlvq_s8(hi);
+    const int16x4_t parts = parts_sum(lo, hi);
     vst1q_s8(block->q, lo);
     vst1q_s8(block->q + 16, hi);
     block->d = amax / 127.0f;
-    block->ds = block->d * (float)(sum_lo + sum_hi);
-    block->sum_half[0] = sum_lo;
-    block->sum_half[1] = sum_hi;
+    block->ds = block->d * (float)vaddlv_s16(parts);
+    vst1_s16((void *)block->sums, vadd_s16(parts, vdup_n_s16(KRI_Q8_SUM_BIAS)));
 }
 
 INLINE void block_quant(const float32x4_t x[VECTORS], kri_q8_block_t *block) {

@@ -21,6 +21,7 @@
 
 #define QUAD_ROWS 4u
 #define GROUP_QUADS (KRI_GROUP_ROWS / QUAD_ROWS)
+#define SUPER_BLOCKS 8u /* 32-blocks of a 256 */
 
 /* The sections of a packed group. */
 typedef struct group_s {
@@ -32,8 +33,9 @@ typedef struct group_s {
 
 /* Scales of the four rows of a quad. */
 typedef struct scales_s {
-    float32x4_t d; /* scale; q6_k: of k < 16 */
-    float32x4_t m; /* q6_k: scale of k >= 16; q4_1 q5_1: added; q4_k q5_k: subtracted */
+    float32x4_t d;   /* scale; q6_k: of the 256 */
+    float32x4_t m;   /* q4_1 q5_1: added; q4_k q5_k: subtracted */
+    int32x4_t sc[2]; /* q6_k: integer scales of k < 16, of k >= 16 */
 } scales_t;
 
 /* ---- unpacking: j is the quad, u the unpacked vector (pack.h) ------------------------------- */
@@ -52,9 +54,9 @@ INLINE float32x4_t bytes_load(const uint8_t *p) {
     return vcvtq_f32_u32(vmovl_u16(vget_low_u16(wide)));
 }
 
-INLINE float32x4_t signed_bytes_load(const uint8_t *p) {
+INLINE int32x4_t signed_bytes_load(const uint8_t *p) {
     const int16x8_t wide = vmovl_s8(vreinterpret_s8_u8(quad_bytes_load(p)));
-    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide)));
+    return vmovl_s16(vget_low_s16(wide));
 }
 
 INLINE uint8x16_t nibbles_get(const uint8_t *p, unsigned u, unsigned j) {
@@ -114,7 +116,7 @@ INLINE int zero_left(kr_dtype_t type) {
 }
 
 INLINE scales_t scales_get(kr_dtype_t type, const group_t *g, size_t b, unsigned j) {
-    scales_t out = {vdupq_n_f32(0.0f), vdupq_n_f32(0.0f)};
+    scales_t out = {vdupq_n_f32(0.0f), vdupq_n_f32(0.0f), {vdupq_n_s32(0), vdupq_n_s32(0)}};
     switch (type) {
     case KR_DTYPE_Q4_1:
     case KR_DTYPE_Q5_1:
@@ -123,17 +125,17 @@ INLINE scales_t scales_get(kr_dtype_t type, const group_t *g, size_t b, unsigned
         break;
     case KR_DTYPE_Q4_K:
     case KR_DTYPE_Q5_K: {
-        const uint8_t *super = g->super + 64u * (b / 8u) + 8u * j;
+        const uint8_t *super = g->super + 64u * (b / SUPER_BLOCKS) + 8u * j;
         const uint8_t *scales = g->scales + 32u * b + 4u * j;
         out.d = vmulq_f32(halfs_load(super), bytes_load(scales));
         out.m = vmulq_f32(halfs_load(super + 32), bytes_load(scales + 16));
         break;
     }
     case KR_DTYPE_Q6_K: {
-        const float32x4_t d = halfs_load(g->super + 32u * (b / 8u) + 8u * j);
         const uint8_t *scales = g->scales + 32u * b + 4u * j;
-        out.d = vmulq_f32(d, signed_bytes_load(scales));
-        out.m = vmulq_f32(d, signed_bytes_load(scales + 16));
+        out.d = halfs_load(g->super + 32u * (b / SUPER_BLOCKS) + 8u * j);
+        out.sc[0] = signed_bytes_load(scales);
+        out.sc[1] = signed_bytes_load(scales + 16);
         break;
     }
     default:
