@@ -28,6 +28,7 @@
 #define ROW_BYTES 40u
 #define SOURCE_STEP_BYTES ((size_t)4 << 20)
 #define KEY_BYTES 96
+#define CANCEL_MS 20u /* between two looks at it while another session checks */
 #define QUIET_NS UINT64_C(50000000) /* longer than the pause between two steps of one text */
 
 enum { UNCHECKED = 0, CHECKING = 1, CHECKED = 2 };
@@ -344,7 +345,9 @@ static kr_status_t check_once(struct kr_model_s *m, kri_pool_t *pool, uint32_t n
         uint32_t state = UNCHECKED;
         if (atomic_load_explicit(&image->state, memory_order_acquire) == CHECKED) return KR_OK;
         if (atomic_compare_exchange_strong(&image->state, &state, CHECKING)) break;
-        if (state == CHECKING) kri_futex_wait(&image->state, CHECKING); /* another session's */
+        if (cancel && __atomic_load_n(cancel, __ATOMIC_RELAXED)) return KR_E_CANCELLED;
+        if (state == CHECKING) /* another session's; it wakes us, our caller's cancel does not */
+            kri_futex_wait_ms(&image->state, CHECKING, CANCEL_MS);
     }
     const kr_status_t status = check(m, pool, n_threads, cancel);
     atomic_store(&image->state, status == KR_OK ? CHECKED : UNCHECKED);
@@ -374,15 +377,19 @@ void kri_weights_end(struct kr_model_s *m) {
 static bool hash_source(const struct kr_model_s *m, kri_image_t *image, uint8_t content[16]) {
     XXH3_state_t state;
     XXH128_canonical_t canonical;
+    uint64_t n_left = 0; /* of all parts */
+    const uint32_t n_parts = kri_gguf_n_parts(m->gguf);
     XXH3_128bits_reset(&state);
-    for (uint32_t i = 0; i < kri_gguf_n_parts(m->gguf); i++) {
+    for (uint32_t i = 0; i < n_parts; i++) n_left += kri_gguf_part_map(m->gguf, i)->size;
+    for (uint32_t i = 0; i < n_parts; i++) {
         const kri_map_t *map = kri_gguf_part_map(m->gguf, i);
         for (size_t at = 0; at < map->size; at += SOURCE_STEP_BYTES) {
             const size_t left = map->size - at;
             const size_t n = left < SOURCE_STEP_BYTES ? left : SOURCE_STEP_BYTES;
-            if (is_hurried(image) && left > KRI_ARTIFACT_HURRY_BYTES_MAX) return false;
+            if (is_hurried(image) && n_left > KRI_ARTIFACT_HURRY_BYTES_MAX) return false;
             XXH3_128bits_update(&state, map->data + at, n);
             kri_map_release(map, at, n);
+            n_left -= n;
         }
         if (kri_map_check(kri_gguf_part_path(m->gguf, i), &map->id, NULL) != KR_OK) return false;
     }
@@ -399,7 +406,8 @@ static kr_status_t write_image(const struct kr_model_s *m, kri_image_t *image,
         return kri_artifact_settle(&image->cache, image->key, pace_of(image), error);
     }
     for (size_t b = 0; b < image->n_blocks; b++) {
-        (void)is_hurried(image);
+        if (is_hurried(image) && m->packed_bytes > KRI_ARTIFACT_HURRY_BYTES_MAX)
+            return KR_E_CANCELLED;
         put_u64(image->index + image->table_bytes + b * 8,
                 block_hash(m->packed, m->packed_bytes, b));
     }
