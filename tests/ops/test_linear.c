@@ -39,7 +39,8 @@ static void spoil(rng_t *rng, float *x, size_t n) {
 
 /* Whether the kernel takes activations rounded to bf16. */
 static bool rounds_to_bf16(kr_dtype_t dtype, const char *isa) {
-    return dtype == KR_DTYPE_BF16 && strcmp(isa, "avx512") == 0 && kri_isa_has_bf16();
+    bool is_above = strcmp(isa, "avx512") == 0 || strcmp(isa, "amx") == 0;
+    return dtype == KR_DTYPE_BF16 && is_above && kri_isa_has_bf16();
 }
 
 /* NaN and infinities in the same places, the rest within 1e-5 of the largest finite value. */
