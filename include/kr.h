@@ -238,7 +238,7 @@ KR_API void kr_model_close(kr_model_t model);
  * fn      called for each file with its path (C string), its bytes and KR_OK or what is wrong
  *         with it (KR_E_TRUNCATED, KR_E_BAD_FORMAT, KR_E_CORRUPT); returns non-zero to stop, which
  *         ends the call with KR_E_CANCELLED.
- * Errors  KR_E_INVALID_ARG (no fn), KR_E_CANCELLED, KR_E_NOMEM, KR_E_IO. Nothing is changed.
+ * Errors  KR_E_INVALID_ARG (no fn), KR_E_CANCELLED, KR_E_NOMEM, KR_E_IO. No file is changed.
  * Threads any, also beside processes that use the folder. Since 0.1 */
 typedef int32_t (*kr_cache_fn)(const char *path, uint64_t bytes, kr_status_t status, void *user);
 KR_API kr_status_t kr_cache_verify(const char *dir, kr_cache_fn fn, void *user,
@@ -337,9 +337,9 @@ KR_API kr_status_t kr_detokenizer_finish(kr_detokenizer_t detokenizer, const cha
 
 typedef struct kr_session_s *kr_session_t;
 /* Whether a token's logits are the same bits in any batch, chunking and number of threads. Always
- * so up to avx512. On amx, prompts of 16 rows and more go through the matrix unit, whose sums have
- * an order of their own, unless ON; ON costs prefill speed (`kr bench model --invariant on` prints
- * how much). DEFAULT = what is fastest. */
+ * so on every level but amx. There, prompts of 16 rows and more go through the matrix unit, whose
+ * sums have an order of their own, unless ON; ON costs prefill speed (`kr bench model --invariant
+ * on` prints how much). DEFAULT = what is fastest. */
 enum { KR_INVARIANT_DEFAULT = 0, KR_INVARIANT_ON = 1, KR_INVARIANT_OFF = 2 };
 /* How attention multiplies queries with keys. F32 loses nothing. INT8 and INT16 round each query
  * and each key of a head to integers with one scale, which is faster for long prompts: INT16 (about
@@ -460,8 +460,8 @@ KR_API kr_status_t kr_sampler_logprobs(kr_sampler_t sampler, kr_logprob_t *chose
 
 /* ---- machine ------------------------------------------------------------------------------ */
 
-/* kr_isa_best: C string, highest level this machine runs ("ref", "avx2", "avx512",
- * "amx"). Static. */
+/* kr_isa_best: C string, highest level this machine runs: "ref"; on x86-64 "avx2", "avx512",
+ * "amx"; on AArch64 "neon", "dotprod", "i8mm". Static. */
 KR_API const char *kr_isa_best(void);
 /* kr_isa_details: C string, that level and what is used beside it: "avx512+bf16" where bf16 weights
  * meet activations rounded to bf16 (AVX512_BF16), otherwise the level's name. Static. */

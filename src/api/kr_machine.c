@@ -1,4 +1,6 @@
 /* kr_machine.c: what this machine offers. */
+#include <string.h>
+
 #include "base/os.h"
 #include "base/threads.h"
 #include "cpu/cpu.h"
@@ -6,7 +8,8 @@
 const char *kr_isa_best(void) { return kri_isa_name(kri_isa_detect()); }
 
 const char *kr_isa_details(void) {
-    return kri_isa_has_bf16() ? "avx512+bf16" : kr_isa_best();
+    const char *best = kr_isa_best(); /* amx has AVX512_BF16 by definition */
+    return kri_isa_has_bf16() && strcmp(best, "avx512") == 0 ? "avx512+bf16" : best;
 }
 
 uint32_t kr_threads_default(void) { return kri_cpu_count(); }
