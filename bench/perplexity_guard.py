@@ -24,17 +24,21 @@ LEVELS = ("avx2", "avx512", "amx", "neon", "dotprod", "i8mm")
 VARIANTS = ((), ("--attn-qk", "int16"), ("--attn-qk", "int8"))
 
 
-def perplexities(kr, model, path, ctx, n_tokens, *words):
-    """Negative log-likelihoods a token, one a piece of the text."""
+def likelihoods(kr, model, paths, ctx, *words):
+    """Negative log-likelihoods a token, one a piece of the text; None when this machine has not got
+    the level. Anything else that fails ends the program: it must not pass for a missing level."""
     out = []
-    for piece in path:
+    for piece in paths:
         done = subprocess.run([kr, "perplexity", "-m", model, "-f", piece, "-c", str(ctx), "--json",
                                "--chunks", "1", *words], stdout=subprocess.PIPE,
                               stderr=subprocess.PIPE, check=False)
+        error = done.stderr.decode("utf-8", "replace").strip()
+        if done.returncode != 0 and ("this machine has" in error or "is not built" in error):
+            return None
         if done.returncode != 0:
-            return None, done.stderr.decode().strip().splitlines()[-1]
+            sys.exit(f"{model} {' '.join(words)}: status {done.returncode}: {error}")
         out.append(json.loads(done.stdout)["nll"])
-    return out, n_tokens
+    return out
 
 
 def pieces(text, n, folder):
@@ -66,17 +70,16 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         parts = pieces(text, args.chunks, folder)
         for model in args.models.split(","):
-            truth, error = perplexities(args.kr, model, parts, args.c, 0, "--isa", "ref")
-            if truth is None:
-                sys.exit(error)
+            truth = likelihoods(args.kr, model, parts, args.c, "--isa", "ref")
             print(f"{model}: ref, {len(parts)} chunks of {args.c}, perplexity "
                   f"{math.exp(statistics.mean(truth)):.4f}", flush=True)
             for level in LEVELS:
                 for variant in VARIANTS:
                     words = ("--isa", level, *variant)
-                    nll, error = perplexities(args.kr, model, parts, args.c, 0, *words)
+                    nll = likelihoods(args.kr, model, parts, args.c, *words)
                     if nll is None:
-                        break  # not on this machine
+                        print(f"  {level}: not on this machine", flush=True)
+                        break
                     moves = [a - b for a, b in zip(nll, truth)]
                     move = statistics.mean(moves)
                     deviation = statistics.stdev(moves) / math.sqrt(len(moves))

@@ -157,7 +157,14 @@ def measure(args, sides, models):
     threads, samples, failed = {}, {}, {}
     for model in models:
         for side in sides:
-            threads[side.name, model.stem] = best_threads(side, model, choices, args.n)
+            try:
+                if side.name not in failed:
+                    threads[side.name, model.stem] = best_threads(side, model, choices, args.n)
+            except Failed as error:
+                if side is sides[0]:
+                    raise
+                say(f"{side.name} is left out: {error}")
+                failed[side.name] = str(error)
     for turn in range(args.rounds):
         for model in models:
             for side in sides:

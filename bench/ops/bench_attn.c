@@ -351,8 +351,6 @@ double kri_bench_attn_error(kri_bench_attn_t *attn) {
     return largest > 0 ? difference / largest : INFINITY;
 }
 
-const char *kri_bench_attn_isa(const kri_bench_attn_t *attn) { return attn->kernels.isa; }
-
 double kri_bench_attn_flops(const kri_bench_attn_shape_t *shape) {
     double n_rows = (double)shape->n_rows;
     double n_pairs = n_rows * (double)shape->n_past + n_rows * (n_rows + 1) / 2;

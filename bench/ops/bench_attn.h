@@ -34,7 +34,6 @@ uint64_t kri_bench_attn_unfused(kri_bench_attn_t *attn);
 /* Runs both: largest |difference| of their outputs relative to the largest |value|. */
 double kri_bench_attn_error(kri_bench_attn_t *attn);
 
-const char *kri_bench_attn_isa(const kri_bench_attn_t *attn);
 /* Textbook operations of one run: 4 * head_dim for each (query, key that it sees) and head. */
 double kri_bench_attn_flops(const kri_bench_attn_shape_t *shape);
 /* Bytes held: keys and values, queries and outputs, scratch, and for the unfused form its own. */
