@@ -3,7 +3,7 @@
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   set(KRI_ISA_FLAGS_avx2 -mavx2 -mfma -mf16c -mbmi2)
   set(KRI_ISA_FLAGS_avx512 ${KRI_ISA_FLAGS_avx2} -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mprefer-vector-width=512)
-  set(KRI_ISA_FLAGS_amx ${KRI_ISA_FLAGS_avx512} -mavx512bf16 -mamx-tile -mamx-int8 -mamx-bf16)
+  set(KRI_ISA_FLAGS_amx ${KRI_ISA_FLAGS_avx512} -mavx512bf16 -mamx-tile -mamx-bf16)
   set(KRI_ISA_FLAGS_avx512bf16 ${KRI_ISA_FLAGS_avx512} -mavx512bf16)
   # kri_isa_library(<name> <folder>): the kernels of one folder.
   function(kri_isa_library name isa)

@@ -1,7 +1,6 @@
 /* session.c: see session.h. */
 #include "engine/session.h"
 
-
 #include "base/alloc.h"
 #include "base/checked.h"
 #include "base/clock.h"

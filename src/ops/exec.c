@@ -14,6 +14,7 @@
 /* Columns of one work item of an elementwise op. Fixed, so that vector bodies and tails of a
  * kernel meet the same elements whatever the number of threads. */
 #define CHUNK_COLUMNS 1024u
+
 /* ---- teams --------------------------------------------------------------------------------- */
 
 typedef struct team_ctx_s {

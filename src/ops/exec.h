@@ -53,7 +53,8 @@ typedef struct kri_exec_s {
     uint32_t thread_index;  /* this view's thread of the team; 0 without one */
     kri_team_t *team;       /* NULL: ops fork and join */
     const kri_step_t *step;
-    float *attn_scratch;    /* [n_threads][KRI_ATTN_THREAD_FLOATS] */
+    float *attn_scratch;    /* n_threads * KRI_ATTN_THREAD_FLOATS: [n_threads]
+                             * [KRI_ATTN_SCRATCH_FLOATS], then partial results of attention */
     int32_t attn_qk;        /* KR_ATTN_QK_*: q.k of attention in floats or integers */
     kri_exec_own_t *own;    /* [n_threads] */
     kri_q8_block_t *q8;     /* [n_rows_max][n_in_max / 32]: input of the linear under way */

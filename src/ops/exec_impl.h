@@ -1,4 +1,4 @@
-/* exec_impl.h: what exec.c, exec_ffn.c and exec_attention.c share. */
+/* exec_impl.h: what the files exec*.c share. */
 #ifndef KRI_OPS_EXEC_IMPL_H
 #define KRI_OPS_EXEC_IMPL_H
 

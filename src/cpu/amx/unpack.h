@@ -1,6 +1,6 @@
 /* unpack.h: packed groups (pack.h) into operands of the matrix unit, on AVX-512 registers.
- * One 32-block of a group of 16 rows becomes eight vectors [16 rows][4 k] of unsigned bytes, which
- * is the int8 operand as it is, or one bf16 tile [16 pairs of k][16 rows][2] with scales inside. */
+ * One 32-block of a group of 16 rows becomes eight vectors [16 rows][4 k] of unsigned bytes, and
+ * these one bf16 tile [16 pairs of k][16 rows][2] with scales inside. */
 #ifndef KRI_CPU_AMX_UNPACK_H
 #define KRI_CPU_AMX_UNPACK_H
 
