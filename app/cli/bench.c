@@ -170,10 +170,15 @@ json_t *cli_bench_header(const char *isa, uint32_t n_threads) {
 
 int cli_bench_isa(const cli_options_t *options, const char **isa) {
     const char *wanted = cli_text(options, CLI_OPT_isa);
+    char levels[64] = "";
     *isa = kri_bench_level(wanted);
-    if (wanted == NULL || (*isa != NULL && strcmp(*isa, wanted) == 0)) return 0;
-    return cli_usage("--isa", "this machine has no %s; its best level is %s", wanted,
-                     kr_isa_best());
+    if (*isa != NULL) return 0;
+    for (kri_isa_t level = KRI_ISA_REF; level < KRI_N_ISA; level++) {
+        size_t n = strlen(levels);
+        if (kri_bench_level(kri_isa_name(level)) == NULL) break;
+        snprintf(levels + n, sizeof levels - n, "%s%s", n > 0 ? ", " : "", kri_isa_name(level));
+    }
+    return cli_usage("--isa", "isa %s: this machine has %s", wanted, levels);
 }
 
 uint32_t cli_bench_threads(const cli_options_t *options) {

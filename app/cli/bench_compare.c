@@ -169,7 +169,7 @@ static void print_figure(compare_t *compare, uint32_t figure, json_t *report) {
 static void print_compare(const cli_options_t *options, compare_t *compare) {
     json_t *report = NULL;
     if (cli_given(options, CLI_OPT_json)) {
-        report = cli_bench_header(NULL, cli_bench_threads(options));
+        report = cli_bench_header(cli_text(options, CLI_OPT_isa), cli_bench_threads(options));
         json_object_set_new(report, "rounds", json_integer(compare->n_rounds));
         take_words(&compare->sides[0], report, "a");
         take_words(&compare->sides[1], report, "b");

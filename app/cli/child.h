@@ -29,7 +29,7 @@ kr_status_t cli_words_add(cli_words_t *words, const char *word);
 
 /* Runs words[0], found like a shell would (PATH), with stdin empty, and appends its stdout to out
  * (init'ed with a maximum). Its group of processes is killed after timeout_s seconds, when it
- * prints too much, or on an interrupt.
+ * prints too much, or on an interrupt; it dies with this program.
  * KR_E_NOT_FOUND, KR_E_PERMISSION: cannot be started. KR_E_TIMEOUT. KR_E_LIMIT: too much output.
  * KR_E_CHILD_DIED: a signal or an exit status other than 0; the message ends with the last line of
  * its stderr. KR_E_CANCELLED. KR_E_NOMEM, KR_E_IO. */

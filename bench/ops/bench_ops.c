@@ -399,9 +399,9 @@ static bool level_kernels(kri_isa_t level, kri_kernels_t *kernels) {
     return kri_cpu_kernels(kri_isa_name(level), kernels, NULL) == KR_OK;
 }
 
-const char *kri_bench_level(const char *isa_max) {
+const char *kri_bench_level(const char *isa) {
     kri_kernels_t kernels;
-    return kri_cpu_kernels(isa_max, &kernels, NULL) == KR_OK ? kernels.isa : NULL;
+    return kri_cpu_kernels(isa, &kernels, NULL) == KR_OK ? kernels.isa : NULL;
 }
 
 static bool make_op(size_t row, const char *isa, const size_t *dims, kri_bench_op_t *op) {

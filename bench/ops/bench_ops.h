@@ -29,9 +29,9 @@ typedef struct kri_bench_op_s {
 
 typedef struct kri_bench_case_s kri_bench_case_t;
 
-/* The level that isa_max (NULL: the best) comes down to on this machine: its static name, NULL for
- * an unknown one. */
-const char *kri_bench_level(const char *isa_max);
+/* The static name of a level (NULL: the best of this machine); NULL for one that this machine has
+ * not got. */
+const char *kri_bench_level(const char *isa);
 
 /* All of them in a fixed order, levels up to isa_max (NULL: all this machine has), slots whose
  * name contains filter (NULL: all). Writes at most cap rows; returns how many there are.
