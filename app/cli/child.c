@@ -10,6 +10,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -88,9 +89,12 @@ static void close_pair(int pair[2]) {
     }
 }
 
-/* Never returns. */
-static void become(char *const *words, int out, int err, int exec) {
+/* Never returns. The command dies with this program even when that is killed or loses its terminal
+ * (`parent` tells when it was faster than prctl). */
+static void become(char *const *words, pid_t parent, int out, int err, int exec) {
     int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    (void)prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != parent) _exit(127);
     (void)setpgid(0, 0);
     (void)signal(SIGPIPE, SIG_DFL);
     if (null >= 0 && dup2(null, STDIN_FILENO) >= 0 && dup2(out, STDOUT_FILENO) >= 0 &&
@@ -111,8 +115,9 @@ static kr_status_t start(const cli_words_t *words, child_t *child, kr_error_t *e
         close_pair(exec);
         return status;
     }
+    const pid_t parent = getpid();
     child->pid = fork();
-    if (child->pid == 0) become(words->words, out[1], err[1], exec[1]);
+    if (child->pid == 0) become(words->words, parent, out[1], err[1], exec[1]);
     int code = errno;
     (void)close(out[1]);
     (void)close(err[1]);
