@@ -451,6 +451,8 @@ kr_status_t kri_file_touch(const char *path) {
 
 kr_status_t kri_dir_list(const char *path, kri_dir_fn fn, void *user, kr_error_t *error) {
     DIR *dir = opendir(path);
+    if (dir == NULL && errno == ENOTDIR)
+        return KRI_FAIL(error, KR_E_INVALID_ARG, "path", "%s: no folder", path);
     if (dir == NULL) return fail_os(error, errno, "list it", path);
     kr_status_t status = KR_OK;
     for (;;) {

@@ -110,8 +110,8 @@ static bool default_dir(char *path, size_t cap) {
     return n > 0 && (size_t)n < cap;
 }
 
-kr_status_t kri_artifact_cache_init(kri_artifact_cache_t *cache, const char *dir,
-                                    uint64_t max_bytes) {
+static kr_status_t init(kri_artifact_cache_t *cache, const char *dir, uint64_t max_bytes,
+                        bool creates) {
     char place_of_dir[PATH_BYTES];
     kr_error_t error;
     kr_error_init(&error);
@@ -127,12 +127,21 @@ kr_status_t kri_artifact_cache_init(kri_artifact_cache_t *cache, const char *dir
         kri_log(KR_LOG_WARN, "artifact cache off: path over %u bytes", PATH_BYTES - 64);
         return KR_OK;
     }
-    if (kri_dir_create(dir, &error) != KR_OK) {
+    if (creates && kri_dir_create(dir, &error) != KR_OK) {
         kri_log(KR_LOG_WARN, "artifact cache off: %s", error.message);
         return KR_OK;
     }
     cache->dir = kri_strndup(dir, strlen(dir), "artifact");
     return cache->dir ? KR_OK : KR_E_NOMEM;
+}
+
+kr_status_t kri_artifact_cache_init(kri_artifact_cache_t *cache, const char *dir,
+                                    uint64_t max_bytes) {
+    return init(cache, dir, max_bytes, true);
+}
+
+kr_status_t kri_artifact_cache_look(kri_artifact_cache_t *cache, const char *dir) {
+    return init(cache, dir, 0, false);
 }
 
 void kri_artifact_cache_deinit(kri_artifact_cache_t *cache) {
@@ -447,5 +456,6 @@ kr_status_t kri_artifact_each(const kri_artifact_cache_t *cache, kri_artifact_fn
                               kr_error_t *error) {
     walk_t walk = {cache, fn, user};
     if (!cache->dir) return KR_OK;
-    return kri_dir_list(cache->dir, visit, &walk, error);
+    const kr_status_t status = kri_dir_list(cache->dir, visit, &walk, error);
+    return status == KR_E_NOT_FOUND ? KR_OK : status; /* no folder yet: nothing is kept */
 }

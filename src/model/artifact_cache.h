@@ -52,6 +52,8 @@ typedef struct kri_artifact_content_s {
  * max_bytes 0 = KRI_ARTIFACT_CACHE_BYTES_DEFAULT. Errors: KR_E_NOMEM. */
 kr_status_t kri_artifact_cache_init(kri_artifact_cache_t *cache, const char *dir,
                                     uint64_t max_bytes);
+/* The same for reading only: creates no folder. Errors: KR_E_NOMEM. */
+kr_status_t kri_artifact_cache_look(kri_artifact_cache_t *cache, const char *dir);
 void kri_artifact_cache_deinit(kri_artifact_cache_t *cache);
 
 /* Opens the artifact of `key` (C string, 1 to 1024 bytes). KR_E_NOT_FOUND; a file that is there

@@ -470,7 +470,7 @@ kr_status_t kri_image_verify_all(const char *dir, kr_cache_fn fn, void *user,
                                  kr_error_t *error) {
     kri_artifact_cache_t cache;
     verify_t verify = {fn, user, false};
-    if (kri_artifact_cache_init(&cache, dir, 0) != KR_OK)
+    if (kri_artifact_cache_look(&cache, dir) != KR_OK)
         return KRI_FAIL(error, KR_E_NOMEM, NULL, "no memory to look into the cache");
     kr_status_t status = kri_artifact_each(&cache, verify_one, &verify, error);
     kri_artifact_cache_deinit(&cache);
