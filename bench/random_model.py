@@ -30,9 +30,9 @@ def blocks(rng, kind, n_rows, n_in):
     sd = 1 / np.sqrt(n_in)
     _, items, n_bytes = TYPES[kind]
     n = n_rows * n_in // items
-    if kind == "bf16":
+    if kind in ("f32", "bf16"):
         values = rng.standard_normal(n, np.float32) * np.float32(sd)
-        return (values.view(np.uint32) >> 16).astype(np.uint16)
+        return values if kind == "f32" else (values.view(np.uint32) >> 16).astype(np.uint16)
     b = rng.integers(0, 256, (n, n_bytes), np.uint8)
     if kind == "q4_k":  # scale and minimum 32 of 63: d * 32 * (q - 7.5), q uniform in 0..15
         d = sd / 32 / 4.61

@@ -238,7 +238,8 @@ KR_API void kr_model_close(kr_model_t model);
  * fn      called for each file with its path (C string), its bytes and KR_OK or what is wrong
  *         with it (KR_E_TRUNCATED, KR_E_BAD_FORMAT, KR_E_CORRUPT); returns non-zero to stop, which
  *         ends the call with KR_E_CANCELLED.
- * Errors  KR_E_INVALID_ARG (no fn), KR_E_CANCELLED, KR_E_NOMEM, KR_E_IO. No file is changed.
+ * Errors  KR_E_INVALID_ARG (no fn, dir is no folder), KR_E_CANCELLED, KR_E_NOMEM, KR_E_PERMISSION,
+ *         KR_E_IO. Nothing is changed, and no folder is created.
  * Threads any, also beside processes that use the folder. Since 0.1 */
 typedef int32_t (*kr_cache_fn)(const char *path, uint64_t bytes, kr_status_t status, void *user);
 KR_API kr_status_t kr_cache_verify(const char *dir, kr_cache_fn fn, void *user,

@@ -89,11 +89,13 @@ static void close_pair(int pair[2]) {
     }
 }
 
-/* Never returns. */
-static void become(char *const *words, int out, int err, int exec) {
+/* Never returns. The command dies with this program even when that is killed or loses its terminal
+ * (`parent` tells when it was faster than prctl), or is ended by a second Ctrl-C. */
+static void become(char *const *words, pid_t parent, int out, int err, int exec) {
     int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    (void)prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != parent) _exit(127);
     (void)setpgid(0, 0);
-    (void)prctl(PR_SET_PDEATHSIG, SIGKILL); /* a second Ctrl-C ends this program at once */
     (void)signal(SIGPIPE, SIG_DFL);
     if (null >= 0 && dup2(null, STDIN_FILENO) >= 0 && dup2(out, STDOUT_FILENO) >= 0 &&
         dup2(err, STDERR_FILENO) >= 0) {
@@ -113,8 +115,9 @@ static kr_status_t start(const cli_words_t *words, child_t *child, kr_error_t *e
         close_pair(exec);
         return status;
     }
+    const pid_t parent = getpid();
     child->pid = fork();
-    if (child->pid == 0) become(words->words, out[1], err[1], exec[1]);
+    if (child->pid == 0) become(words->words, parent, out[1], err[1], exec[1]);
     int code = errno;
     (void)close(out[1]);
     (void)close(err[1]);

@@ -44,7 +44,8 @@ kr_status_t kri_file_read(const char *path, size_t n_bytes_max, void **data, siz
                           kr_error_t *error);
 /* Writes path atomically: temporary name in the same folder (0600, O_EXCL), write, fsync, rename,
  * fsync of the folder; nothing is left behind on failure. Creates no folders. A killed process
- * can leave a file whose name begins with KRI_FILE_TEMP_PREFIX: cache cleaners remove those. */
+ * can leave a file whose name begins with KRI_FILE_TEMP_PREFIX: cache cleaners remove those that
+ * kri_lock_acquire gets at once, since a living writer holds a shared lock. */
 #define KRI_FILE_TEMP_PREFIX ".kr-tmp-"
 kr_status_t kri_file_write_atomic(const char *path, const void *data, size_t n_bytes,
                                   kr_error_t *error);

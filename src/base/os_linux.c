@@ -306,7 +306,8 @@ static kr_status_t open_parent(const char *path, int *fd, const char **name, kr_
 }
 
 /* A new file in the folder; the number makes names differ between threads, the process id between
- * processes, and what a killed process of the same id left is stepped over. */
+ * processes, and what a killed process of the same id left is stepped over. Its shared lock tells
+ * cache cleaners that the writer lives; where the file system has no locks there is none. */
 static int open_temp(int dir, char name[64]) {
     static _Atomic uint32_t next;
     int fd = -1;
@@ -314,7 +315,14 @@ static int open_temp(int dir, char name[64]) {
         (void)snprintf(name, 64, KRI_FILE_TEMP_PREFIX "%ld-%u", (long)getpid(),
                        (unsigned)atomic_fetch_add(&next, 1));
         fd = openat(dir, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
-        if (fd >= 0 || (errno != EEXIST && errno != EINTR)) break;
+        if (fd < 0 && errno != EEXIST && errno != EINTR) break;
+        struct stat st;
+        if (fd < 0) continue;
+        (void)flock(fd, LOCK_SH | LOCK_NB);
+        if (fstat(fd, &st) != 0 || st.st_nlink > 0) break;
+        close(fd); /* a cleaner was faster than the lock */
+        fd = -1;
+        errno = EEXIST;
     }
     return fd;
 }
@@ -372,12 +380,14 @@ kr_status_t kri_file_writer_commit(kri_file_writer_t *writer, const char *name, 
                                    kr_error_t *error) {
     const char *what = "write it";
     int os_error = is_synced && fsync(writer->fd) != 0 ? errno : 0;
+    const int lock = fcntl(writer->fd, F_DUPFD_CLOEXEC, 0); /* no cleaner before the rename */
     if (close(writer->fd) != 0 && os_error == 0) os_error = errno; /* NFS reports here */
     writer->fd = -1;
     if (os_error == 0 && renameat(writer->dir, writer->temp, writer->dir, name) != 0) {
         os_error = errno;
         what = "replace it";
     }
+    if (lock >= 0) close(lock);
     if (os_error == 0) {
         writer->temp[0] = '\0';
         /* The content is complete and in place; some file systems cannot sync a folder. */
@@ -441,6 +451,8 @@ kr_status_t kri_file_touch(const char *path) {
 
 kr_status_t kri_dir_list(const char *path, kri_dir_fn fn, void *user, kr_error_t *error) {
     DIR *dir = opendir(path);
+    if (dir == NULL && errno == ENOTDIR)
+        return KRI_FAIL(error, KR_E_INVALID_ARG, "path", "%s: no folder", path);
     if (dir == NULL) return fail_os(error, errno, "list it", path);
     kr_status_t status = KR_OK;
     for (;;) {

@@ -23,7 +23,6 @@
 #define N_LOCKS 16u          /* write locks are shared by keys so that they do not pile up */
 #define PATH_BYTES 4096u
 #define N_ENTRIES_MAX 65536u
-#define TEMP_AGE_NS UINT64_C(3600000000000)
 #define PIECE_BYTES KRI_HUGE_PAGE_BYTES
 #define FLUSH_BYTES ((size_t)32 << 20)
 
@@ -111,8 +110,8 @@ static bool default_dir(char *path, size_t cap) {
     return n > 0 && (size_t)n < cap;
 }
 
-kr_status_t kri_artifact_cache_init(kri_artifact_cache_t *cache, const char *dir,
-                                    uint64_t max_bytes) {
+static kr_status_t init(kri_artifact_cache_t *cache, const char *dir, uint64_t max_bytes,
+                        bool creates) {
     char place_of_dir[PATH_BYTES];
     kr_error_t error;
     kr_error_init(&error);
@@ -128,12 +127,21 @@ kr_status_t kri_artifact_cache_init(kri_artifact_cache_t *cache, const char *dir
         kri_log(KR_LOG_WARN, "artifact cache off: path over %u bytes", PATH_BYTES - 64);
         return KR_OK;
     }
-    if (kri_dir_create(dir, &error) != KR_OK) {
+    if (creates && kri_dir_create(dir, &error) != KR_OK) {
         kri_log(KR_LOG_WARN, "artifact cache off: %s", error.message);
         return KR_OK;
     }
     cache->dir = kri_strndup(dir, strlen(dir), "artifact");
     return cache->dir ? KR_OK : KR_E_NOMEM;
+}
+
+kr_status_t kri_artifact_cache_init(kri_artifact_cache_t *cache, const char *dir,
+                                    uint64_t max_bytes) {
+    return init(cache, dir, max_bytes, true);
+}
+
+kr_status_t kri_artifact_cache_look(kri_artifact_cache_t *cache, const char *dir) {
+    return init(cache, dir, 0, false);
 }
 
 void kri_artifact_cache_deinit(kri_artifact_cache_t *cache) {
@@ -174,7 +182,7 @@ typedef struct listing_s {
     const kri_artifact_cache_t *cache;
     const char *keep;              /* never chosen */
     uint64_t after_ns;             /* only files used later than this can be chosen */
-    uint64_t n_bytes, newest_ns;   /* of all artifacts */
+    uint64_t n_bytes;              /* of all artifacts */
     char oldest[N_NAME_BYTES + 1]; /* the choice; "" = none */
     uint64_t oldest_ns;
 } listing_t;
@@ -183,24 +191,11 @@ static int list_entry(const char *name, const kri_file_id_t *id, void *user) {
     listing_t *listing = user;
     if (!is_artifact(name)) return 0;
     listing->n_bytes += id->size;
-    if (id->mtime_ns > listing->newest_ns) listing->newest_ns = id->mtime_ns;
     if (strncmp(name, listing->keep, N_NAME_BYTES - N_SUFFIX_BYTES) == 0) return 0;
     if (id->mtime_ns <= listing->after_ns) return 0;
     if (listing->oldest[0] && id->mtime_ns >= listing->oldest_ns) return 0;
     memcpy(listing->oldest, name, N_NAME_BYTES + 1);
     listing->oldest_ns = id->mtime_ns;
-    return 0;
-}
-
-/* Temporary files of killed writers. */
-static int sweep_entry(const char *name, const kri_file_id_t *id, void *user) {
-    const listing_t *listing = user;
-    char path[PATH_BYTES];
-    if (strncmp(name, KRI_FILE_TEMP_PREFIX, strlen(KRI_FILE_TEMP_PREFIX)) != 0) return 0;
-    if (strlen(name) > 62 || listing->newest_ns < TEMP_AGE_NS) return 0;
-    if (id->mtime_ns > listing->newest_ns - TEMP_AGE_NS) return 0;
-    join(listing->cache, name, path);
-    (void)kri_file_remove(path, NULL);
     return 0;
 }
 
@@ -213,6 +208,15 @@ static bool remove_unused(const kri_artifact_cache_t *cache, const char *name) {
     bool is_removed = kri_file_remove(path, NULL) == KR_OK;
     kri_lock_release(lock);
     return is_removed;
+}
+
+/* Temporary files of killed writers: living ones hold the same lock as users. */
+static int sweep_entry(const char *name, const kri_file_id_t *id, void *user) {
+    const listing_t *listing = user;
+    (void)id;
+    if (strncmp(name, KRI_FILE_TEMP_PREFIX, strlen(KRI_FILE_TEMP_PREFIX)) != 0) return 0;
+    if (strlen(name) <= 62) (void)remove_unused(listing->cache, name);
+    return 0;
 }
 
 static void evict(const kri_artifact_cache_t *cache, const char *keep) {
@@ -291,15 +295,19 @@ void kri_artifact_close(kri_artifact_t *artifact) {
     memset(artifact, 0, sizeof *artifact);
 }
 
-void kri_artifact_discard(const kri_artifact_cache_t *cache, const char *key) {
+static bool remove_if_there(const kri_artifact_cache_t *cache, const char *name) {
     char path[PATH_BYTES];
+    join(cache, name, path);
+    const kr_status_t status = kri_file_remove(path, NULL);
+    return status == KR_OK || status == KR_E_NOT_FOUND;
+}
+
+bool kri_artifact_discard(const kri_artifact_cache_t *cache, const char *key) {
     names_t names;
-    if (!cache->dir) return;
+    if (!cache->dir) return true;
     names_of(key, &names);
-    join(cache, names.settled, path);
-    (void)kri_file_remove(path, NULL);
-    join(cache, names.unsettled, path);
-    (void)kri_file_remove(path, NULL);
+    const bool is_gone = remove_if_there(cache, names.settled);
+    return remove_if_there(cache, names.unsettled) && is_gone;
 }
 
 /* ---- writing ------------------------------------------------------------------------------ */
@@ -389,7 +397,10 @@ kr_status_t kri_artifact_write(const kri_artifact_cache_t *cache, const char *ke
     KR_TRY(lock_key(cache, &names, &lock, error));
     const kr_status_t status = write_file(cache, &names, key, content, pace, error);
     kri_lock_release(lock);
-    if (status == KR_OK) evict(cache, names.settled);
+    /* Also after a failure for want of room: the next writer is to find some. */
+    if (status == KR_OK || status == KR_E_NOSPC || status == KR_E_LIMIT) {
+        evict(cache, names.settled);
+    }
     return status;
 }
 
@@ -445,5 +456,6 @@ kr_status_t kri_artifact_each(const kri_artifact_cache_t *cache, kri_artifact_fn
                               kr_error_t *error) {
     walk_t walk = {cache, fn, user};
     if (!cache->dir) return KR_OK;
-    return kri_dir_list(cache->dir, visit, &walk, error);
+    const kr_status_t status = kri_dir_list(cache->dir, visit, &walk, error);
+    return status == KR_E_NOT_FOUND ? KR_OK : status; /* no folder yet: nothing is kept */
 }

@@ -52,6 +52,8 @@ typedef struct kri_artifact_content_s {
  * max_bytes 0 = KRI_ARTIFACT_CACHE_BYTES_DEFAULT. Errors: KR_E_NOMEM. */
 kr_status_t kri_artifact_cache_init(kri_artifact_cache_t *cache, const char *dir,
                                     uint64_t max_bytes);
+/* The same for reading only: creates no folder. Errors: KR_E_NOMEM. */
+kr_status_t kri_artifact_cache_look(kri_artifact_cache_t *cache, const char *dir);
 void kri_artifact_cache_deinit(kri_artifact_cache_t *cache);
 
 /* Opens the artifact of `key` (C string, 1 to 1024 bytes). KR_E_NOT_FOUND; a file that is there
@@ -61,8 +63,9 @@ kr_status_t kri_artifact_open(const kri_artifact_cache_t *cache, const char *key
                               kri_artifact_t *artifact);
 void kri_artifact_close(kri_artifact_t *artifact); /* a zeroed one is a no-op */
 
-/* Writes the artifact of `key`, then evicts. Once hurried it ends soon: the fsync is left out, or
- * with much left to write the file is given up (KR_E_CANCELLED).
+/* Writes the artifact of `key`, then evicts (also when there was no room for it). Once hurried it
+ * ends soon: the fsync is left out, or with much left to write the file is given up
+ * (KR_E_CANCELLED).
  * KR_E_BUSY while another process writes it, KR_E_LIMIT over the cache's size, KR_E_NOSPC,
  * KR_E_PERMISSION, KR_E_IO; nothing is left behind then. Logs nothing. */
 kr_status_t kri_artifact_write(const kri_artifact_cache_t *cache, const char *key,
@@ -71,8 +74,8 @@ kr_status_t kri_artifact_write(const kri_artifact_cache_t *cache, const char *ke
 /* The fsync and the rename that a hurried writer left out; nothing to do is KR_OK. */
 kr_status_t kri_artifact_settle(const kri_artifact_cache_t *cache, const char *key,
                                 kri_artifact_pace_t pace, kr_error_t *error);
-/* Removes the files of a key. */
-void kri_artifact_discard(const kri_artifact_cache_t *cache, const char *key);
+/* Removes the files of a key; false when one of them is still there (a read-only folder). */
+bool kri_artifact_discard(const kri_artifact_cache_t *cache, const char *key);
 
 /* Calls fn for each artifact of the folder: opened and verified (artifact NULL: status says why
  * not), path a C string, both borrowed. fn returns non-zero to stop. Errors of listing only. */

@@ -151,9 +151,10 @@ static bool open_usable(kri_image_t *image, size_t data_bytes, kri_artifact_t *a
         *artifact = opened;
         return true;
     }
-    kri_log(KR_LOG_WARN, "packed image: %s is not of this model: removed", image->key);
     kri_artifact_close(&opened);
-    kri_artifact_discard(&image->cache, image->key);
+    const bool is_gone = kri_artifact_discard(&image->cache, image->key);
+    kri_log(KR_LOG_WARN, "packed image: %s is not of this model: %s", image->key,
+            is_gone ? "removed" : "cannot be removed");
     return false;
 }
 
@@ -311,10 +312,10 @@ static void repair(struct kr_model_s *m, kri_pool_t *pool, uint32_t n_threads) {
         (void)kri_weights_pack(m, t, pool, n_threads, NULL, NULL); /* cannot be cancelled */
         n_repaired++;
     }
-    kri_artifact_discard(&image->cache, image->key);
+    const bool is_gone = kri_artifact_discard(&image->cache, image->key);
     kri_log(KR_LOG_WARN, "packed image: %u of %zu blocks are damaged: %u of %u tensors packed "
-            "anew, file removed", atomic_load(&image->n_bad), image->n_blocks, n_repaired,
-            m->n_packed_tensors);
+            "anew, file %s", atomic_load(&image->n_bad), image->n_blocks, n_repaired,
+            m->n_packed_tensors, is_gone ? "removed" : "cannot be removed");
 }
 
 static kr_status_t check(struct kr_model_s *m, kri_pool_t *pool, uint32_t n_threads,
@@ -477,7 +478,7 @@ kr_status_t kri_image_verify_all(const char *dir, kr_cache_fn fn, void *user,
                                  kr_error_t *error) {
     kri_artifact_cache_t cache;
     verify_t verify = {fn, user, false};
-    if (kri_artifact_cache_init(&cache, dir, 0) != KR_OK)
+    if (kri_artifact_cache_look(&cache, dir) != KR_OK)
         return KRI_FAIL(error, KR_E_NOMEM, NULL, "no memory to look into the cache");
     kr_status_t status = kri_artifact_each(&cache, verify_one, &verify, error);
     kri_artifact_cache_deinit(&cache);

@@ -3,7 +3,9 @@ a time; the gate is tested with baselines that were edited."""
 import json
 import os
 import stat
+import subprocess
 import sys
+import time
 import unittest
 from pathlib import Path
 
@@ -253,6 +255,25 @@ class Compare(BenchTest):
         for code, pattern, a, b in cases:
             with self.subTest(pattern=pattern):
                 self.assert_fails(code, pattern, *self.compare(a, b, "-r", "1", "--timeout", "1"))
+
+    def test_commands_die_with_the_program(self):
+        note = self.scratch / "pid"
+        slow = self.script("slow", f"echo $$ > '{note}.new'; mv '{note}.new' '{note}'\n"
+                                   "exec sleep 60")
+        with subprocess.Popen([KR, *self.compare(slow, "true")], stderr=subprocess.DEVNULL) as kr_:
+            while not note.exists():
+                self.assertIsNone(kr_.poll())
+                time.sleep(0.01)
+            kr_.kill()
+        child = Path(f"/proc/{note.read_text(encoding='utf-8').strip()}/stat")
+        try:
+            for _ in range(1000):
+                if child.read_text(encoding="utf-8").split()[2] == "Z":
+                    return  # its new parent has not noticed yet
+                time.sleep(0.01)
+        except (FileNotFoundError, ProcessLookupError):
+            return
+        self.fail("the command lives on")
 
     def test_what_to_compare_has_to_be_clear(self):
         self.assert_fails(2, "compare what", "bench", "compare")

@@ -80,6 +80,16 @@ class Cache(ProgramTest):
         self.assertEqual(len(lines), 1, lines)
         self.assertIn("artifact cache off", lines[0])
 
+    def test_models_verify_changes_nothing(self):
+        env = environment(KR_CACHE_DIR=self.folder, KR_MODELS_DIR=self.scratch)
+        files = self.assert_done("models", "verify", "--json", env=env).json()["cache"]
+        self.assertEqual(files, [])
+        self.assertFalse(self.folder.exists())
+        self.folder.write_text("x", encoding="utf-8")
+        result = kr("models", "verify", env=env)
+        self.assertEqual(result.code, 3)
+        self.assertIn("no folder", result.err)
+
     def test_models_verify_checks_the_images(self):
         env = environment(KR_CACHE_DIR=self.folder, KR_MODELS_DIR=self.scratch / "none")
         self.run_model(env=env)

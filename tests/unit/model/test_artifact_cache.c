@@ -296,16 +296,31 @@ TEST(artifact_over_the_cache_size_is_not_written) {
 
 TEST(artifact_leftovers_of_killed_writers_are_swept) {
     kri_artifact_cache_t cache;
-    char fresh[128], stale[128];
+    kri_file_writer_t living;
+    char path[128], killed[128];
     open_cache(&cache, 0);
-    snprintf(fresh, sizeof fresh, "%s/" KRI_FILE_TEMP_PREFIX "1-1", dir);
-    snprintf(stale, sizeof stale, "%s/" KRI_FILE_TEMP_PREFIX "2-1", dir);
-    close(open(fresh, O_CREAT | O_WRONLY, 0600));
-    close(open(stale, O_CREAT | O_WRONLY, 0600));
-    set_mtime(stale, 1000000);
+    snprintf(path, sizeof path, "%s/other", dir);
+    assert_status(kri_file_writer_open(path, &living, NULL), KR_OK);
+    snprintf(killed, sizeof killed, "%s/" KRI_FILE_TEMP_PREFIX "2-1", dir);
+    close(open(killed, O_CREAT | O_WRONLY, 0600));
     assert_status(put(&cache, "a", 1, 0, calm), KR_OK);
-    assert_int_equal(access(fresh, F_OK), 0);
-    assert_int_equal(access(stale, F_OK), -1);
+    assert_int_equal(access(killed, F_OK), -1);
+    assert_status(kri_file_writer_commit(&living, "other", false, NULL), KR_OK);
+    assert_int_equal(access(path, F_OK), 0);
+    close_cache(&cache);
+}
+
+TEST(artifact_cache_is_swept_and_shrunk_when_a_file_has_no_room) {
+    kri_artifact_cache_t cache;
+    char killed[128];
+    open_cache(&cache, 0);
+    assert_status(put(&cache, "a", 1, 0, calm), KR_OK);
+    snprintf(killed, sizeof killed, "%s/" KRI_FILE_TEMP_PREFIX "2-1", dir);
+    close(open(killed, O_CREAT | O_WRONLY, 0600));
+    cache.max_bytes = 1000;
+    assert_status(put(&cache, "big", 1, 20000, calm), KR_E_LIMIT);
+    assert_int_equal(access(killed, F_OK), -1);
+    assert_int_equal(each_file(".kra", NULL, NULL), 0);
     close_cache(&cache);
 }
 
