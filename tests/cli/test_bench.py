@@ -61,6 +61,18 @@ class Model(BenchTest):
         for field in ("machine", "build", "commit", "isa", "prefill_tps", "decode_tps"):
             self.assertIn(field, report)
 
+    def test_invariance_is_reported_with_its_cost_where_it_has_one(self):
+        """Only the matrix unit computes differently without it."""
+        is_amx = self.assert_done("version", "--json").json()["isa"] == "amx"
+        words = ("bench", "model", "-m", self.model, "-p", "32", "-n", "4", "-r", "1", "--json")
+        report = self.assert_done(*words, "--invariant", "on").json()
+        self.assertIs(report["invariant"], True)
+        cost = report["prefill_tps_not_invariant"]
+        self.assertTrue(cost > 0 if is_amx else cost is None, cost)
+        report = self.assert_done(*words).json()
+        self.assertIs(report["invariant"], not is_amx)
+        self.assertIsNone(report["prefill_tps_not_invariant"])
+
     def test_depths_are_a_list_of_objects(self):
         reports = self.assert_done(*self.bench("-d", "0,4,16", "--json")).json()
         self.assertEqual([r["depth"] for r in reports], [0, 4, 16])
