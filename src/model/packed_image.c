@@ -24,6 +24,7 @@
 
 #define BLOCK_BYTES KRI_HUGE_PAGE_BYTES
 #define BATCH_BLOCKS 64u /* checked between two looks at the cancel flag */
+#define COPY_BLOCKS 8u   /* in memory twice while they leave the mapping */
 #define HEAD_BYTES 16u
 #define ROW_BYTES 40u
 #define SOURCE_STEP_BYTES ((size_t)4 << 20)
@@ -286,9 +287,9 @@ static void leave_mapping(struct kr_model_s *m, kri_pool_t *pool, uint32_t n_thr
     const kri_image_t *image = m->image;
     const kri_artifact_t *a = &image->artifact;
     const size_t data_offset = (size_t)(a->data - a->map.data);
-    for (size_t at = 0; at < image->n_blocks; at += BATCH_BLOCKS) {
-        const size_t end = at + BATCH_BLOCKS < image->n_blocks ? at + BATCH_BLOCKS
-                                                               : image->n_blocks;
+    for (size_t at = 0; at < image->n_blocks; at += COPY_BLOCKS) {
+        const size_t end = at + COPY_BLOCKS < image->n_blocks ? at + COPY_BLOCKS
+                                                              : image->n_blocks;
         blocks_run_t run = {m, at, end};
         kri_pool_run(pool, n_threads, copy_thread, &run);
         kri_map_release(&a->map, data_offset + at * BLOCK_BYTES, (end - at) * BLOCK_BYTES);

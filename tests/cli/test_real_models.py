@@ -1,5 +1,7 @@
 """The three real models through the program: perplexity beside llama.cpp's, memory, sense."""
+import os
 import sys
+import tempfile
 import unittest
 from pathlib import Path
 
@@ -37,6 +39,15 @@ class RealModels(unittest.TestCase):
                 r = self.run_json(*words, "-m", alias)
                 self.assertLess(r["peak_rss_bytes"], r["model_bytes"] + r["kv_bytes"] + extra,
                                 alias)
+
+    @unittest.skipUnless(os.path.isdir("/dev/shm"), "no file system in memory")
+    def test_peak_memory_where_the_image_has_no_huge_pages(self):
+        with tempfile.TemporaryDirectory(dir="/dev/shm") as cache:
+            words = ("run", "--raw", "-p", "The sea is", "-n", "4", "-c", "512", "--temp", "0",
+                     "-m", "gemma3", "--cache-dir", cache)
+            self.run_json(*words)
+            r = self.run_json(*words)
+        self.assertLess(r["peak_rss_bytes"], r["model_bytes"] + r["kv_bytes"] + OVERHEAD_BYTES)
 
     def test_answers_make_sense(self):
         words = ("run", "--temp", "0", "-n", "48")
