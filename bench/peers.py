@@ -2,10 +2,10 @@
 """Installs what kr is measured beside, outside this repository: llama.cpp, built from the source
 package llama-cpp-python (PyPI), and a Python environment with mlx-lm and matplotlib.
 
-usage: peers.py [llama] [mlx] [plot]    (all three without arguments)
+usage: peers.py [llama] [batched] [mlx] [plot]    (all of them without arguments)
 
 Folder: $KR_PEERS_DIR, else ~/.cache/kr/peers. What is there is kept:
-  llama/bin/llama-bench   native Release build, static
+  llama/bin/llama-bench   native Release build, static; beside it llama-batched-bench
   venv/bin/python         mlx-lm with mlx[cpu], numpy, matplotlib
   hf/<alias>              a model's weights for mlx-lm, made by tools/gguf_to_hf.py
 Nothing of it is built into kr or needed by it."""
@@ -61,19 +61,28 @@ def llama_source(home):
     return source / "vendor" / "llama.cpp"
 
 
-def llama():
-    """Path of llama-bench, built if it is not there."""
+def llama_program(name):
+    """Path of a program of llama.cpp, built if it is not there."""
     home = folder()
-    bench = home / "llama" / "bin" / "llama-bench"
-    if not bench.is_file():
+    program = home / "llama" / "bin" / name
+    if not program.is_file():
         for tool in ("cmake", "ninja", "c++"):
             if shutil.which(tool) is None:
                 sys.exit(f"peers: building llama.cpp needs {tool}; tools/setup.sh bench gets it")
-        source = llama_source(home)
-        say("building llama.cpp (ten minutes and more on two cores)")
-        call(["cmake", "-S", source, "-B", home / "llama", *CMAKE], home / "llama.log")
-        call(["cmake", "--build", home / "llama", "--target", "llama-bench"], home / "llama.log")
-    return bench
+        if not (home / "llama" / "build.ninja").is_file():
+            source = llama_source(home)
+            call(["cmake", "-S", source, "-B", home / "llama", *CMAKE], home / "llama.log")
+        say(f"building {name} of llama.cpp (the first time ten minutes and more on two cores)")
+        call(["cmake", "--build", home / "llama", "--target", name], home / "llama.log")
+    return program
+
+
+def llama():
+    return llama_program("llama-bench")
+
+
+def batched():
+    return llama_program("llama-batched-bench")
 
 
 def python(part):
@@ -106,7 +115,8 @@ def hf_weights(alias, gguf):
 
 
 def main(parts):
-    known = {"llama": llama, "mlx": lambda: python("mlx"), "plot": lambda: python("plot")}
+    known = {"llama": llama, "batched": batched, "mlx": lambda: python("mlx"),
+             "plot": lambda: python("plot")}
     for part in parts or list(known):
         if part not in known:
             sys.exit(__doc__)

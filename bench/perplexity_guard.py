@@ -6,7 +6,11 @@ any two kernels that differ in a last bit differ by about 12 % / sqrt(scored tok
 the text has to be long: 10 000 scored tokens for 0.12 %. The deviation of the comparison is
 printed beside each figure, made from the chunks' own differences.
 
+With --kv the question is another one: a KV cache of int8 beside one of f16, both on the best level,
+and the bar 0.5 %.
+
 usage: perplexity_guard.py [--kr build/kr] [--models smollm2] [--chunks 40] [-c 512] [--text FILE]
+                           [--kv]
 Default text: the documents and headers of this repository. Prints a table; exit 1 when a bar is
 broken by more than two standard deviations."""
 import argparse
@@ -21,6 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BAR = 0.003
 BAR_INT8 = 0.015  # opt-in: eight bits a score cost Qwen 0.6 to 0.9 %
+BAR_KV = 0.005
 LEVELS = ("avx2", "avx512", "amx", "neon", "dotprod", "i8mm")
 VARIANTS = ((), ("--attn-qk", "int16"), ("--attn-qk", "int8"))
 
@@ -42,15 +47,26 @@ def likelihoods(kr, model, paths, ctx, *words):
     return out
 
 
-def pieces(text, n, folder):
-    """n files of the text, long enough for one chunk of 512 tokens each."""
-    size = 3400  # over 512 tokens of English with code in every vocabulary
+def pieces(text, n, ctx, folder):
+    """n files of the text, long enough for one chunk of ctx tokens each."""
+    size = 3400 * ctx // 512  # English with code: enough in every vocabulary
     texts = [text[i * size:(i + 1) * size] for i in range(len(text) // size)][:n]
     paths = []
     for i, part in enumerate(texts):
         paths.append(Path(folder) / f"{i}.txt")
         paths[-1].write_text(part)
     return paths
+
+
+def judge(name, nll, truth, bar):
+    """Prints how far the perplexity moved; whether that breaks the bar beyond doubt."""
+    moves = [a - b for a, b in zip(nll, truth)]
+    move = statistics.mean(moves)
+    deviation = statistics.stdev(moves) / math.sqrt(len(moves))
+    bad = abs(move) - 2 * deviation > bar
+    print(f"  {name:24} {100 * move:+.3f} %  (one deviation {100 * deviation:.3f} %)"
+          f"{'  BROKEN' if bad else ''}", flush=True)
+    return bad
 
 
 def main():
@@ -60,6 +76,7 @@ def main():
     p.add_argument("--chunks", type=int, default=40)
     p.add_argument("-c", type=int, default=512)
     p.add_argument("--text")
+    p.add_argument("--kv", action="store_true")
     args = p.parse_args()
     if args.text:
         text = Path(args.text).read_text()
@@ -69,8 +86,14 @@ def main():
         text = "\n".join(f.read_text() for f in files)
     broken = False
     with tempfile.TemporaryDirectory() as folder:
-        parts = pieces(text, args.chunks, folder)
-        for model in args.models.split(","):
+        parts = pieces(text, args.chunks, args.c, folder)
+        for model in args.models.split(",") if args.kv else ():
+            truth = likelihoods(args.kr, model, parts, args.c, "--kv", "f16")
+            nll = likelihoods(args.kr, model, parts, args.c, "--kv", "int8")
+            print(f"{model}: kv f16, {len(parts)} chunks of {args.c}, perplexity "
+                  f"{math.exp(statistics.mean(truth)):.4f}", flush=True)
+            broken = judge("--kv int8", nll, truth, BAR_KV) or broken
+        for model in () if args.kv else args.models.split(","):
             truth = likelihoods(args.kr, model, parts, args.c, "--isa", "ref")
             print(f"{model}: ref, {len(parts)} chunks of {args.c}, perplexity "
                   f"{math.exp(statistics.mean(truth)):.4f}", flush=True)
@@ -81,14 +104,8 @@ def main():
                     if nll is None:
                         print(f"  {level}: not on this machine", flush=True)
                         break
-                    moves = [a - b for a, b in zip(nll, truth)]
-                    move = statistics.mean(moves)
-                    deviation = statistics.stdev(moves) / math.sqrt(len(moves))
                     bar = BAR_INT8 if "int8" in variant else BAR
-                    bad = abs(move) - 2 * deviation > bar
-                    broken = broken or bad
-                    print(f"  {' '.join(words[1:]):24} {100 * move:+.3f} %  (one deviation "
-                          f"{100 * deviation:.3f} %){'  BROKEN' if bad else ''}", flush=True)
+                    broken = judge(" ".join(words[1:]), nll, truth, bar) or broken
     sys.exit(1 if broken else 0)
 
 

@@ -2,11 +2,15 @@
  *
  * Nouns, their lifetimes and threads:
  *   kr_arena_t      bump allocator; one thread at a time.
- *   kr_telemetry_t  counters and histograms; any thread, no lock on the recording path.
+ *   kr_telemetry_t  counters, histograms, gauges; any thread, no lock on the recording path.
  *   kr_model_t      an opened model (mapped weights, tokenizer, chat template); immutable and
  *                   reference-counted, any thread.
+ *   kr_tensor_t     typed memory from a pool; reference-counted, any thread.
  *   kr_session_t    N sequences over one model with a private paged KV pool; the caller drives
  *                   it; one thread at a time (kr_session_cancel: any thread).
+ *   kr_engine_t     many requests at once over one or more models, on a thread of its own; any
+ *                   thread.
+ *   kr_request_t    one generation of an engine; any thread.
  *   kr_sampler_t    picks a token from a row of logits; one thread at a time.
  *   kr_detokenizer_t  tokens to UTF-8 text with stop strings; one thread at a time.
  *
@@ -126,7 +130,8 @@ typedef struct kr_allocator_s {
 } kr_allocator_t;
 /* kr_allocator_set: replaces the heap used by the C side of the library; NULL restores malloc.
  * Mapped files, KV pools, packed weights and the text library (Rust) do not use it.
- * Errors   KR_E_BUSY while anything is allocated, KR_E_INVALID_ARG.
+ * Errors   KR_E_BUSY while anything is allocated (idle tensors of the pool are freed first),
+ *          KR_E_INVALID_ARG.
  * Threads  before any other call. Since 0.1 */
 KR_API kr_status_t kr_allocator_set(const kr_allocator_t *allocator);
 
@@ -160,12 +165,18 @@ typedef struct kr_telemetry_s *kr_telemetry_t;
 typedef struct kr_telemetry_report_s {
     uint32_t struct_bytes;
     uint32_t reserved;
-    uint64_t count;            /* durations recorded, or the counter's value */
+    uint64_t count;            /* durations recorded, or the counter's value; gauge: 0 */
     double sum_ms, min_ms, max_ms;
     double p50_ms, p95_ms, p99_ms; /* from a log-linear histogram, relative error <= 1/32 */
     double throughput_per_s;   /* count / time since create or reset */
+    double value;              /* what the gauge says now; others: 0 */
 } kr_telemetry_report_t;
+/* kr_telemetry_create: takes all memory that recording will need. Errors KR_E_INVALID_ARG,
+ * KR_E_NOMEM, KR_E_UNSUPPORTED (library built with KR_TELEMETRY=OFF). */
 KR_API kr_status_t kr_telemetry_create(kr_telemetry_t *telemetry);
+/* kr_telemetry_destroy: ends the caller's reference; the memory goes with the last engine or
+ * session that records into it. May follow kr_engine_destroy inside a callback at once. NULL =
+ * nothing. */
 KR_API void kr_telemetry_destroy(kr_telemetry_t telemetry);
 /* kr_telemetry_record: one duration of a stage ("generate", "prefill", ...: metrics.def).
  * Errors KR_E_INVALID_ARG (NULL, negative, not finite), KR_E_NOT_FOUND (name). Since 0.1 */
@@ -179,7 +190,19 @@ KR_API kr_status_t kr_telemetry_report(kr_telemetry_t telemetry, const char *nam
                                        kr_telemetry_report_t *report);
 /* kr_telemetry_name: name of metric `index`, or NULL past the last. Static. Since 0.1 */
 KR_API const char *kr_telemetry_name(uint32_t index);
+/* kr_telemetry_reset: empties histograms and counters. Gauges say what is now and stay. */
 KR_API kr_status_t kr_telemetry_reset(kr_telemetry_t telemetry);
+/* kr_telemetry_set: sets a gauge ("kv_usage", ...). tensor_pool_bytes is the process's own: what
+ * is set is not reported. Errors as kr_telemetry_record. */
+KR_API kr_status_t kr_telemetry_set(kr_telemetry_t telemetry, const char *name, double value);
+/* kr_telemetry_json: all metrics as one JSON object {"name": {...}, ...} in the order of
+ * kr_telemetry_name: kind ("histogram", "counter", "gauge"), help, unit, vLLM-compatible alias
+ * where there is one, and values. Histograms: count, sum, min, max, p50, p95, p99, per_s; counters:
+ * value, per_s; gauges: value. buf [capacity], NUL-terminated; *n_bytes receives the length without
+ * NUL, also when it does not fit (then KR_E_LIMIT, buf unspecified). buf may be NULL with capacity
+ * 0. Errors KR_E_INVALID_ARG, KR_E_LIMIT. Allocates nothing. Since 0.1 */
+KR_API kr_status_t kr_telemetry_json(kr_telemetry_t telemetry, char *buf, size_t capacity,
+                                     size_t *n_bytes);
 
 /* ---- model -------------------------------------------------------------------------------- */
 
@@ -190,10 +213,41 @@ typedef int32_t kr_dtype_t;
 enum {
     KR_DTYPE_NONE = 0, KR_DTYPE_F32 = 1, KR_DTYPE_F16 = 2, KR_DTYPE_BF16 = 3,
     KR_DTYPE_Q4_0 = 4, KR_DTYPE_Q4_1 = 5, KR_DTYPE_Q5_0 = 6, KR_DTYPE_Q5_1 = 7,
-    KR_DTYPE_Q8_0 = 8, KR_DTYPE_Q4_K = 9, KR_DTYPE_Q5_K = 10, KR_DTYPE_Q6_K = 11
+    KR_DTYPE_Q8_0 = 8, KR_DTYPE_Q4_K = 9, KR_DTYPE_Q5_K = 10, KR_DTYPE_Q6_K = 11,
+    KR_DTYPE_I8 = 12 /* of tensors; of KV caches: integers with a scale per token and head */
 };
 /* kr_dtype_name: C string "q4_k"; "?" for unknown. Static. Since 0.1 */
 KR_API const char *kr_dtype_name(kr_dtype_t dtype);
+
+/* ---- tensors ------------------------------------------------------------------------------ */
+
+typedef struct kr_tensor_s *kr_tensor_t;
+typedef struct kr_tensor_view_s {
+    uint32_t struct_bytes;
+    kr_dtype_t dtype;
+    uint32_t n_dims;
+    uint32_t reserved;
+    uint64_t shape[4];         /* outermost first */
+    uint64_t strides[4];       /* bytes between neighbours of a dimension */
+    uint64_t n_bytes;
+    void *data;                /* 64-byte aligned; valid while a reference is held */
+} kr_tensor_view_t;
+KR_API void kr_tensor_view_init(kr_tensor_view_t *view);
+/* kr_tensor_acquire: a dense tensor from the process's pool, uninitialised, with one reference.
+ * dtype   F32, F16, BF16 or I8. shape [n_dims], n_dims 1..4, each at least 1.
+ * Memory  released tensors stay in the pool by size class, at most 64 MiB of them, so that a step
+ *         does not allocate what the last one already had. kr_memory_usage counts them too (gauge
+ *         tensor_pool_bytes); they are given back when memory is short and by kr_allocator_set.
+ * Errors  KR_E_INVALID_ARG, KR_E_UNSUPPORTED (dtype), KR_E_LIMIT (2^39 bytes), KR_E_NOMEM.
+ * Threads any. Since 0.1 */
+KR_API kr_status_t kr_tensor_acquire(kr_dtype_t dtype, uint32_t n_dims, const uint64_t *shape,
+                                     kr_tensor_t *tensor, kr_error_t *error);
+/* kr_tensor_retain / kr_tensor_release: one reference more / less; the last returns the memory to
+ * the pool. Any thread. */
+KR_API void kr_tensor_retain(kr_tensor_t tensor);
+KR_API void kr_tensor_release(kr_tensor_t tensor);
+/* kr_tensor_view: where and how it lies. KR_E_INVALID_ARG. Any thread. */
+KR_API kr_status_t kr_tensor_view(kr_tensor_t tensor, kr_tensor_view_t *view);
 
 typedef struct kr_model_s *kr_model_t;
 
@@ -235,9 +289,10 @@ KR_API void kr_model_close(kr_model_t model);
 
 /* kr_cache_verify: reads every file kept in a cache folder and checks all its hashes.
  * dir     C string or NULL, as kr_model_params_t.cache_dir ("" holds nothing).
- * fn      called for each file with its path (C string), its bytes and KR_OK or what is wrong
- *         with it (KR_E_TRUNCATED, KR_E_BAD_FORMAT, KR_E_CORRUPT); returns non-zero to stop, which
- *         ends the call with KR_E_CANCELLED.
+ * fn      called for each file with its path (C string), its bytes and KR_OK, what is wrong with
+ *         it (KR_E_TRUNCATED, KR_E_BAD_FORMAT, KR_E_CORRUPT) or why it cannot be read now
+ *         (KR_E_IO, KR_E_PERMISSION, KR_E_NOMEM); returns non-zero to stop, which ends the call
+ *         with KR_E_CANCELLED.
  * Errors  KR_E_INVALID_ARG (no fn, dir is no folder), KR_E_CANCELLED, KR_E_NOMEM, KR_E_PERMISSION,
  *         KR_E_IO. Nothing is changed, and no folder is created.
  * Threads any, also beside processes that use the folder. Since 0.1 */
@@ -345,20 +400,28 @@ enum { KR_INVARIANT_DEFAULT = 0, KR_INVARIANT_ON = 1, KR_INVARIANT_OFF = 2 };
 /* How attention multiplies queries with keys. F32 loses nothing. INT8 and INT16 round each query
  * and each key of a head to integers with one scale, which is faster for long prompts: INT16 (about
  * 12 bits are used) moves logits no more than f16 keys do, INT8 more: perplexity by up to 1 %. All
- * are batch-invariant. Measurements: docs/perf-log.md. */
+ * are batch-invariant. Measurements: docs/perf-log.md.
+ * A KV cache of KR_DTYPE_I8 holds 8-bit keys and always multiplies them by 15-bit integers made of
+ * the query: there DEFAULT and INT16 mean that, F32 and INT8 are KR_E_UNSUPPORTED. */
 enum { KR_ATTN_QK_DEFAULT = 0, KR_ATTN_QK_F32 = 1, KR_ATTN_QK_INT8 = 2, KR_ATTN_QK_INT16 = 3 };
+/* Whether prompts reuse the pages of equal prefixes. */
+enum { KR_PREFIX_CACHE_DEFAULT = 0, KR_PREFIX_CACHE_ON = 1, KR_PREFIX_CACHE_OFF = 2 };
 typedef struct kr_session_params_s {
     uint32_t struct_bytes;
     uint32_t n_ctx;          /* tokens per sequence; 0 = min(model's, 4096) */
     uint32_t n_seqs;         /* sequences, 1..256; 0 = 1 */
     uint32_t n_rows_max;     /* rows of one step, 1..4096; 0 = 512 */
     uint32_t n_threads;      /* 0 = kr_threads_default() */
-    kr_dtype_t kv_dtype;     /* KR_DTYPE_F16 (0 = this) or KR_DTYPE_F32 */
+    kr_dtype_t kv_dtype;     /* KR_DTYPE_F16 (0 = this), KR_DTYPE_F32 or KR_DTYPE_I8: about half
+                              * the bytes of f16, perplexity within 0.5 % */
     int32_t invariant;       /* KR_INVARIANT_* */
-    int32_t attn_qk;         /* KR_ATTN_QK_*; 0 = F32 */
+    int32_t attn_qk;         /* KR_ATTN_QK_*; 0 = F32, with KR_DTYPE_I8 INT16 */
     const char *isa;         /* C string; level to use ("ref", "avx2", ...), NULL = best; one that
                               * the machine has not got is KR_E_UNSUPPORTED */
-    kr_telemetry_t telemetry; /* borrowed for the session's life; NULL = none */
+    kr_telemetry_t telemetry; /* kept by reference; NULL = none */
+    uint64_t kv_bytes_max;   /* of the KV pool; 0 = every sequence can hold n_ctx tokens */
+    uint32_t prefix_cache;   /* KR_PREFIX_CACHE_*; only engines have one, sessions refuse ON */
+    uint32_t reserved;
 } kr_session_params_t;
 KR_API void kr_session_params_init(kr_session_params_t *params);
 /* kr_session_create: takes every byte that decoding will need.
@@ -402,8 +465,9 @@ KR_API void kr_batch_init(kr_batch_t *batch);
  * logits  [n_out_rows, n_vocab] f32, unnormalised; written only on KR_OK, except that
  *         KR_E_NUMERIC leaves them unspecified.
  * Memory  none is allocated. On any error the sequences keep their former length.
- * Errors  KR_E_INVALID_ARG (param names the field), KR_E_LIMIT (rows), KR_E_CONTEXT_LENGTH,
- *         KR_E_UNSUPPORTED (a field that is not built), KR_E_NUMERIC, KR_E_CANCELLED.
+ * Errors  KR_E_INVALID_ARG (param names the field), KR_E_LIMIT (rows, or no KV pages under
+ *         kv_bytes_max), KR_E_CONTEXT_LENGTH, KR_E_UNSUPPORTED (a field that is not built),
+ *         KR_E_NUMERIC, KR_E_CANCELLED.
  * Threads one call per session at a time. Since 0.1 */
 KR_API kr_status_t kr_session_decode(kr_session_t session, const kr_batch_t *batch,
                                      float *logits, kr_error_t *error);
@@ -413,8 +477,28 @@ KR_API void kr_session_cancel(kr_session_t session);
 /* kr_session_length: tokens held by a sequence. KR_E_INVALID_ARG. */
 KR_API kr_status_t kr_session_length(kr_session_t session, uint32_t seq, uint32_t *n_tokens);
 /* kr_session_truncate: drops all tokens of a sequence from position n_tokens on and returns
- * their pages. KR_E_INVALID_ARG when n_tokens is over the length. */
+ * their pages. KR_E_INVALID_ARG when n_tokens is over the length. KR_E_UNSUPPORTED when a model
+ * with a sliding window has already given back pages that the row at n_tokens would see (0 always
+ * works); nothing is dropped then. */
 KR_API kr_status_t kr_session_truncate(kr_session_t session, uint32_t seq, uint32_t n_tokens);
+/* kr_session_fork: the empty sequence dst begins with the first n_tokens tokens of src. Pages are
+ * shared; a page is copied when one of the two first writes into it.
+ * Errors KR_E_INVALID_ARG (dst not empty, n_tokens over src's length), KR_E_UNSUPPORTED as
+ *        kr_session_truncate. Since 0.1 */
+KR_API kr_status_t kr_session_fork(kr_session_t session, uint32_t src, uint32_t dst,
+                                   uint32_t n_tokens);
+/* kr_session_save: keys and values of a sequence as bytes: *n_bytes receives the size, also when
+ * it is over capacity (then KR_E_LIMIT, buf unspecified); buf may be NULL with capacity 0. The
+ * bytes are for the same model, kv_dtype, attn_qk and layout; kr_session_restore checks that and a
+ * hash. The format may change with the library's version, which is checked too.
+ * Errors KR_E_INVALID_ARG, KR_E_LIMIT. Since 0.1 */
+KR_API kr_status_t kr_session_save(kr_session_t session, uint32_t seq, void *buf, size_t capacity,
+                                   size_t *n_bytes);
+/* kr_session_restore: fills the empty sequence seq from saved bytes; on errors it stays empty.
+ * Errors KR_E_INVALID_ARG, KR_E_BAD_FORMAT, KR_E_TRUNCATED, KR_E_CORRUPT, KR_E_UNSUPPORTED (other
+ *        model, type, layout or version), KR_E_CONTEXT_LENGTH, KR_E_LIMIT (no pages). Since 0.1 */
+KR_API kr_status_t kr_session_restore(kr_session_t session, uint32_t seq, const void *buf,
+                                      size_t n_bytes, kr_error_t *error);
 
 /* ---- sampling ----------------------------------------------------------------------------- */
 
@@ -458,6 +542,225 @@ typedef struct kr_logprob_s { kr_token_t token; float logprob; } kr_logprob_t;
  * logarithms. KR_E_NOT_FOUND before a sample and with n_logprobs 0. */
 KR_API kr_status_t kr_sampler_logprobs(kr_sampler_t sampler, kr_logprob_t *chosen,
                                        kr_logprob_t *top);
+
+/* ---- engine ------------------------------------------------------------------------------- */
+
+/* An engine runs many requests at once: continuous batching with chunked prefill, one step thread
+ * that owns all computing, one KV pool per model with a prefix cache. Requests are submitted from
+ * any thread; what they produce comes as events, through a callback on one dispatcher thread or
+ * through kr_engine_poll. Scheduling: docs/decisions/0007-engine.md. */
+typedef struct kr_engine_s *kr_engine_t;
+typedef struct kr_request_s *kr_request_t;
+
+/* Every accepted request gives, for each choice, its tokens in order (TOKEN) and then one CHOICE;
+ * then, exactly once and last, DONE or ERROR (which may come at any point, also after some tokens
+ * and choices). */
+enum { KR_EVENT_TOKEN = 1, KR_EVENT_CHOICE = 2, KR_EVENT_DONE = 3, KR_EVENT_ERROR = 4 };
+/* Why a choice ended: an end token, a stop string, the token budget or the context. */
+enum { KR_FINISH_NONE = 0, KR_FINISH_END = 1, KR_FINISH_STOP = 2, KR_FINISH_LENGTH = 3 };
+typedef struct kr_event_s {
+    uint32_t struct_bytes;
+    int32_t type;              /* KR_EVENT_* */
+    kr_request_t request;
+    void *user;                /* of the request */
+    uint32_t choice;           /* TOKEN, CHOICE */
+    kr_token_t token;          /* TOKEN */
+    int32_t finish;            /* CHOICE: KR_FINISH_* */
+    kr_status_t status;        /* ERROR: why; else KR_OK */
+    const char *text;          /* TOKEN, CHOICE: [text_bytes] UTF-8 that can be shown now (""
+                                  while a character or a possible stop string is incomplete) */
+    size_t text_bytes;
+    float logprob;             /* TOKEN, with n_logprobs: of the token; else 0 */
+    uint32_t n_logprobs;
+    const kr_logprob_t *logprobs; /* TOKEN: [n_logprobs] most likely tokens, descending */
+    const kr_error_t *error;   /* ERROR: details; else NULL */
+} kr_event_t;
+/* The event and all it points to are borrowed until return. May call any function of the library,
+ * submit, cancel, kr_request_release and kr_engine_destroy included; not kr_engine_drain. */
+typedef void (*kr_event_fn)(const kr_event_t *event, void *user);
+
+typedef struct kr_engine_params_s {
+    uint32_t struct_bytes;
+    uint32_t n_threads;        /* of a step; 0 = kr_threads_default() */
+    uint32_t max_stall_ms;     /* 1..60000, 0 = 250: while streams run, a step takes no more prompt
+                                  rows than fit into this time, but at least one page of 16 */
+    uint32_t queue_max;        /* 1..65536 requests waiting, 0 = 1024 */
+    uint32_t queue_wait_ms_max; /* 0 = 60000; then a request that has not begun to run ends with
+                                   KR_E_BUSY as ERROR event */
+    uint32_t key_in_flight_max; /* requests of one key, 0 = 64; key 0 is not bounded */
+    kr_telemetry_t telemetry;  /* kept by reference; NULL = none */
+    uint64_t kv_bytes_max;     /* KV pools of all models; 0 = half of the memory now available */
+    kr_event_fn on_event;      /* NULL: events are polled */
+    void *user;                /* of on_event */
+} kr_engine_params_t;
+KR_API void kr_engine_params_init(kr_engine_params_t *params);
+/* kr_engine_create: starts the threads; models follow.
+ * Errors KR_E_INVALID_ARG (param names the field), KR_E_NOMEM, KR_E_IO. Any thread. Since 0.1 */
+KR_API kr_status_t kr_engine_create(const kr_engine_params_t *params, kr_engine_t *engine,
+                                    kr_error_t *error);
+/* kr_engine_drain: no submit is accepted from now on (KR_E_SHUTTING_DOWN); waits until all
+ * requests have ended. KR_E_TIMEOUT after timeout_ms with some left: they go on. KR_E_BUSY from
+ * inside a callback. Any thread. */
+KR_API kr_status_t kr_engine_drain(kr_engine_t engine, uint32_t timeout_ms);
+/* kr_engine_destroy: ends what is left with ERROR events (KR_E_SHUTTING_DOWN; by callback only),
+ * stops the threads, frees. Inside a callback it takes effect after the callback's return: more
+ * callbacks may follow on that thread, with the events that were left. Request handles that are
+ * still held stay valid for kr_request_stats and kr_request_release. No other thread may be in a
+ * function of the engine (of requests: it may). */
+KR_API void kr_engine_destroy(kr_engine_t engine);
+
+/* kr_engine_add_model: a session for the model (kept by reference) under a name; requests may name
+ * it at once. The work is done on the calling thread while others generate.
+ * name    C string of 1..255 bytes. params as for a session: n_seqs 0 = 32 sequences at once,
+ *         n_threads 0 and telemetry NULL = the engine's, kv_bytes_max 0 = n_seqs * n_ctx tokens or
+ *         what the engine's ledger has left, prefix_cache on by default.
+ * Errors  those of kr_session_create; KR_E_EXISTS (name), KR_E_LIMIT (16 models; kv_bytes_max over
+ *         what is left of the ledger), KR_E_SHUTTING_DOWN. Since 0.1 */
+KR_API kr_status_t kr_engine_add_model(kr_engine_t engine, const char *name, kr_model_t model,
+                                       const kr_session_params_t *params, kr_error_t *error);
+/* kr_engine_remove_model: requests of the model end with KR_E_SHUTTING_DOWN; returns when its
+ * session is freed. KR_E_NOT_FOUND. */
+KR_API kr_status_t kr_engine_remove_model(kr_engine_t engine, const char *name,
+                                          kr_error_t *error);
+/* kr_engine_resize_kv: changes a model's KV pool while requests run; cached pages go first, then
+ * running requests are preempted and computed again later.
+ * Errors KR_E_NOT_FOUND, KR_E_LIMIT (over the ledger, over n_seqs * n_ctx tokens and the size at
+ *        creation, or too small for a request that is running). */
+KR_API kr_status_t kr_engine_resize_kv(kr_engine_t engine, const char *name, uint64_t kv_bytes,
+                                       kr_error_t *error);
+
+typedef struct kr_engine_stats_s {
+    uint32_t struct_bytes;
+    uint32_t n_models;
+    uint32_t n_running, n_waiting; /* requests */
+    uint64_t kv_bytes_max;     /* of the pool(s) */
+    uint64_t kv_bytes_used;    /* pages held by running requests, shared ones once */
+    uint64_t kv_bytes_cached;  /* pages that only the prefix cache holds */
+    uint64_t kv_bytes_moved;   /* copied by copy-on-write since the start */
+    uint64_t n_steps, n_preempted;
+    uint64_t n_rows_prefill, n_rows_decode; /* rows computed */
+    uint64_t n_tokens_cached;  /* prompt tokens that were not computed */
+    double retry_after_ms;     /* measured: when a place in a full queue is likely to be free */
+    double sched_us;           /* scheduler's time per step (choice of rows and its
+                                  commit), mean of recent steps */
+    uint32_t is_draining;
+    uint32_t reserved;
+} kr_engine_stats_t;
+KR_API void kr_engine_stats_init(kr_engine_stats_t *stats);
+/* kr_engine_stats: of one model, or of all together (name NULL), then with what models that were
+ * removed have counted. KR_E_NOT_FOUND. */
+KR_API kr_status_t kr_engine_stats(kr_engine_t engine, const char *name,
+                                   kr_engine_stats_t *stats);
+
+/* Restricts what may be sampled. Called on the engine's threads within a step, for one choice by
+ * one thread at a time; a status other than KR_OK ends the request with it. Of the engine's
+ * functions only submit, stats and those of requests may be called: others wait for the step. */
+typedef struct kr_grammar_s {
+    /* mask [n_words], bit t % 32 of word t / 32: token t is allowed; comes with all bits set. A
+     * mask without any bit is KR_E_INTERNAL. */
+    kr_status_t (*mask)(void *user, uint32_t choice, uint32_t *mask, size_t n_words);
+    kr_status_t (*accept)(void *user, uint32_t choice, kr_token_t token);
+    void *user;                /* must outlive the request */
+} kr_grammar_t;
+
+enum { KR_SEGMENT_TOKENS = 1, KR_SEGMENT_TEXT = 2, KR_SEGMENT_MESSAGES = 3 };
+typedef struct kr_segment_s {
+    int32_t type;
+    uint32_t flags;            /* TEXT: KR_TOKENIZE_*; MESSAGES: 1 = no generation prompt */
+    size_t count;              /* of the one that type names: */
+    const kr_token_t *tokens;
+    const char *text;          /* bytes of UTF-8 */
+    const kr_message_t *messages;
+} kr_segment_t;
+
+typedef struct kr_request_params_s {
+    uint32_t struct_bytes;
+    uint32_t n_segments;       /* 1..256 */
+    const kr_segment_t *segments; /* the prompt: their tokens one after the other, at least one */
+    const char *model;         /* name; NULL = the model added first */
+    const kr_sampler_params_t *sampler; /* NULL = defaults; choice i draws with seed + i */
+    const char *const *stops;  /* [n_stops] as kr_detokenizer_create */
+    uint32_t n_stops;
+    uint32_t n_choices;        /* 1..64, 0 = 1: they share the prompt's pages */
+    uint32_t n_tokens_max;     /* of each choice; 0 = what the context leaves */
+    uint32_t ignore_end;       /* 1: end tokens are ordinary */
+    int32_t priority;          /* -100..100, higher first; waiting requests age upwards */
+    uint32_t deadline_ms;      /* from submit; 0 = 600000: then KR_E_TIMEOUT */
+    uint32_t credits;          /* 0: events count as consumed when the callback returns or at the
+                                  next poll. Else: TOKEN events that may come before
+                                  kr_request_add_credits must grant more, at most 2^20 */
+    uint32_t reserved;
+    uint64_t key;              /* on whose behalf: fair share and key_in_flight_max; 0 = nobody's */
+    uint64_t cache_salt;       /* prefixes are shared among equal salts only */
+    const kr_grammar_t *grammar; /* NULL = none; copied */
+    void *user;
+} kr_request_params_t;
+KR_API void kr_request_params_init(kr_request_params_t *params);
+/* kr_engine_submit: renders and tokenizes on the calling thread, checks everything, and queues.
+ * request  receives a handle to be released by kr_request_release; may be NULL. It is set before
+ *          the first event comes.
+ * Errors   KR_E_INVALID_ARG (param names the field), KR_E_NOT_FOUND (model, template),
+ *          KR_E_CONTEXT_LENGTH (prompt of n_ctx tokens or more), KR_E_LIMIT (would need more pages
+ *          than the whole pool, or alone more heap than all requests may hold, which is a quarter
+ *          of the memory available at create, at least 256 MiB; param names the field), KR_E_BUSY
+ *          (queue full, key_in_flight_max: kr_engine_stats tells when to retry),
+ *          KR_E_SHUTTING_DOWN, KR_E_NOMEM, those of tokenizing and templates. A refused request
+ *          gives no events.
+ * Threads  any; needs 2 MiB of stack. Since 0.1 */
+KR_API kr_status_t kr_engine_submit(kr_engine_t engine, const kr_request_params_t *params,
+                                    kr_request_t *request, kr_error_t *error);
+/* kr_request_cancel: ends it with KR_E_CANCELLED, its pages are free within one step; without
+ * effect when it has ended. Any thread. */
+KR_API void kr_request_cancel(kr_request_t request);
+/* kr_request_add_credits: n more TOKEN events may come. KR_E_INVALID_ARG (request with automatic
+ * credits, more than 2^20 together). Any thread. */
+KR_API kr_status_t kr_request_add_credits(kr_request_t request, uint32_t n);
+/* kr_request_release: gives the handle back; the request goes on. Any thread. */
+KR_API void kr_request_release(kr_request_t request);
+
+typedef struct kr_request_stats_s {
+    uint32_t struct_bytes;
+    uint32_t is_ended;
+    uint32_t n_prompt, n_generated; /* tokens; generated: all choices */
+    uint32_t n_cached;         /* prompt tokens whose pages were found in the prefix cache */
+    uint32_t miss_position;    /* first prompt token after what the closest cached prefix shares
+                                  with it; n_prompt = all shared */
+    kr_token_t miss_cached;    /* what the cache has there; -1 = nothing */
+    uint32_t n_preempted;
+    uint32_t n_stalls;         /* gaps over max_stall_ms, as gap_max_ms counts them */
+    kr_status_t status;        /* once ended */
+    double template_ms, tokenize_ms, queue_ms, prefill_ms; /* prefill: first step to first token */
+    double ttft_ms;            /* submit to first token; 0 before */
+    double decode_ms;          /* first to last token */
+    double gap_max_ms;         /* longest time between two tokens of a choice, from the
+                                 credits on where it had none */
+} kr_request_stats_t;
+KR_API void kr_request_stats_init(kr_request_stats_t *stats);
+/* kr_request_stats: as of now. KR_E_INVALID_ARG. Any thread. */
+KR_API kr_status_t kr_request_stats(kr_request_t request, kr_request_stats_t *stats);
+
+typedef struct kr_explain_s {
+    uint32_t struct_bytes;
+    uint32_t n_prompt, n_cached, miss_position;
+    kr_token_t miss_cached;
+    uint32_t queue_position;   /* requests before it */
+    uint64_t kv_bytes;         /* pages it would take, without cached ones */
+    double ttft_ms;            /* predicted from measured step times; 0 before any step */
+} kr_explain_t;
+KR_API void kr_explain_init(kr_explain_t *explain);
+/* kr_engine_explain: what kr_engine_submit would find, without submitting. Errors as submit. */
+KR_API kr_status_t kr_engine_explain(kr_engine_t engine, const kr_request_params_t *params,
+                                     kr_explain_t *explain, kr_error_t *error);
+
+/* kr_engine_poll: takes up to capacity events; waits for the first one at most timeout_ms (0 = not,
+ * UINT32_MAX = for ever). events [capacity], each prepared by the caller with struct_bytes;
+ * borrowed until the next poll or destroy. *n_events 0 with KR_OK: time is over.
+ * Errors  KR_E_INVALID_ARG (engine with callback, capacity 0), KR_E_BUSY (another thread polls). */
+KR_API kr_status_t kr_engine_poll(kr_engine_t engine, kr_event_t *events, uint32_t capacity,
+                                  uint32_t timeout_ms, uint32_t *n_events);
+/* kr_engine_event_fd: a descriptor that is readable while events wait (for poll, epoll); owned by
+ * the engine, not to be read. KR_E_INVALID_ARG (engine with callback). */
+KR_API kr_status_t kr_engine_event_fd(kr_engine_t engine, int32_t *fd);
 
 /* ---- machine ------------------------------------------------------------------------------ */
 

@@ -18,15 +18,16 @@ typedef struct tiny_config_s {
     uint64_t seed;
 } tiny_config_t;
 
-/* Presets. llama, qwen2, gemma3: the usual ones; llama_gqa4: one KV head for four, own output
- * matrix; wide: rows of 256 for the K types; image: 7 MB, enough to be kept packed; micro_*: as
- * small as a model can be (fuzz seeds). */
+/* Presets. llama, qwen2, gemma3: the usual ones; gemma3_chat: with a chat template; llama_gqa4:
+ * one KV head for four, own output matrix; wide: rows of 256 for the K types; image: 7 MB, enough
+ * to be kept packed; micro_*: as small as a model can be (fuzz seeds). */
 static inline tiny_config_t tiny_config(const char *preset) {
     static const struct { const char *name; tiny_config_t config; } presets[] = {
         {"llama", {"llama", 3, 64, 4, 2, 16, 128, 320, 512, 0, 1, 1, 0, 1}},
         {"llama_gqa4", {"llama", 2, 64, 4, 1, 16, 128, 320, 512, 0, 0, 1, 0, 2}},
         {"qwen2", {"qwen2", 3, 64, 4, 2, 16, 128, 320, 512, 0, 0, 1, 0, 3}},
         {"gemma3", {"gemma3", 7, 64, 4, 2, 32, 128, 320, 512, 32, 1, 0, 0, 4}},
+        {"gemma3_chat", {"gemma3", 7, 64, 4, 2, 32, 128, 320, 512, 32, 1, 1, 0, 4}},
         {"wide", {"llama", 2, 256, 8, 2, 32, 256, 320, 512, 0, 1, 1, 12, 5}},
         {"image", {"llama", 2, 256, 8, 2, 32, 4096, 320, 512, 0, 1, 1, 8, 9}},
         {"micro_llama", {"llama", 1, 32, 2, 1, 16, 32, 284, 64, 0, 1, 1, 2, 6}},

@@ -25,14 +25,17 @@ typedef struct subcommand_s {
 
 static const subcommand_t subcommands[] = {
     {"model", cli_bench_model, true,
-     TAKES(SIZES, CLI_OPT_rounds, CLI_OPT_depth, CLI_OPT_frontiers)},
+     TAKES(SIZES, CLI_OPT_rounds, CLI_OPT_depth, CLI_OPT_frontiers, CLI_OPT_streams)},
     {"ops", cli_bench_ops, false, TAKES(CLI_OPT_filter, CLI_OPT_seconds)},
     {"suite", cli_bench_suite, false, TAKES(CLI_OPT_filter, CLI_OPT_runs)},
     {"flash", cli_bench_flash, false,
-     TAKES(CLI_OPT_filter, CLI_OPT_rounds, CLI_OPT_attn_qk)},
+     TAKES(CLI_OPT_filter, CLI_OPT_rounds, CLI_OPT_attn_qk, CLI_OPT_kv)},
     {"compare", cli_bench_compare, true,
      TAKES(SIZES, CLI_OPT_rounds, CLI_OPT_bench_a, CLI_OPT_bench_b, CLI_OPT_rival,
            CLI_OPT_timeout)},
+    {"engine", cli_bench_engine, true,
+     TAKES(SIZES, CLI_OPT_rounds, CLI_OPT_bench_mode, CLI_OPT_streams, CLI_OPT_max_stall_ms,
+           CLI_OPT_bench_chunk, CLI_OPT_sampling, CLI_OPT_prefix_cache, CLI_OPT_telemetry)},
     {"gate", cli_bench_gate, true,
      TAKES(SIZES, CLI_OPT_rounds, CLI_OPT_filter, CLI_OPT_baseline, CLI_OPT_write,
            CLI_OPT_force)},
@@ -66,8 +69,8 @@ static int check_options(const cli_options_t *options, const subcommand_t *subco
 
 int cli_bench(const cli_options_t *options) {
     if (options->n_positional == 0) {
-        return cli_usage("command", "bench what? model, ops, suite, flash, compare or gate: see "
-                                    "`kr help bench`");
+        return cli_usage("command", "bench what? model, engine, ops, suite, flash, compare or "
+                                    "gate: see `kr help bench`");
     }
     const char *what = options->positional[0];
     for (size_t i = 0; i < N_SUBCOMMANDS; i++) {
@@ -75,11 +78,8 @@ int cli_bench(const cli_options_t *options) {
         int failed = check_options(options, &subcommands[i]);
         return failed != 0 ? failed : subcommands[i].run(options);
     }
-    if (strcmp(what, "engine") == 0) {
-        return cli_usage("command", "`kr bench engine` is not built in this version");
-    }
-    return cli_usage("command", "unknown benchmark '%.32s'; there are model, ops, suite, flash, "
-                                "compare and gate", what);
+    return cli_usage("command", "unknown benchmark '%.32s'; there are model, engine, ops, "
+                                "suite, flash, compare and gate", what);
 }
 
 /* ---- statistics ----------------------------------------------------------------------------- */
@@ -188,4 +188,30 @@ uint32_t cli_bench_threads(const cli_options_t *options) {
 
 uint32_t cli_bench_rounds(const cli_options_t *options, uint32_t fallback) {
     return cli_given(options, CLI_OPT_rounds) ? cli_u32(options, CLI_OPT_rounds) : fallback;
+}
+
+int cli_bench_stream_counts(const char *text, uint32_t n_max, uint32_t *counts,
+                            uint32_t *n_counts) {
+    uint32_t n = 0;
+    for (const char *next = text;; next++) {
+        char word[8] = "";
+        int64_t count = 0;
+        size_t n_word = strcspn(next, ",");
+        if (n_word < sizeof word) memcpy(word, next, n_word);
+        bool is_good = cli_parse_integer(word, &count) && count >= 1 && count <= CLI_STREAMS_MAX &&
+                       n < n_max && (n == 0 || count > counts[n - 1]);
+        if (!is_good) break;
+        counts[n++] = (uint32_t)count;
+        next += n_word;
+        if (*next != '\0') continue;
+        *n_counts = n;
+        return 0;
+    }
+    if (n_max == 1) {
+        return cli_usage("--streams", "--streams wants a number from 1 to %u here, not '%.64s'",
+                         CLI_STREAMS_MAX, text);
+    }
+    return cli_usage("--streams", "--streams wants up to %u whole numbers from 1 to %u that go up, "
+                                  "with commas between them, not '%.64s'", n_max, CLI_STREAMS_MAX,
+                     text);
 }

@@ -34,11 +34,16 @@ int cli_bench_isa(const cli_options_t *options, const char **isa);
 bool cli_bench_is_common(cli_option_id_t id);
 /* Threads: -t, or what the library would take. */
 uint32_t cli_bench_threads(const cli_options_t *options);
+/* --streams "1,8,32": at most n_max numbers from 1 to CLI_STREAMS_MAX that go up. */
+#define CLI_STREAMS_MAX 256u /* sequences of a session */
+int cli_bench_stream_counts(const char *text, uint32_t n_max, uint32_t *counts, uint32_t *n_counts);
 /* Rounds: -r, or `fallback` when it is not given. */
 uint32_t cli_bench_rounds(const cli_options_t *options, uint32_t fallback);
 
 /* ---- the subcommands: 0 or an exit code that has been reported ---- */
 int cli_bench_model(const cli_options_t *options);
+int cli_bench_streams(const cli_options_t *options); /* `model` with --streams */
+int cli_bench_engine(const cli_options_t *options);
 int cli_bench_ops(const cli_options_t *options);
 int cli_bench_suite(const cli_options_t *options);
 int cli_bench_flash(const cli_options_t *options);
@@ -50,6 +55,12 @@ typedef struct cli_bench_model_run_s cli_bench_model_run_t;
 int cli_bench_model_open(const cli_options_t *options, cli_bench_model_run_t **run);
 int cli_bench_model_sample(cli_bench_model_run_t *run, double *prefill_ns, double *decode_ns);
 void cli_bench_model_close(cli_bench_model_run_t *run);
+
+/* The same of an engine with a few streams: nanoseconds a token of all streams. */
+typedef struct cli_bench_engine_run_s cli_bench_engine_run_t;
+int cli_bench_engine_open(const cli_options_t *options, cli_bench_engine_run_t **run);
+int cli_bench_engine_sample(cli_bench_engine_run_t *run, double *prefill_ns, double *decode_ns);
+void cli_bench_engine_close(cli_bench_engine_run_t *run);
 
 /* One of the suite's configurations, for the gate too. */
 typedef struct cli_suite_row_s {

@@ -130,6 +130,7 @@ static json_t *row_json(const char *name, const kri_bench_attn_shape_t *shape,
 typedef struct run_s {
     const char *isa, *filter;
     int32_t attn_qk;
+    kr_dtype_t kv_dtype;
     uint32_t n_threads, n_rounds;
     bool is_json;
     json_t *rows;
@@ -152,7 +153,7 @@ static int run_row(run_t *run, const heads_t *heads, uint32_t n_ctx, bool is_dec
     uint32_t n_rows = is_decode ? 1 : CHUNK_ROWS;
     kri_bench_attn_shape_t shape = {count_layers(heads, n_ctx, is_decode), 1, n_ctx - n_rows,
                                     n_rows, heads->n_heads, heads->n_kv_heads, heads->head_dim,
-                                    run->attn_qk};
+                                    run->attn_qk, run->kv_dtype};
     snprintf(name, sizeof name, "%s/%s/%u", is_decode ? "decode" : "prefill", heads->name, n_ctx);
     if (run->filter != NULL && strstr(name, run->filter) == NULL) return 0;
     if (!run->is_json && run->n[0] + run->n[1] == 0) {
@@ -200,10 +201,18 @@ int cli_bench_flash(const cli_options_t *options) {
     kr_session_params_t params;
     cli_session_params(options, 0, 0, &params);
     run.attn_qk = params.attn_qk;
+    run.kv_dtype = params.kv_dtype;
+    if (run.kv_dtype == KR_DTYPE_F32) {
+        return cli_usage("--kv", "flash compares pages of f16 or int8");
+    }
+    if (run.kv_dtype == KR_DTYPE_I8 && cli_given(options, CLI_OPT_attn_qk)) {
+        return cli_usage("--attn-qk", "pages of int8 have one way to multiply queries with keys");
+    }
     json_t *report = cli_bench_header(run.isa, run.n_threads);
     run.rows = json_array();
     const char *attn_qk = cli_text(options, CLI_OPT_attn_qk);
     json_object_set_new(report, "attn_qk", json_string(attn_qk != NULL ? attn_qk : "f32"));
+    json_object_set_new(report, "kv", json_string(kr_dtype_name(run.kv_dtype)));
     json_object_set_new(report, "rounds", json_integer(run.n_rounds));
     json_object_set_new(report, "results", run.rows);
     for (size_t h = 0; h < N_HEADS_ROWS * 2 * N_CONTEXTS; h++) {

@@ -53,6 +53,15 @@ static kr_status_t feed(bench_t *bench, const kr_token_t *tokens, uint32_t n, bo
     return status;
 }
 
+/* Back to the first `depth` tokens. A model with a sliding window has given back pages that they
+ * need: then they are computed again. */
+static kr_status_t rewind_to(bench_t *bench, uint32_t depth, kr_error_t *error) {
+    kr_status_t status = kr_session_truncate(bench->engine.session, 0, depth);
+    if (status != KR_E_UNSUPPORTED) return status;
+    status = kr_session_truncate(bench->engine.session, 0, 0);
+    return status == KR_OK ? feed(bench, bench->tokens, depth, false, error) : status;
+}
+
 typedef struct round_s {
     double prefill_tps, decode_tps, ttft_ms;
 } round_t;
@@ -60,7 +69,7 @@ typedef struct round_s {
 /* Prompt, then n tokens of greedy continuation; end tokens do not end it. */
 static kr_status_t run_round(bench_t *bench, uint32_t n_generate, round_t *round,
                              kr_error_t *error) {
-    kr_status_t status = kr_session_truncate(bench->engine.session, 0, bench->depth);
+    kr_status_t status = rewind_to(bench, bench->depth, error);
     uint64_t start_ns = kri_clock_ns(), prefill_ns = 0, first_ns = 0, last_ns = 0;
     if (status == KR_OK) {
         status = feed(bench, bench->tokens + bench->depth, bench->n_prompt, true, error);
@@ -83,7 +92,7 @@ static kr_status_t run_round(bench_t *bench, uint32_t n_generate, round_t *round
 static kr_status_t begin_depth(bench_t *bench, uint32_t depth, kr_error_t *error) {
     round_t ignored;
     uint32_t n_warm = bench->n_generate < 4 ? bench->n_generate : 4;
-    kr_status_t status = kr_session_truncate(bench->engine.session, 0, bench->depth);
+    kr_status_t status = rewind_to(bench, bench->depth, error);
     if (status == KR_OK) {
         status = feed(bench, bench->tokens + bench->depth, depth - bench->depth, false, error);
     }
@@ -130,8 +139,8 @@ static int measure_free(const cli_options_t *options, bench_t *bench) {
     uint32_t depth = bench->depths[0];
     status = feed(bench, bench->tokens, depth, false, &error);
     for (uint32_t i = 0; i <= bench->n_rounds && status == KR_OK; i++) { /* the first warms up */
+        status = rewind_to(bench, depth, &error);
         uint64_t start_ns = kri_clock_ns();
-        status = kr_session_truncate(session, 0, depth);
         if (status == KR_OK) {
             status = feed(bench, bench->tokens + depth, bench->n_prompt, true, &error);
         }
@@ -311,6 +320,12 @@ static void bench_deinit(bench_t *bench) {
 }
 
 int cli_bench_model(const cli_options_t *options) {
+    if (cli_given(options, CLI_OPT_streams)) {
+        if (cli_given(options, CLI_OPT_depth) || cli_given(options, CLI_OPT_frontiers)) {
+            return cli_usage("--streams", "--streams excludes --depth and --frontiers");
+        }
+        return cli_bench_streams(options);
+    }
     bench_t bench;
     memset(&bench, 0, sizeof bench);
     json_t *reports = json_array();

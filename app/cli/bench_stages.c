@@ -2,7 +2,8 @@
  *   machine/fma/<isa>       arithmetic without memory: if this one is slower, it is not kr
  *   op/<slot>/<isa>/<shape> a kernel of bench/ops
  *   attention/<config>      a configuration of `kr bench suite`
- *   model/prefill, model/decode */
+ *   model/prefill, model/decode
+ *   engine/prefill, engine/decode: several requests at once */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,7 +29,10 @@ static const char *const op_rows[][2] = {
     {"attention_f16", "r1xh4x64/k2048"}, {"attention_f16", "r16xh4x128/k2048"}};
 static const char *const suite_rows[] = {"128x1x32x64", "512x1x32x64", "512x1x32x128"};
 
-typedef enum kind_e { KIND_MACHINE, KIND_OP, KIND_ATTENTION, KIND_PREFILL, KIND_DECODE } kind_t;
+typedef enum kind_e {
+    KIND_MACHINE, KIND_OP, KIND_ATTENTION, KIND_PREFILL, KIND_DECODE, KIND_ENGINE_PREFILL,
+    KIND_ENGINE_DECODE
+} kind_t;
 
 typedef struct stage_s {
     kind_t kind;
@@ -44,6 +48,7 @@ struct cli_stages_s {
     kri_bench_op_t *ops;
     size_t n_ops;
     cli_bench_model_run_t *model; /* NULL when no stage needs it */
+    cli_bench_engine_run_t *engine; /* the same */
 };
 
 /* ---- names ---------------------------------------------------------------------------------- */
@@ -87,6 +92,8 @@ void cli_stages_list(const char *isa, bool with_model, const char *filter,
     if (with_model) {
         add_name(baseline, filter, "model/", "prefill");
         add_name(baseline, filter, "model/", "decode");
+        add_name(baseline, filter, "engine/", "prefill");
+        add_name(baseline, filter, "engine/", "decode");
     }
     free(ops);
 }
@@ -118,7 +125,7 @@ static int open_attention(const cli_baseline_t *baseline, const char *name, stag
         cli_suite_name(row, config, sizeof config);
         if (strcmp(config, name + strlen("attention/")) != 0) continue;
         kri_bench_attn_shape_t shape = {1, row->n_seqs, 0, row->n_rows, row->n_heads,
-                                        row->n_heads, row->head_dim, KR_ATTN_QK_F32};
+                                        row->n_heads, row->head_dim, KR_ATTN_QK_F32, KR_DTYPE_F16};
         kr_status_t status = kri_bench_attn_create(&shape, baseline->isa, baseline->n_threads,
                                                    false, &stage->attn);
         return status == KR_OK ? 0 : no_memory(name, status);
@@ -136,15 +143,18 @@ static int open_machine(const char *name, stage_t *stage) {
 
 /* The baseline's model and sizes instead of those of the command line. */
 static int open_model(const cli_options_t *options, const cli_baseline_t *baseline,
-                      cli_stages_t *stages) {
+                      bool is_engine, cli_stages_t *stages) {
     cli_options_t as_then = *options;
-    if (stages->model != NULL) return 0; /* the other model stage has opened it */
+    bool is_open = is_engine ? stages->engine != NULL : stages->model != NULL;
+    if (is_open) return 0; /* by the other stage of the kind */
     as_then.values[CLI_OPT_model].text = baseline->model;
     as_then.values[CLI_OPT_bench_p].integer = baseline->n_prompt;
     as_then.values[CLI_OPT_bench_n].integer = baseline->n_generate;
+    as_then.values[CLI_OPT_bench_p].is_given = as_then.values[CLI_OPT_bench_n].is_given = true;
     as_then.values[CLI_OPT_threads].integer = baseline->n_threads;
     as_then.values[CLI_OPT_isa].text = baseline->isa;
-    return cli_bench_model_open(&as_then, &stages->model);
+    return is_engine ? cli_bench_engine_open(&as_then, &stages->engine)
+                     : cli_bench_model_open(&as_then, &stages->model);
 }
 
 static int open_stage(const cli_options_t *options, const cli_baseline_t *baseline,
@@ -154,7 +164,8 @@ static int open_stage(const cli_options_t *options, const cli_baseline_t *baseli
         kind_t kind;
     } kinds[] = {{"machine/fma/", KIND_MACHINE}, {"op/", KIND_OP},
                  {"attention/", KIND_ATTENTION}, {"model/prefill", KIND_PREFILL},
-                 {"model/decode", KIND_DECODE}};
+                 {"model/decode", KIND_DECODE},
+                 {"engine/prefill", KIND_ENGINE_PREFILL}, {"engine/decode", KIND_ENGINE_DECODE}};
     size_t i = 0, n = sizeof kinds / sizeof kinds[0];
     while (i < n && strncmp(name, kinds[i].prefix, strlen(kinds[i].prefix)) != 0) i++;
     if (i == n) return unknown_stage(name);
@@ -164,10 +175,13 @@ static int open_stage(const cli_options_t *options, const cli_baseline_t *baseli
     case KIND_OP: return open_op(stages, name, stage);
     case KIND_ATTENTION: return open_attention(baseline, name, stage);
     case KIND_PREFILL:
-    case KIND_DECODE: break;
+    case KIND_DECODE:
+    case KIND_ENGINE_PREFILL:
+    case KIND_ENGINE_DECODE: break;
     }
     if (strcmp(name, kinds[i].prefix) != 0) return unknown_stage(name);
-    return open_model(options, baseline, stages);
+    bool is_engine = stage->kind == KIND_ENGINE_PREFILL || stage->kind == KIND_ENGINE_DECODE;
+    return open_model(options, baseline, is_engine, stages);
 }
 
 int cli_stages_open(const cli_options_t *options, const cli_baseline_t *baseline,
@@ -194,6 +208,7 @@ void cli_stages_close(cli_stages_t *stages) {
         kri_bench_attn_destroy(stages->stages[i].attn);
     }
     cli_bench_model_close(stages->model);
+    cli_bench_engine_close(stages->engine);
     free(stages->ops);
     free(stages);
 }
@@ -216,11 +231,15 @@ static double sample_machine(kri_isa_t level) {
 }
 
 int cli_stages_sample(cli_stages_t *stages, double *samples) {
-    double prefill_ns = 0, decode_ns = 0;
+    double prefill_ns = 0, decode_ns = 0, engine_prefill_ns = 0, engine_decode_ns = 0;
+    int failed = 0;
     if (stages->model != NULL) {
-        int failed = cli_bench_model_sample(stages->model, &prefill_ns, &decode_ns);
-        if (failed != 0) return failed;
+        failed = cli_bench_model_sample(stages->model, &prefill_ns, &decode_ns);
     }
+    if (stages->engine != NULL && failed == 0) {
+        failed = cli_bench_engine_sample(stages->engine, &engine_prefill_ns, &engine_decode_ns);
+    }
+    if (failed != 0) return failed;
     for (uint32_t i = 0; i < stages->n_stages; i++) {
         const stage_t *stage = &stages->stages[i];
         if (cli_interrupted()) return cli_report(CLI_PHASE_SETUP, KR_E_CANCELLED, NULL);
@@ -230,6 +249,8 @@ int cli_stages_sample(cli_stages_t *stages, double *samples) {
         case KIND_ATTENTION: samples[i] = sample_attention(stage->attn); break;
         case KIND_PREFILL: samples[i] = prefill_ns; break;
         case KIND_DECODE: samples[i] = decode_ns; break;
+        case KIND_ENGINE_PREFILL: samples[i] = engine_prefill_ns; break;
+        case KIND_ENGINE_DECODE: samples[i] = engine_decode_ns; break;
         }
     }
     return 0;

@@ -91,6 +91,10 @@ static int reuse_prefix(chat_t *chat, const cli_tokens_t *tokens, uint32_t *n_re
     uint32_t n = 0;
     while (n < chat->n_held && n + 1 < tokens->n && chat->held[n] == tokens->data[n]) n++;
     kr_status_t status = kr_session_truncate(chat->engine.session, 0, n);
+    if (status == KR_E_UNSUPPORTED) { /* a sliding window has moved past them: compute all anew */
+        n = 0;
+        status = kr_session_truncate(chat->engine.session, 0, n);
+    }
     if (status != KR_OK) return cli_report(CLI_PHASE_INPUT, status, NULL);
     chat->n_held = n;
     *n_reused = n;

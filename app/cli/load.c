@@ -66,9 +66,13 @@ void cli_session_params(const cli_options_t *options, uint32_t n_ctx, uint32_t n
     params->n_rows_max = n_rows_max;
     params->n_threads = cli_u32(options, CLI_OPT_threads);
     const char *kv = cli_text(options, CLI_OPT_kv);
-    if (kv != NULL) params->kv_dtype = strcmp(kv, "f32") == 0 ? KR_DTYPE_F32 : KR_DTYPE_F16;
+    if (kv != NULL) {
+        params->kv_dtype = strcmp(kv, "f32") == 0    ? KR_DTYPE_F32
+                           : strcmp(kv, "int8") == 0 ? KR_DTYPE_I8
+                                                     : KR_DTYPE_F16;
+    }
     const char *attn_qk = cli_text(options, CLI_OPT_attn_qk);
-    if (attn_qk != NULL) {
+    if (cli_given(options, CLI_OPT_attn_qk)) { /* the default depends on the KV cache's type */
         params->attn_qk = strcmp(attn_qk, "int8") == 0    ? KR_ATTN_QK_INT8
                           : strcmp(attn_qk, "int16") == 0 ? KR_ATTN_QK_INT16
                                                           : KR_ATTN_QK_F32;
@@ -82,8 +86,14 @@ void cli_session_params(const cli_options_t *options, uint32_t n_ctx, uint32_t n
 
 int cli_engine_open_session(const cli_options_t *options, uint32_t n_ctx, uint32_t n_rows_max,
                             cli_engine_t *engine) {
+    return cli_engine_open_seqs(options, n_ctx, 1, n_rows_max, engine);
+}
+
+int cli_engine_open_seqs(const cli_options_t *options, uint32_t n_ctx, uint32_t n_seqs,
+                         uint32_t n_rows_max, cli_engine_t *engine) {
     kr_session_params_t params;
     cli_session_params(options, n_ctx, n_rows_max, &params);
+    params.n_seqs = n_seqs;
     kr_error_t error;
     kr_error_init(&error);
     uint64_t start_ns = kri_clock_ns();
@@ -105,6 +115,14 @@ void cli_engine_close(cli_engine_t *engine) {
     kr_session_destroy(engine->session);
     kr_model_close(engine->model);
     memset(engine, 0, sizeof *engine);
+}
+
+float *cli_engine_rows(const cli_engine_t *engine, size_t n_rows, kr_tensor_t *tensor) {
+    const uint64_t shape[2] = {n_rows, engine->info.n_vocab};
+    kr_tensor_view_t view;
+    kr_tensor_view_init(&view);
+    if (kr_tensor_acquire(KR_DTYPE_F32, 2, shape, tensor, NULL) != KR_OK) return NULL;
+    return kr_tensor_view(*tensor, &view) == KR_OK ? view.data : NULL;
 }
 
 kr_status_t cli_engine_decode(cli_engine_t *engine, const kr_token_t *tokens, uint32_t n_tokens,

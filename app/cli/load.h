@@ -24,11 +24,17 @@ int cli_engine_open_model(const cli_options_t *options, const char *name, bool v
 /* n_ctx 0 = the library's default. */
 int cli_engine_open_session(const cli_options_t *options, uint32_t n_ctx, uint32_t n_rows_max,
                             cli_engine_t *engine);
+/* The same with n_seqs sequences of n_ctx tokens each. */
+int cli_engine_open_seqs(const cli_options_t *options, uint32_t n_ctx, uint32_t n_seqs,
+                         uint32_t n_rows_max, cli_engine_t *engine);
 void cli_engine_close(cli_engine_t *engine);
 /* The session parameters that the options ask for. */
 void cli_session_params(const cli_options_t *options, uint32_t n_ctx, uint32_t n_rows_max,
                         kr_session_params_t *params);
 
+/* Room for the logits of n_rows rows, [n_rows, n_vocab], in a tensor that the caller releases; NULL
+ * without memory. */
+float *cli_engine_rows(const cli_engine_t *engine, size_t n_rows, kr_tensor_t *tensor);
 /* Appends n tokens to sequence 0 and computes the logits of the rows listed. */
 kr_status_t cli_engine_decode(cli_engine_t *engine, const kr_token_t *tokens, uint32_t n_tokens,
                               const uint32_t *out_rows, uint32_t n_out_rows, float *logits,

@@ -80,7 +80,8 @@ static uint32_t step_rows(const cli_options_t *options, const cli_engine_t *engi
 static int write_rows(cli_engine_t *engine, const cli_tokens_t *tokens, const output_t *output) {
     size_t row_bytes = engine->info.n_vocab * sizeof(float);
     size_t n_step = engine->session_info.n_rows_max;
-    float *rows = malloc(n_step * row_bytes);
+    kr_tensor_t tensor = NULL;
+    float *rows = cli_engine_rows(engine, n_step, &tensor);
     uint32_t *out_rows = malloc(n_step * sizeof *out_rows);
     int failed = rows == NULL || out_rows == NULL ? cli_report(CLI_PHASE_INPUT, KR_E_NOMEM, NULL)
                                                   : 0;
@@ -98,7 +99,7 @@ static int write_rows(cli_engine_t *engine, const cli_tokens_t *tokens, const ou
     }
     cli_progress_clear();
     free(out_rows);
-    free(rows);
+    kr_tensor_release(tensor);
     return failed;
 }
 

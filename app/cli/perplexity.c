@@ -74,7 +74,8 @@ static int score_all(const cli_options_t *options, cli_engine_t *engine, cli_tok
     if (cli_given(options, CLI_OPT_chunks) && cli_u32(options, CLI_OPT_chunks) < n_chunks) {
         n_chunks = cli_u32(options, CLI_OPT_chunks);
     }
-    float *rows = malloc(SCORE_ROWS_MAX * engine->info.n_vocab * sizeof *rows);
+    kr_tensor_t tensor = NULL;
+    float *rows = cli_engine_rows(engine, SCORE_ROWS_MAX, &tensor);
     if (rows == NULL) return cli_report(CLI_PHASE_INPUT, KR_E_NOMEM, NULL);
     kr_error_t error;
     kr_error_init(&error);
@@ -87,7 +88,7 @@ static int score_all(const cli_options_t *options, cli_engine_t *engine, cli_tok
         score->n_chunks += status == KR_OK;
     }
     cli_progress_clear();
-    free(rows);
+    kr_tensor_release(tensor);
     return status == KR_OK ? 0 : cli_report(CLI_PHASE_INPUT, status, &error);
 }
 

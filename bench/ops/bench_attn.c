@@ -1,5 +1,5 @@
-/* bench_attn.c: see bench_attn.h. Both forms run over the same rows, keys and values: the pages
- * hold f16, and the packed keys and values of the unfused form are the same f16 numbers. */
+/* bench_attn.c: see bench_attn.h. Both forms run over the same rows, keys and values: the packed
+ * keys and values of the unfused form are the numbers in the pages, as f16. */
 #include "bench_attn.h"
 
 #include <math.h>
@@ -81,7 +81,7 @@ static kr_status_t take_pages(kri_bench_attn_t *attn) {
     const kri_bench_attn_shape_t *s = &attn->shape;
     kri_kv_params_t params = {
         .n_groups = 1, .groups = {{s->n_layers, s->n_kv_heads, s->head_dim, 0}},
-        .dtype = KR_DTYPE_F16,
+        .dtype = s->kv_dtype,
         .n_seqs = s->n_seqs, .n_ctx = attn->n_keys};
     kr_status_t status = kri_kv_pool_bytes(&params, &attn->kv_bytes);
     if (status == KR_OK) status = kri_kv_pool_create(&params, &attn->kv);
@@ -90,6 +90,13 @@ static kr_status_t take_pages(kri_bench_attn_t *attn) {
         if (status == KR_OK) kri_kv_pool_commit(attn->kv, i, attn->n_keys);
     }
     return status;
+}
+
+static void fill_page_i8(const kri_kv_group_t *group, uint64_t *state, uint8_t *page) {
+    for (uint32_t i = 0; i < group->n_layers * group->n_kv_heads; i++) {
+        uint32_t layer = i / group->n_kv_heads, head = i % group->n_kv_heads;
+        kri_bench_fill_i8(state, kri_kv_place(group, layer, head), group->head_dim, page);
+    }
 }
 
 static void fill_pages(kri_bench_attn_t *attn) {
@@ -101,6 +108,10 @@ static void fill_pages(kri_bench_attn_t *attn) {
         const uint32_t *table = kri_kv_pool_table(attn->kv, s, 0);
         for (uint32_t p = 0; p < n_pages; p++) {
             uint16_t *page = (uint16_t *)(void *)(group->pool + table[p] * group->page_bytes);
+            if (group->dtype == KR_DTYPE_I8) {
+                fill_page_i8(group, &state, (uint8_t *)page);
+                continue;
+            }
             for (size_t i = 0; i < n_items; i++) {
                 float value;
                 kri_bench_fill(&state, &value, 1);
@@ -149,6 +160,26 @@ static void split_items(kri_bench_attn_t *attn) {
     attn->n_row_items = (uint32_t)kri_ceil_div(s->n_rows, attn->rows_per_item);
 }
 
+/* A slot's key (to k) and value (to v, v_stride items apart) of one KV head, as f16. */
+static void read_slot(const kri_kv_group_t *group, kri_kv_place_t place, const uint8_t *page,
+                      size_t slot, uint16_t *k, uint16_t *v, size_t v_stride) {
+    const uint32_t n = group->head_dim;
+    if (group->dtype != KR_DTYPE_I8) {
+        memcpy(k, page + place.k + slot * n * sizeof *k, n * sizeof *k);
+        for (size_t d = 0; d < n; d++)
+            memcpy(v + d * v_stride, page + place.v + (slot * n + d) * sizeof *v, sizeof *v);
+        return;
+    }
+    const uint16_t *scales = (const uint16_t *)(const void *)(page + place.scales) + slot;
+    float k_scale = kri_f16_to_f32(scales[0]), v_scale = kri_f16_to_f32(scales[KRI_PAGE_TOKENS]);
+    for (size_t d = 0; d < n; d++) {
+        int key = page[place.k + kri_i8_key_at(slot, d)] - KRI_I8_KEY_BIAS;
+        int value = (int8_t)page[place.v + kri_i8_value_at(n, slot, d)];
+        k[d] = kri_f32_to_f16(k_scale * (float)key);
+        v[d * v_stride] = kri_f32_to_f16(v_scale * (float)value);
+    }
+}
+
 /* Keys [n_keys, head_dim] and values transposed [head_dim, n_keys] of one KV head as weights. */
 static void pack_head(kri_bench_attn_t *attn, size_t index, uint16_t *k, uint16_t *v) {
     uint32_t n_kv_heads = attn->shape.n_kv_heads, head = (uint32_t)(index % n_kv_heads);
@@ -156,15 +187,11 @@ static void pack_head(kri_bench_attn_t *attn, size_t index, uint16_t *k, uint16_
     size_t layer = index / n_kv_heads / attn->shape.n_seqs;
     const kri_kv_group_t *group = kri_kv_pool_groups(attn->kv);
     const uint32_t *table = kri_kv_pool_table(attn->kv, seq, 0);
-    size_t head_dim = attn->shape.head_dim, n_plane = KRI_PAGE_TOKENS * head_dim;
+    size_t head_dim = attn->shape.head_dim;
+    kri_kv_place_t place = kri_kv_place(group, (uint32_t)layer, head);
     for (uint32_t t = 0; t < attn->n_keys; t++) {
-        const uint16_t *page = (const uint16_t *)(const void *)(
-            group->pool + table[t / KRI_PAGE_TOKENS] * group->page_bytes);
-        const uint16_t *key = page + (2 * layer * n_kv_heads + head) * n_plane +
-                              t % KRI_PAGE_TOKENS * head_dim;
-        const uint16_t *value = key + n_kv_heads * n_plane;
-        memcpy(k + t * head_dim, key, head_dim * sizeof *k);
-        for (size_t d = 0; d < head_dim; d++) v[d * attn->n_keys + t] = value[d];
+        const uint8_t *page = group->pool + table[t / KRI_PAGE_TOKENS] * group->page_bytes;
+        read_slot(group, place, page, t % KRI_PAGE_TOKENS, k + t * head_dim, v + t, attn->n_keys);
     }
     kri_pack_rows(KR_DTYPE_F16, (const uint8_t *)k, head_dim * sizeof *k, attn->n_keys, head_dim,
                   0, attn->k_bytes / attn->k_group_bytes, attn->packed_k + index * attn->k_bytes);

@@ -1,4 +1,4 @@
-/* bench_attn.h: attention of one layer as the engine computes it (kri_op_attention over paged f16
+/* bench_attn.h: attention of one layer as the engine computes it (kri_op_attention over paged
  * keys and values, on the pool's threads), and the unfused form that exists only to be compared
  * with: scores = Q K^T and out = P V by the float linear kernels over keys and values packed
  * beforehand (not timed), with the whole score matrix [n_rows, n_keys] of a head in memory between
@@ -19,7 +19,9 @@ typedef struct kri_bench_attn_shape_s {
     uint32_t n_layers;
     uint32_t n_seqs, n_past, n_rows;
     uint32_t n_heads, n_kv_heads, head_dim;
-    int32_t attn_qk; /* KR_ATTN_QK_*, of the fused form */
+    int32_t attn_qk;     /* KR_ATTN_QK_*, of the fused form */
+    kr_dtype_t kv_dtype; /* KR_DTYPE_F16 or KR_DTYPE_I8, whose integers the unfused form takes as
+                          * f16 */
 } kri_bench_attn_shape_t;
 
 typedef struct kri_bench_attn_s kri_bench_attn_t;

@@ -274,6 +274,15 @@ static void call_kv_store(kri_bench_case_t *bench) {
     ((kri_kv_store_fn *)bench->fn)(bench->buffers[0], bench->op.dims[0], bench->buffers[2]);
 }
 
+/* One key or value. */
+static bool describe_kv_store_i8(kri_bench_op_t *op, char *shape, size_t cap) {
+    return describe_row(op, shape, cap, 5, 2);
+}
+static void call_kv_store_i8(kri_bench_case_t *bench) {
+    uint16_t *to = bench->buffers[2];
+    ((kri_kv_store_i8_fn *)bench->fn)(bench->buffers[0], bench->op.dims[0], (int8_t *)(to + 1), to);
+}
+
 /* ---- rope: [n_heads, head_dim] -------------------------------------------------------------- */
 
 static const size_t rope_shapes[][4] = {{9, 64}, {12, 128}, {32, 128}};
@@ -312,6 +321,7 @@ static const size_t attention_shapes[][4] = {{1, 4, 64, 2048},   {16, 4, 64, 204
                                              {1, 4, 256, 2048},  {16, 4, 256, 2048}};
 
 static size_t attention_item_bytes(const kri_bench_op_t *op) {
+    if (strcmp(op->slot, "attention_i8") == 0) return 1;
     return strncmp(op->slot, "attention_f32", 13) == 0 ? 4 : 2;
 }
 
@@ -323,10 +333,29 @@ static bool describe_attention(kri_bench_op_t *op, char *shape, size_t cap) {
     return true;
 }
 
+static void fill_attention_pages(const kri_bench_case_t *bench, size_t page_bytes) {
+    const uint32_t head_dim = (uint32_t)bench->op.dims[2];
+    const size_t item = attention_item_bytes(&bench->op), n_plane = KRI_PAGE_TOKENS * head_dim;
+    const size_t n_pages = bench->op.dims[3] / KRI_PAGE_TOKENS;
+    uint64_t state = KRI_BENCH_SEED;
+    uint8_t *pool = bench->buffers[1];
+    kri_kv_store_fn *store = item == 4 ? kri_kv_store_f32_ref : kri_kv_store_f16_ref;
+    const kri_kv_place_t place = {0, n_plane, 2 * n_plane};
+    for (size_t i = 0; i < n_pages && item == 1; i++) {
+        kri_bench_fill_i8(&state, place, head_dim, pool + i * page_bytes);
+    }
+    for (size_t i = 0; i < n_pages * 2 * n_plane && item != 1; i++) {
+        float value;
+        kri_bench_fill(&state, &value, 1);
+        store(&value, 1, pool + i * item);
+    }
+}
+
 static kr_status_t prepare_attention(kri_bench_case_t *bench) {
     const size_t *d = bench->op.dims;
     size_t n_pages = d[3] / KRI_PAGE_TOKENS, n_plane = KRI_PAGE_TOKENS * d[2];
-    size_t item = attention_item_bytes(&bench->op), page_bytes = 2 * n_plane * item;
+    size_t item = attention_item_bytes(&bench->op), scales = item == 1 ? 2 * n_plane : 0;
+    size_t page_bytes = 2 * n_plane * item + (item == 1 ? 4 * KRI_PAGE_TOKENS : 0);
     size_t n_query = d[0] * d[1] * d[2];
     if (take_floats(bench, 0, 2 * n_query) != KR_OK ||
         take(bench, 1, n_pages * page_bytes) != KR_OK ||
@@ -334,20 +363,15 @@ static kr_status_t prepare_attention(kri_bench_case_t *bench) {
         take(bench, 3, KRI_ATTN_SCRATCH_FLOATS * sizeof(float)) != KR_OK) {
         return KR_E_NOMEM;
     }
-    uint64_t state = KRI_BENCH_SEED;
     uint8_t *pool = bench->buffers[1];
     uint32_t *table = bench->buffers[2];
-    kri_kv_store_fn *store = item == 4 ? kri_kv_store_f32_ref : kri_kv_store_f16_ref;
-    for (size_t i = 0; i < n_pages * 2 * n_plane; i++) {
-        float value;
-        kri_bench_fill(&state, &value, 1);
-        store(&value, 1, pool + i * item);
-    }
+    fill_attention_pages(bench, page_bytes);
     for (size_t i = 0; i < n_pages; i++) table[i] = (uint32_t)i;
     float *q = bench->buffers[0];
     bench->attn = (kri_attn_args_t){
         .q = q, .q_stride = d[1] * d[2], .out = q + n_query, .out_stride = d[1] * d[2],
-        .pool = pool, .page_bytes = page_bytes, .v_offset = n_plane * item, .page_table = table,
+        .pool = pool, .page_bytes = page_bytes, .v_offset = n_plane * item,
+        .scale_offset = scales, .page_table = table,
         .n_rows = (uint32_t)d[0], .n_heads = (uint32_t)d[1], .head_dim = (uint32_t)d[2],
         .pos_begin = (uint32_t)(d[3] - d[0]), .scale = 0.125f, .scratch = bench->buffers[3]};
     return KR_OK;
@@ -372,6 +396,7 @@ FAMILY(gated_act, row_shapes, prepare_row)
 FAMILY(add, row_shapes, prepare_row)
 FAMILY(softcap, row_shapes, prepare_row)
 FAMILY(kv_store, row_shapes, prepare_row)
+FAMILY(kv_store_i8, row_shapes, prepare_row)
 FAMILY(rope, rope_shapes, prepare_rope)
 FAMILY(attention, attention_shapes, prepare_attention)
 

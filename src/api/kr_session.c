@@ -8,13 +8,22 @@ void kr_session_params_init(kr_session_params_t *params) {
     if (params) kri_struct_init(params, sizeof(*params));
 }
 
+/* Only an engine publishes pages, so a session of its own would have an empty prefix cache. */
+static kr_status_t read_params(const kr_session_params_t *params, kr_session_params_t *p,
+                               kr_error_t *error) {
+    kr_session_params_init(p);
+    KR_TRY(kri_struct_read(p, sizeof(*p), params, "params", error));
+    if (p->prefix_cache != KR_PREFIX_CACHE_ON) return KR_OK;
+    return KRI_FAIL(error, KR_E_UNSUPPORTED, "prefix_cache",
+                    "only engines have a prefix cache: must be default or off");
+}
+
 kr_status_t kr_session_create(kr_model_t model, const kr_session_params_t *params,
                               kr_session_t *session, kr_error_t *error) {
     kr_session_params_t p;
     if (!model) return KRI_FAIL(error, KR_E_INVALID_ARG, "model", "model is NULL");
     if (!session) return KRI_FAIL(error, KR_E_INVALID_ARG, "session", "session is NULL");
-    kr_session_params_init(&p);
-    KR_TRY(kri_struct_read(&p, sizeof(p), params, "params", error));
+    KR_TRY(read_params(params, &p, error));
     return kri_session_create(model, &p, session, error);
 }
 
@@ -37,9 +46,8 @@ kr_status_t kr_session_plan(kr_model_t model, const kr_session_params_t *params,
     kr_session_info_t out;
     if (!model) return KRI_FAIL(error, KR_E_INVALID_ARG, "model", "model is NULL");
     if (!info) return KRI_FAIL(error, KR_E_INVALID_ARG, "info", "info is NULL");
-    kr_session_params_init(&p);
     kr_session_info_init(&out);
-    KR_TRY(kri_struct_read(&p, sizeof(p), params, "params", error));
+    KR_TRY(read_params(params, &p, error));
     KR_TRY(kri_session_plan(model, &p, &out, error));
     return kri_struct_write(info, &out, sizeof(out));
 }
@@ -69,4 +77,21 @@ kr_status_t kr_session_length(kr_session_t session, uint32_t seq, uint32_t *n_to
 
 kr_status_t kr_session_truncate(kr_session_t session, uint32_t seq, uint32_t n_tokens) {
     return session ? kri_session_truncate(session, seq, n_tokens) : KR_E_INVALID_ARG;
+}
+
+kr_status_t kr_session_fork(kr_session_t session, uint32_t src, uint32_t dst, uint32_t n_tokens) {
+    return session ? kri_session_fork(session, src, dst, n_tokens) : KR_E_INVALID_ARG;
+}
+
+kr_status_t kr_session_save(kr_session_t session, uint32_t seq, void *buf, size_t capacity,
+                            size_t *n_bytes) {
+    if (!session || !n_bytes || (!buf && capacity > 0)) return KR_E_INVALID_ARG;
+    return kri_session_save(session, seq, buf, capacity, n_bytes);
+}
+
+kr_status_t kr_session_restore(kr_session_t session, uint32_t seq, const void *buf,
+                               size_t n_bytes, kr_error_t *error) {
+    if (!session) return KRI_FAIL(error, KR_E_INVALID_ARG, "session", "session is NULL");
+    if (!buf) return KRI_FAIL(error, KR_E_INVALID_ARG, "buf", "buf is NULL");
+    return kri_session_restore(session, seq, buf, n_bytes, error);
 }

@@ -50,9 +50,13 @@ static _Atomic uint64_t bytes_peak;
 static _Atomic uint64_t n_allocs;
 static _Atomic uint64_t fail_left; /* 0: off; 1: the next one fails */
 static _Atomic bool fail_forever;
+static _Atomic uint64_t fail_hits;
 static _Atomic uint32_t guard_depth;
 static _Atomic uint64_t guard_hits;
 static _Atomic(const char *) guard_phase;
+static void (*_Atomic reclaimer)(void);
+
+void kri_alloc_reclaimer(void (*fn)(void)) { atomic_store(&reclaimer, fn); }
 
 kr_status_t kr_allocator_set(const kr_allocator_t *allocator) {
     kr_allocator_t next = {sizeof(kr_allocator_t), 0, default_alloc, default_free, NULL};
@@ -63,6 +67,8 @@ kr_status_t kr_allocator_set(const kr_allocator_t *allocator) {
         KR_TRY(kri_struct_read(&next, sizeof next, allocator, "allocator", NULL));
         if (next.alloc == NULL || next.free == NULL) return KR_E_INVALID_ARG;
     }
+    void (*const reclaim)(void) = atomic_load(&reclaimer);
+    if (atomic_load(&n_live) != 0 && reclaim != NULL) reclaim();
     if (atomic_load(&n_live) != 0) return KR_E_BUSY;
     hook = next;
     return KR_OK;
@@ -81,9 +87,12 @@ kr_status_t kr_memory_usage(kr_memory_usage_t *usage) {
     return kri_struct_write(usage, &filled, sizeof filled);
 }
 
-void kri_alloc_fail(uint64_t k, bool forever) {
+uint64_t kri_alloc_fail(uint64_t k, bool forever) {
+    atomic_store(&fail_left, 0);
     atomic_store(&fail_forever, forever);
+    const uint64_t n_failed = atomic_exchange(&fail_hits, 0);
     atomic_store(&fail_left, k);
+    return n_failed;
 }
 
 static bool injection_hits(void) {
@@ -91,7 +100,9 @@ static bool injection_hits(void) {
     while (left != 0) {
         const bool hit = left == 1;
         const uint64_t next = hit && atomic_load(&fail_forever) ? 1 : left - 1;
-        if (atomic_compare_exchange_weak(&fail_left, &left, next)) return hit;
+        if (!atomic_compare_exchange_weak(&fail_left, &left, next)) continue;
+        if (hit) atomic_fetch_add(&fail_hits, 1);
+        return hit;
     }
     return false;
 }

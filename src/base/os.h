@@ -37,6 +37,9 @@ kr_status_t kri_map_check(const char *path, const kri_file_id_t *id, kr_error_t 
  * the guard and failure injection apply. NULL on failure and on size 0. */
 void *kri_pages_alloc(size_t n_bytes);
 void kri_pages_free(void *ptr, size_t n_bytes);
+/* Gives the memory of a range of kri_pages_alloc back; the range stays, and what lies wholly inside
+ * it reads as zeros (the system's pages at both ends may keep their content). */
+void kri_pages_discard(void *ptr, size_t n_bytes);
 
 /* Whole small file read into a kri_alloc'd block (n_bytes_max bounds it: KR_E_LIMIT). A NUL that
  * n_bytes does not count follows the data, also when the file is empty. */
@@ -100,6 +103,9 @@ bool kri_cpu_is_unrestricted(void);
  * thread may run on. Returns the number of nodes: 1 = nothing was done. */
 uint32_t kri_pages_interleave(void *ptr, size_t n_bytes);
 uint64_t kri_rss_peak_bytes(void);
+/* Bytes that this process may still take without swapping: what the system has available, and what
+ * the memory limits of its cgroups leave. 0 when that cannot be read. */
+uint64_t kri_memory_available(void);
 
 uint64_t kri_process_id(void);
 /* Sleeps at most timeout_ms while *word == expected (may wake early). */
@@ -108,6 +114,13 @@ void kri_futex_wait_ms(_Atomic uint32_t *word, uint32_t expected, uint32_t timeo
 /* Futex: sleeps while *word == expected (may wake early) / wakes at most n_threads sleepers. */
 void kri_futex_wait(_Atomic uint32_t *word, uint32_t expected);
 void kri_futex_wake(_Atomic uint32_t *word, uint32_t n_threads);
+
+/* A descriptor that is readable from set to clear; a second set changes nothing before a clear.
+ * KR_E_IO, KR_E_NOMEM. */
+kr_status_t kri_event_fd_create(int *fd);
+void kri_event_fd_set(int fd);
+void kri_event_fd_clear(int fd);
+void kri_event_fd_destroy(int fd); /* negative: a no-op */
 
 #ifdef KR_ASSERTIONS
 /* Test builds only: writes one line to the error descriptor and aborts. */

@@ -8,6 +8,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#define KRI_PATH_BYTES 4096
+
 #define KRI_CPUS_MAX 8192u
 #define KRI_NODES_MAX 1024u
 
@@ -29,5 +31,16 @@ bool kri_cpu_mask_is_all(const char *root, const uint64_t *mask, uint32_t n_word
  * returns how many, 0 when they cannot be read. */
 uint32_t kri_cpu_nodes(const char *root, const uint64_t *mask, uint32_t n_words,
                        uint64_t nodes[KRI_NODES_MAX / 64]);
+
+/* First bytes of a small kernel file as a C string; false when it cannot be read. */
+bool kri_os_read_text(const char *path, char *text, size_t capacity);
+bool kri_os_read_number(const char *path, long long *value);
+/* The least of `at(folder)` over the cgroups of this process that the controller ("cpu", "memory")
+ * knows, with all their parents up to the mount: at[0] for version 2, at[1] for version 1.
+ * UINT64_MAX without any. */
+typedef uint64_t (*kri_cgroup_fn)(const char *dir);
+uint64_t kri_cgroup_least(const char *root, const char *controller, const kri_cgroup_fn at[2]);
+/* kri_memory_available of the machine under root. */
+uint64_t kri_memory_available_at(const char *root);
 
 #endif

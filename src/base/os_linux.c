@@ -225,6 +225,14 @@ void kri_pages_free(void *ptr, size_t n_bytes) {
     munmap(ptr, n_total);
 }
 
+void kri_pages_discard(void *ptr, size_t n_bytes) {
+    const size_t unit = page_bytes();
+    const size_t skip = (unit - (uintptr_t)ptr % unit) % unit;
+    if (n_bytes <= skip) return;
+    const size_t n_whole = (n_bytes - skip) / unit * unit;
+    if (n_whole > 0) (void)madvise((char *)ptr + skip, n_whole, MADV_DONTNEED);
+}
+
 /* ---- files -------------------------------------------------------------------------------- */
 
 /* Reads until n_bytes or the end of the file. */

@@ -18,10 +18,9 @@
 #include "base/os_cpu.h"
 
 #define CPUS_MAX KRI_CPUS_MAX
-#define PATH_BYTES 4096
+#define PATH_BYTES KRI_PATH_BYTES
 
-/* First bytes of a small kernel file as a C string; false when it cannot be read. */
-static bool read_text(const char *path, char *text, size_t capacity) {
+bool kri_os_read_text(const char *path, char *text, size_t capacity) {
     const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0) return false;
     size_t n_bytes = 0;
@@ -36,9 +35,9 @@ static bool read_text(const char *path, char *text, size_t capacity) {
     return n_bytes > 0;
 }
 
-static bool read_number(const char *path, long long *value) {
+bool kri_os_read_number(const char *path, long long *value) {
     char text[64];
-    if (!read_text(path, text, sizeof text)) return false;
+    if (!kri_os_read_text(path, text, sizeof text)) return false;
     char *end;
     errno = 0;
     const long long parsed = strtoll(text, &end, 10);
@@ -53,7 +52,7 @@ static bool topology_number(const char *root, uint32_t cpu, const char *name, lo
     char path[512];
     const int n = snprintf(path, sizeof path, "%s/sys/devices/system/cpu/cpu%u/topology/%s", root,
                            (unsigned)cpu, name);
-    return n > 0 && (size_t)n < sizeof path && read_number(path, value);
+    return n > 0 && (size_t)n < sizeof path && kri_os_read_number(path, value);
 }
 
 /* One number for the core that a CPU belongs to. */
@@ -127,7 +126,7 @@ bool kri_cpu_list_parse(const char *text, size_t n_bytes, uint64_t *mask, uint32
 /* The list in a file; false when it is missing, odd or longer than any list in use. */
 static bool read_list(const char *path, uint64_t *mask, uint32_t n_words) {
     char text[16384];
-    if (!read_text(path, text, sizeof text)) return false;
+    if (!kri_os_read_text(path, text, sizeof text)) return false;
     const size_t n_bytes = strlen(text);
     return n_bytes + 1 < sizeof text && kri_cpu_list_parse(text, n_bytes, mask, n_words);
 }
@@ -169,50 +168,23 @@ uint32_t kri_cpu_nodes(const char *root, const uint64_t *mask, uint32_t n_words,
     return n_nodes;
 }
 
-/* ---- cgroup quota ------------------------------------------------------------------------- */
+/* ---- cgroups ------------------------------------------------------------------------------ */
 
-static uint32_t quota_of(long long quota_us, long long period_us) {
-    if (quota_us <= 0 || period_us <= 0) return UINT32_MAX;
-    const long long n_cpus = quota_us / period_us + (quota_us % period_us != 0);
-    return n_cpus < UINT32_MAX ? (uint32_t)n_cpus : UINT32_MAX;
-}
-
-/* v2: "max 100000" or "50000 100000". */
-static uint32_t quota_v2(const char *dir) {
-    char path[PATH_BYTES + 32];
-    char text[64];
-    long long quota_us, period_us;
-    (void)snprintf(path, sizeof path, "%s/cpu.max", dir);
-    if (!read_text(path, text, sizeof text)) return UINT32_MAX;
-    if (sscanf(text, "%lld %lld", &quota_us, &period_us) != 2) return UINT32_MAX;
-    return quota_of(quota_us, period_us);
-}
-
-static uint32_t quota_v1(const char *dir) {
-    char path[PATH_BYTES + 32];
-    long long quota_us, period_us;
-    (void)snprintf(path, sizeof path, "%s/cpu.cfs_quota_us", dir);
-    if (!read_number(path, &quota_us)) return UINT32_MAX;
-    (void)snprintf(path, sizeof path, "%s/cpu.cfs_period_us", dir);
-    if (!read_number(path, &period_us)) return UINT32_MAX;
-    return quota_of(quota_us, period_us);
-}
-
-/* The least quota of a group and all its parents up to the mount. Inside a container the group's
- * own path may not exist below the mount; the walk upwards then still meets the mount itself. */
-static uint32_t quota_upwards(const char *root, const char *mount, const char *group,
-                              uint32_t (*quota_at)(const char *dir)) {
+/* The group and all its parents up to the mount. Inside a container the group's own path may not
+ * exist below the mount; the walk upwards then still meets the mount itself. */
+static uint64_t least_upwards(const char *root, const char *mount, const char *controller,
+                              const char *group, kri_cgroup_fn at) {
     char dir[PATH_BYTES];
-    const int n = snprintf(dir, sizeof dir, "%s%s%s", root, mount, group);
-    if (n <= 0 || (size_t)n >= sizeof dir) return UINT32_MAX;
-    const size_t n_mount = strlen(root) + strlen(mount);
+    const int n = snprintf(dir, sizeof dir, "%s%s%s%s", root, mount, controller, group);
+    if (n <= 0 || (size_t)n >= sizeof dir) return UINT64_MAX;
+    const size_t n_mount = strlen(root) + strlen(mount) + strlen(controller);
     size_t length = (size_t)n;
-    uint32_t least = UINT32_MAX;
+    uint64_t least = UINT64_MAX;
     for (;;) {
         while (length > n_mount && dir[length - 1] == '/') length--;
         dir[length] = '\0';
-        const uint32_t quota = quota_at(dir);
-        if (quota < least) least = quota;
+        const uint64_t value = at(dir);
+        if (value < least) least = value;
         if (length <= n_mount) return least;
         while (length > n_mount && dir[length - 1] != '/') length--;
     }
@@ -228,37 +200,70 @@ static bool has_word(const char *list, const char *word) {
 }
 
 /* One line "id:controllers:path" of /proc/self/cgroup. */
-static uint32_t quota_of_line(const char *root, char *line) {
+static uint64_t least_of_line(const char *root, const char *controller, char *line,
+                              const kri_cgroup_fn at[2]) {
     char *controllers = strchr(line, ':');
-    if (controllers == NULL) return UINT32_MAX;
+    if (controllers == NULL) return UINT64_MAX;
     *controllers++ = '\0';
     char *group = strchr(controllers, ':');
-    if (group == NULL) return UINT32_MAX;
+    if (group == NULL) return UINT64_MAX;
     *group++ = '\0';
     if (strstr(group, "/..") != NULL) group = ""; /* outside of this namespace's view */
     if (controllers[0] == '\0') {
-        const uint32_t unified = quota_upwards(root, "/sys/fs/cgroup", group, quota_v2);
-        const uint32_t hybrid = quota_upwards(root, "/sys/fs/cgroup/unified", group, quota_v2);
+        const uint64_t unified = least_upwards(root, "/sys/fs/cgroup", "", group, at[0]);
+        const uint64_t hybrid = least_upwards(root, "/sys/fs/cgroup/unified", "", group, at[0]);
         return unified < hybrid ? unified : hybrid;
     }
-    if (!has_word(controllers, "cpu")) return UINT32_MAX;
-    return quota_upwards(root, "/sys/fs/cgroup/cpu", group, quota_v1);
+    if (!has_word(controllers, controller)) return UINT64_MAX;
+    return least_upwards(root, "/sys/fs/cgroup/", controller, group, at[1]);
 }
 
-uint32_t kri_cpu_quota(const char *root) {
+uint64_t kri_cgroup_least(const char *root, const char *controller, const kri_cgroup_fn at[2]) {
     char path[512];
     char text[8192];
     const int n = snprintf(path, sizeof path, "%s/proc/self/cgroup", root);
-    if (n <= 0 || (size_t)n >= sizeof path) return UINT32_MAX;
-    if (!read_text(path, text, sizeof text)) return UINT32_MAX;
-    uint32_t least = UINT32_MAX;
+    if (n <= 0 || (size_t)n >= sizeof path) return UINT64_MAX;
+    if (!kri_os_read_text(path, text, sizeof text)) return UINT64_MAX;
+    uint64_t least = UINT64_MAX;
     char *rest = NULL;
     for (char *line = strtok_r(text, "\n", &rest); line != NULL;
          line = strtok_r(NULL, "\n", &rest)) {
-        const uint32_t quota = quota_of_line(root, line);
-        if (quota < least) least = quota;
+        const uint64_t value = least_of_line(root, controller, line, at);
+        if (value < least) least = value;
     }
     return least;
+}
+
+static uint64_t quota_of(long long quota_us, long long period_us) {
+    if (quota_us <= 0 || period_us <= 0) return UINT64_MAX;
+    return (uint64_t)(quota_us / period_us + (quota_us % period_us != 0));
+}
+
+/* v2: "max 100000" or "50000 100000". */
+static uint64_t quota_v2(const char *dir) {
+    char path[PATH_BYTES + 32];
+    char text[64];
+    long long quota_us, period_us;
+    (void)snprintf(path, sizeof path, "%s/cpu.max", dir);
+    if (!kri_os_read_text(path, text, sizeof text)) return UINT64_MAX;
+    if (sscanf(text, "%lld %lld", &quota_us, &period_us) != 2) return UINT64_MAX;
+    return quota_of(quota_us, period_us);
+}
+
+static uint64_t quota_v1(const char *dir) {
+    char path[PATH_BYTES + 32];
+    long long quota_us, period_us;
+    (void)snprintf(path, sizeof path, "%s/cpu.cfs_quota_us", dir);
+    if (!kri_os_read_number(path, &quota_us)) return UINT64_MAX;
+    (void)snprintf(path, sizeof path, "%s/cpu.cfs_period_us", dir);
+    if (!kri_os_read_number(path, &period_us)) return UINT64_MAX;
+    return quota_of(quota_us, period_us);
+}
+
+uint32_t kri_cpu_quota(const char *root) {
+    static const kri_cgroup_fn quota_at[2] = {quota_v2, quota_v1};
+    const uint64_t least = kri_cgroup_least(root, "cpu", quota_at);
+    return least < UINT32_MAX ? (uint32_t)least : UINT32_MAX;
 }
 
 static bool affinity(uint64_t mask[CPUS_MAX / 64]) {

@@ -183,6 +183,11 @@ void kri_background_join(kri_background_t *background) {
     kri_free(background);
 }
 
+void kri_background_detach(kri_background_t *background) {
+    (void)pthread_detach(background->thread);
+    kri_free(background);
+}
+
 /* ---- pinning ------------------------------------------------------------------------------ */
 
 bool kri_pool_pins(uint32_t n_threads, uint32_t n_cores, bool unrestricted) {

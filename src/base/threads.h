@@ -45,6 +45,8 @@ typedef struct kri_background_s kri_background_t;
 typedef void (*kri_background_fn)(void *ctx);
 kr_status_t kri_background_start(kri_background_fn fn, void *ctx, kri_background_t **background);
 void kri_background_join(kri_background_t *background);
+/* Instead of a join, by the thread itself, which then ends alone. */
+void kri_background_detach(kri_background_t *background);
 /* Static split of n items in units of `unit`: thread i of n gets [*begin, *end). */
 void kri_split(uint64_t n_items, uint64_t unit, uint32_t thread_index, uint32_t n_threads,
                uint64_t *begin, uint64_t *end);

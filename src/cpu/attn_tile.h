@@ -26,12 +26,13 @@ typedef struct attn_tile_s {
     const kri_attn_args_t *args;
     size_t head_dim;
     size_t n_queries;  /* query vectors: rows * heads, row-major */
-    size_t elem_bytes; /* of K and V in the pool: 4 (f32) or 2 (f16) */
+    size_t elem_bytes; /* of K and V in the pool: 4 (f32), 2 (f16) or 1 (i8) */
     uint32_t qk_bits;  /* scores in integers of 8 or 16 bits; 0: in floats */
     int from_scratch;  /* values were converted into `values` */
     size_t block;      /* position of the first key of the block */
     float *keys;       /* transposed keys of the block, layout of the ISA level */
     float *key_scale;  /* [KRI_ATTN_BLOCK], of integer keys */
+    float *value_scale; /* [KRI_ATTN_BLOCK], of integer values (i8) */
     float *values;     /* converted values of the block, layout of the ISA level */
     float *q;          /* [n_queries][head_dim] floats, or head_dim integers */
     float *q_scale;    /* [n_queries], takes an integer to a score; floats have it in q */
@@ -40,6 +41,7 @@ typedef struct attn_tile_s {
     float *total;      /* [n_queries][head_dim], of the spans merged so far */
     float *scores;     /* [KRI_ATTN_GROUP][KRI_ATTN_BLOCK], base 2 logarithms; then weights */
     float *max, *sum, *decay;                   /* [n_queries]; decay: old weights times this */
+    float *weight_unit; /* [n_queries], of the weights as integers (i8) */
     float *total_max, *total_sum, *total_decay; /* the same of the merged spans */
     float cap;         /* soft cap in base 2 logarithms */
     /* K and V of the pages of the next block, to prefetch; scratch where no row sees that page. */
@@ -67,6 +69,18 @@ static inline attn_range_t attn_keys(const attn_tile_t *tile, size_t row_begin, 
         keys.end = to - tile->block;
     }
     return keys;
+}
+
+/* The keys of the current block that some row of queries [begin, end) sees; is_ragged: not all of
+ * the rows see all of them. */
+static inline attn_range_t attn_group_keys(const attn_tile_t *tile, size_t begin, size_t end,
+                                           int *is_ragged) {
+    const size_t first_row = begin / tile->args->n_heads;
+    const size_t last_row = (end - 1u) / tile->args->n_heads;
+    const attn_range_t first = attn_keys(tile, first_row, first_row + 1u);
+    const attn_range_t last = attn_keys(tile, last_row, last_row + 1u);
+    *is_ragged = first.begin != last.begin || first.end != last.end;
+    return (attn_range_t){first.begin, last.end};
 }
 
 /* The queries that see some key of [key_begin, key_end). */
@@ -106,7 +120,8 @@ static inline void attn_tile_init(attn_tile_t *tile, const kri_attn_args_t *args
     tile->values = tile->keys + KRI_ATTN_BLOCK * head_dim;
     tile->scores = tile->values + KRI_ATTN_BLOCK * head_dim_up;
     tile->key_scale = tile->scores + KRI_ATTN_GROUP * KRI_ATTN_BLOCK;
-    tile->max = tile->key_scale + KRI_ATTN_BLOCK;
+    tile->value_scale = tile->key_scale + KRI_ATTN_BLOCK;
+    tile->max = tile->value_scale + KRI_ATTN_BLOCK;
     tile->sum = tile->max + KRI_ATTN_TILE;
     tile->decay = tile->sum + KRI_ATTN_TILE;
     tile->total_max = tile->decay + KRI_ATTN_TILE;
@@ -114,7 +129,8 @@ static inline void attn_tile_init(attn_tile_t *tile, const kri_attn_args_t *args
     tile->total_decay = tile->total_sum + KRI_ATTN_TILE;
     tile->q_scale = tile->total_decay + KRI_ATTN_TILE;
     tile->q_sum = (int32_t *)(void *)(tile->q_scale + KRI_ATTN_TILE);
-    tile->q = tile->q_scale + 2u * KRI_ATTN_TILE;
+    tile->weight_unit = tile->q_scale + 2u * KRI_ATTN_TILE;
+    tile->q = tile->q_scale + 3u * KRI_ATTN_TILE;
     tile->acc = tile->q + tile->n_queries * head_dim;
     tile->total = tile->acc + tile->n_queries * head_dim;
 }

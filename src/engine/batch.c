@@ -113,7 +113,7 @@ kr_status_t kri_batch_prepare(const kr_batch_t *b, kri_kv_pool_t *kv, kri_batch_
         const kr_status_t status = kri_kv_pool_reserve(kv, q->seq, begin + q->n_rows);
         if (status != KR_OK) {
             for (uint32_t j = 0; j < i; j++) {
-                kri_kv_pool_truncate(kv, space->seqs[j].seq, space->seqs[j].pos_begin);
+                (void)kri_kv_pool_truncate(kv, space->seqs[j].seq, space->seqs[j].pos_begin);
             }
             return KRI_FAIL(error, status, "seqs", "no KV pages for sequence %u", q->seq);
         }

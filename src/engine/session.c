@@ -1,35 +1,18 @@
 /* session.c: see session.h. */
-#include "engine/session.h"
+#include "engine/session_impl.h"
 
 #include "base/alloc.h"
 #include "base/checked.h"
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/os.h"
-#include "cache/kv_pool.h"
 #include "cpu/cpu.h"
-#include "engine/batch.h"
-#include "model/model.h"
 #include "telemetry/telemetry.h"
 
 #define N_SEQS_MAX 256u
 #define N_ROWS_MAX 4096u
 #define N_ROWS_DEFAULT 512u
 #define N_CTX_DEFAULT 4096u
-
-struct kr_session_s {
-    struct kr_model_s *model;
-    kr_session_info_t info;
-    kri_kernels_t kernels;
-    kri_kv_pool_t *kv;
-    kri_exec_t exec;
-    kri_state_t state;
-    kri_batch_space_t space; /* arrays of the step under way */
-    uint8_t *scratch;        /* all of the above in one block of pages */
-    size_t scratch_bytes;
-    uint32_t cancel, running; /* atomic */
-    kr_telemetry_t telemetry;
-};
 
 /* Where each buffer lies in the scratch block. */
 typedef struct layout_s {
@@ -65,10 +48,12 @@ static bool make_layout(const struct kr_model_s *model, const kr_session_info_t 
            (l->total = at, true);
 }
 
-static void kv_params(const struct kr_model_s *model, const kr_session_info_t *info,
-                      kri_kv_params_t *kv) {
+static void kv_params(const struct kr_model_s *model, const kr_session_params_t *params,
+                      const kr_session_info_t *info, kri_kv_params_t *kv) {
     *kv = (kri_kv_params_t){.n_groups = model->n_kv_groups, .dtype = info->kv_dtype,
-                            .n_seqs = info->n_seqs, .n_ctx = info->n_ctx};
+                            .n_seqs = info->n_seqs, .n_ctx = info->n_ctx,
+                            .n_rows = info->n_rows_max, .bytes_max = params->kv_bytes_max,
+                            .prefix_cache = params->prefix_cache == KR_PREFIX_CACHE_ON};
     for (uint32_t g = 0; g < model->n_kv_groups; g++) {
         const kri_kv_desc_t *d = &model->kv_groups[g];
         kv->groups[g] = (kri_kv_shape_t){d->n_layers, d->n_kv_heads, d->head_dim, d->window};
@@ -95,7 +80,7 @@ static kr_status_t check_params(const struct kr_model_s *model, const kr_session
                         "n_ctx is %u, the model was trained for %u", p->n_ctx, n_ctx_train);
     }
     if (p->kv_dtype != KR_DTYPE_NONE && p->kv_dtype != KR_DTYPE_F16 &&
-        p->kv_dtype != KR_DTYPE_F32) {
+        p->kv_dtype != KR_DTYPE_F32 && p->kv_dtype != KR_DTYPE_I8) {
         return KRI_FAIL(error, KR_E_UNSUPPORTED, "kv_dtype", "KV type %s is not built",
                         kr_dtype_name(p->kv_dtype));
     }
@@ -107,6 +92,15 @@ static kr_status_t check_params(const struct kr_model_s *model, const kr_session
         return KRI_FAIL(error, KR_E_INVALID_ARG, "attn_qk", "attn_qk is %d, allowed are 0..3",
                         p->attn_qk);
     }
+    if (p->kv_dtype == KR_DTYPE_I8 && p->attn_qk != KR_ATTN_QK_DEFAULT &&
+        p->attn_qk != KR_ATTN_QK_INT16) {
+        return KRI_FAIL(error, KR_E_UNSUPPORTED, "attn_qk",
+                        "a KV cache of int8 multiplies its keys by 16-bit integers only, "
+                        "attn_qk %s is not built for it",
+                        p->attn_qk == KR_ATTN_QK_F32 ? "f32" : "int8");
+    }
+    KR_TRY(in_range("prefix_cache", p->prefix_cache, KR_PREFIX_CACHE_OFF, error));
+    KR_TRY(in_range("reserved", p->reserved, 0, error));
     info->n_ctx = p->n_ctx ? p->n_ctx : n_ctx_train < N_CTX_DEFAULT ? n_ctx_train : N_CTX_DEFAULT;
     info->n_seqs = p->n_seqs ? p->n_seqs : 1;
     info->n_rows_max = p->n_rows_max ? p->n_rows_max : N_ROWS_DEFAULT;
@@ -125,7 +119,7 @@ static kr_status_t plan(const struct kr_model_s *model, const kr_session_params_
     /* The matrix unit sums bf16 products in an order of its own. */
     if (params->invariant == KR_INVARIANT_ON) kernels->has_tiles = 0;
     info->is_invariant = !kernels->has_tiles;
-    kv_params(model, info, &kv);
+    kv_params(model, params, info, &kv);
     if (kri_kv_pool_bytes(&kv, &info->kv_bytes) != KR_OK ||
         !make_layout(model, info, kernels->has_tiles != 0, layout)) {
         return KRI_FAIL(error, KR_E_LIMIT, "n_ctx", "session of %u x %u tokens is too large",
@@ -178,7 +172,7 @@ kr_status_t kri_session_create(struct kr_model_s *model, const kr_session_params
     }
     s->scratch = kri_pages_alloc(layout.total);
     s->scratch_bytes = layout.total;
-    kv_params(model, &s->info, &kv);
+    kv_params(model, params, &s->info, &kv);
     status = s->scratch ? kri_kv_pool_create(&kv, &s->kv) : KR_E_NOMEM;
     if (status != KR_OK) {
         KRI_FAIL(error, status, "n_ctx", "no memory for %llu bytes of KV and %zu of scratch",
@@ -186,6 +180,7 @@ kr_status_t kri_session_create(struct kr_model_s *model, const kr_session_params
         goto done;
     }
     bind_scratch(s, &layout);
+    kri_telemetry_retain(params->telemetry);
     s->telemetry = params->telemetry;
     s->exec.attn_qk = params->attn_qk;
     kri_model_retain(model);
@@ -202,6 +197,7 @@ void kri_session_destroy(struct kr_session_s *session) {
     kri_kv_pool_destroy(session->kv);
     if (session->scratch) kri_pages_free(session->scratch, session->scratch_bytes);
     kri_model_close(session->model);
+    kr_telemetry_destroy(session->telemetry);
     kri_free(session);
 }
 
@@ -219,17 +215,35 @@ static kr_status_t run_step(struct kr_session_s *s, const kri_step_t *step, floa
         status = kri_forward_run(s->model, &s->exec, &s->state, logits);
         kri_weights_end(s->model);
     }
-    if (status == KR_E_NUMERIC) {
-        return KRI_FAIL(error, status, "logits", "the model computed a value that is not finite");
+    s->exec.step = NULL;
+    if (status != KR_OK && status != KR_E_NUMERIC) {
+        return KRI_FAIL(error, status, NULL, "decoding was cancelled");
     }
-    if (status != KR_OK) return KRI_FAIL(error, status, NULL, "decoding was cancelled");
     const bool is_decode = step->n_rows == step->n_seqs;
     kri_telemetry_record_ns(s->telemetry, is_decode ? KRI_METRIC_decode : KRI_METRIC_prefill,
                             kri_clock_ns() - begin_ns);
-    kri_telemetry_add(s->telemetry,
-                      is_decode ? KRI_METRIC_tokens_generated : KRI_METRIC_tokens_prompt,
-                      step->n_rows);
-    return KR_OK;
+    if (status == KR_OK) return KR_OK;
+    return KRI_FAIL(error, status, "logits", "the model computed a value that is not finite");
+}
+
+kr_status_t kri_session_run(struct kr_session_s *s, const kri_step_t *step, float *logits,
+                            kr_error_t *error) {
+    kri_step_t own = *step;
+    if (!own.cancel) own.cancel = &s->cancel;
+    __atomic_store_n(&s->cancel, 0, __ATOMIC_RELAXED);
+    __atomic_store_n(&s->running, 1, __ATOMIC_RELEASE);
+    const kr_status_t status = run_step(s, &own, logits, error);
+    __atomic_store_n(&s->running, 0, __ATOMIC_RELEASE);
+    return status;
+}
+
+/* A session is not told what its rows are: single ones count as generated. An engine knows, and
+ * counts for itself. */
+static void count_rows(struct kr_session_s *s, const kri_step_t *step) {
+    uint32_t n_single = 0;
+    for (uint32_t i = 0; i < step->n_seqs; i++) n_single += step->seqs[i].n_rows == 1;
+    kri_telemetry_add(s->telemetry, KRI_METRIC_tokens_generated, n_single);
+    kri_telemetry_add(s->telemetry, KRI_METRIC_tokens_prompt, step->n_rows - n_single);
 }
 
 kr_status_t kri_session_decode(struct kr_session_s *s, const kr_batch_t *batch, float *logits,
@@ -238,15 +252,12 @@ kr_status_t kri_session_decode(struct kr_session_s *s, const kr_batch_t *batch, 
     KR_TRY(kri_batch_check(batch, logits, s->kv, &s->info, s->model->hp.n_vocab, &s->space,
                            error));
     KR_TRY(kri_batch_prepare(batch, s->kv, &s->space, &step, error));
-    step.cancel = &s->cancel;
-    __atomic_store_n(&s->cancel, 0, __ATOMIC_RELAXED);
-    __atomic_store_n(&s->running, 1, __ATOMIC_RELEASE);
-    kr_status_t status = run_step(s, &step, logits, error);
-    __atomic_store_n(&s->running, 0, __ATOMIC_RELEASE);
+    const kr_status_t status = kri_session_run(s, &step, logits, error);
+    if (status == KR_OK || status == KR_E_NUMERIC) count_rows(s, &step);
     for (uint32_t i = 0; i < step.n_seqs; i++) {
         const kri_step_seq_t *q = &step.seqs[i];
         if (status == KR_OK) kri_kv_pool_commit(s->kv, q->seq, q->pos_begin + q->n_rows);
-        else kri_kv_pool_truncate(s->kv, q->seq, q->pos_begin); /* as if nothing happened */
+        else (void)kri_kv_pool_truncate(s->kv, q->seq, q->pos_begin); /* nothing happened */
     }
     return status;
 }
@@ -268,6 +279,13 @@ kr_status_t kri_session_truncate(struct kr_session_s *session, uint32_t seq, uin
     if (seq >= session->info.n_seqs || n_tokens > kri_kv_pool_length(session->kv, seq)) {
         return KR_E_INVALID_ARG;
     }
-    kri_kv_pool_truncate(session->kv, seq, n_tokens);
-    return KR_OK;
+    return kri_kv_pool_truncate(session->kv, seq, n_tokens);
 }
+
+kr_status_t kri_session_fork(struct kr_session_s *session, uint32_t src, uint32_t dst,
+                             uint32_t n_tokens) {
+    if (src >= session->info.n_seqs || dst >= session->info.n_seqs) return KR_E_INVALID_ARG;
+    return kri_kv_pool_fork(session->kv, src, dst, n_tokens);
+}
+
+kri_kv_pool_t *kri_session_kv(struct kr_session_s *session) { return session->kv; }

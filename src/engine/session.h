@@ -4,11 +4,15 @@
 #ifndef KRI_ENGINE_SESSION_H
 #define KRI_ENGINE_SESSION_H
 
+#include "cache/kv_pool.h"
 #include "kr.h"
+#include "ops/step.h"
 
 struct kr_model_s;
 struct kr_session_s;
 
+/* prefix_cache ON gives the pool one: for engines, which publish; the caller of a plain session
+ * cannot (kr_session.c refuses it). */
 kr_status_t kri_session_create(struct kr_model_s *model, const kr_session_params_t *params,
                                struct kr_session_s **session, kr_error_t *error);
 void kri_session_destroy(struct kr_session_s *session);
@@ -22,5 +26,23 @@ void kri_session_cancel(struct kr_session_s *session);
 kr_status_t kri_session_length(const struct kr_session_s *session, uint32_t seq,
                                uint32_t *n_tokens);
 kr_status_t kri_session_truncate(struct kr_session_s *session, uint32_t seq, uint32_t n_tokens);
+kr_status_t kri_session_fork(struct kr_session_s *session, uint32_t src, uint32_t dst,
+                             uint32_t n_tokens);
+
+/* ---- for engines, which prepare steps themselves -------------------------------------------- */
+
+kri_kv_pool_t *kri_session_kv(struct kr_session_s *session);
+/* The forward pass of a prepared step and its telemetry: no pages are taken, nothing is committed.
+ * logits [n_out_rows, n_vocab]; step->cancel NULL: kri_session_cancel cancels.
+ * KR_E_NUMERIC: all logits were written, some row of them is not finite. KR_E_CANCELLED. */
+kr_status_t kri_session_run(struct kr_session_s *session, const kri_step_t *step, float *logits,
+                            kr_error_t *error);
+
+/* ---- session_state.c: a sequence as bytes --------------------------------------------------- */
+
+kr_status_t kri_session_save(const struct kr_session_s *session, uint32_t seq, void *buf,
+                             size_t capacity, size_t *n_bytes);
+kr_status_t kri_session_restore(struct kr_session_s *session, uint32_t seq, const void *buf,
+                                size_t n_bytes, kr_error_t *error);
 
 #endif

@@ -105,8 +105,9 @@ typedef struct kri_attn_desc_s {
     float scale, softcap;
 } kri_attn_desc_t;
 /* qkv [n_rows, (n_heads + 2 n_kv_heads) * head_dim]: normalises and rotates q and k in place and
- * appends k and v to the pages of each row's sequence. With KR_ATTN_QK_INT8 a Walsh-Hadamard
- * transform follows the rotation of q and k: keys in the pages are then transformed ones. */
+ * appends k and v to the pages of each row's sequence. With KR_ATTN_QK_INT8 and for pages of int8 a
+ * Walsh-Hadamard transform follows the rotation of q and k: keys in the pages are then transformed
+ * ones. */
 void kri_op_rope_append(const kri_exec_t *exec, const kri_attn_desc_t *desc,
                         const float *cos_sin, float *qkv);
 /* out [n_rows, n_heads * head_dim] = attention of the rotated queries in qkv over the pages. */

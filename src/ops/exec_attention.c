@@ -4,20 +4,13 @@
  * into spans of keys, and the last thread to finish a span of an item merges all of them in their
  * fixed order. Neither the cut nor the thread changes a bit (kernels.h). */
 #include <math.h>
+#include <string.h>
 
 #include "base/checked.h"
 #include "base/error.h"
 #include "ops/exec.h"
 #include "ops/exec_impl.h"
-
-static size_t element_bytes(kr_dtype_t dtype) { return dtype == KR_DTYPE_F32 ? 4 : 2; }
-
-/* Keys (value 0) or values (value 1) of one KV head inside a page. */
-static size_t page_offset(const kri_kv_group_t *group, uint32_t layer, uint32_t value,
-                          uint32_t kv_head) {
-    size_t plane = ((size_t)layer * 2 + value) * group->n_kv_heads + kv_head;
-    return plane * KRI_PAGE_TOKENS * group->head_dim * element_bytes(group->dtype);
-}
+#include "ops/pack.h"
 
 /* ---- rotate and append --------------------------------------------------------------------- */
 
@@ -58,13 +51,66 @@ static void mix_heads(size_t head_dim, uint32_t n_heads, float *x) {
     for (size_t i = 0; i < n; i++) x[i] *= scale;
 }
 
+/* The key to store in a slot of a page: itself, or its difference to the key of slot 0 where that
+ * is smaller (true). Biases of the projection give neighbouring keys much in common, which would
+ * use up the levels. */
+static bool differ_i8(const uint8_t *page, kri_kv_place_t place, size_t slot, size_t n,
+                      const float *k, float *difference) {
+    float most = 0, most_of_difference = 0;
+    uint16_t half;
+    if (slot == 0) return false;
+    memcpy(&half, page + place.scales, sizeof half);
+    float scale = kri_f16_to_f32(half);
+    for (size_t i = 0; i < n; i++) {
+        int first = page[place.k + kri_i8_key_at(0, i)] - KRI_I8_KEY_BIAS;
+        difference[i] = k[i] - scale * (float)first;
+        most = fmaxf(most, fabsf(k[i]));
+        most_of_difference = fmaxf(most_of_difference, fabsf(difference[i]));
+    }
+    return isfinite(scale) && most_of_difference < most;
+}
+
+/* One key and value of one head to their places in a page as integers with a scale each. Bytes are
+ * stored one by one or four by four: another thread may be storing the neighbours of the page. */
+static void store_i8(const append_job_t *job, const float *k, const float *v, size_t slot,
+                     uint8_t *page, kri_kv_place_t place) {
+    const uint32_t head_dim = job->desc->head_dim;
+    int8_t q[KRI_HEAD_DIM_MAX];
+    float difference[KRI_HEAD_DIM_MAX];
+    uint16_t scale;
+    bool is_difference = differ_i8(page, place, slot, head_dim, k, difference);
+    job->exec->kernels->kv_store_i8(is_difference ? difference : k, head_dim, q, &scale);
+    if (is_difference) scale |= KRI_I8_DIFFERENCE;
+    memcpy(page + place.scales + 2 * slot, &scale, sizeof scale);
+    for (size_t i = 0; i < head_dim; i++)
+        page[place.k + kri_i8_key_at(slot, i)] = (uint8_t)(q[i] + KRI_I8_KEY_BIAS);
+    job->exec->kernels->kv_store_i8(v, head_dim, q, &scale);
+    memcpy(page + place.scales + 2 * (KRI_PAGE_TOKENS + slot), &scale, sizeof scale);
+    uint8_t *to = page + place.v + kri_i8_value_at(head_dim, slot, 0);
+    for (size_t i = 0; i < head_dim; i++) to[4 * i] = (uint8_t)q[i];
+}
+
+static void store_floats(const append_job_t *job, const float *k, const float *v, size_t slot,
+                         uint8_t *page, kri_kv_place_t place) {
+    const kri_kernels_t *kernels = job->exec->kernels;
+    const uint32_t head_dim = job->desc->head_dim;
+    kri_kv_store_fn *store =
+        job->group->dtype == KR_DTYPE_F32 ? kernels->kv_store_f32 : kernels->kv_store_f16;
+    size_t at = slot * kri_kv_block_bytes(job->group->dtype, head_dim) / KRI_PAGE_TOKENS;
+    store(k, head_dim, page + place.k + at);
+    store(v, head_dim, page + place.v + at);
+}
+
+/* Whether queries and keys are transformed before they become 8-bit integers. */
+static bool is_mixed(const kri_exec_t *exec, const kri_kv_group_t *group) {
+    return exec->attn_qk == KR_ATTN_QK_INT8 || group->dtype == KR_DTYPE_I8;
+}
+
 static void append_row(const append_job_t *job, const kri_step_seq_t *seq, uint32_t row) {
     const kri_attn_desc_t *desc = job->desc;
     const kri_kernels_t *kernels = job->exec->kernels;
     const kri_kv_group_t *group = job->group;
     kri_rope_fn *rope = desc->rope_pair ? kernels->rope_pair : kernels->rope_half;
-    kri_kv_store_fn *store =
-        group->dtype == KR_DTYPE_F32 ? kernels->kv_store_f32 : kernels->kv_store_f16;
     size_t head_dim = desc->head_dim;
     float *q = job->qkv + row * job->row_floats;
     float *k = q + desc->n_heads * head_dim, *v = k + desc->n_kv_heads * head_dim;
@@ -75,20 +121,33 @@ static void append_row(const append_job_t *job, const kri_step_seq_t *seq, uint3
         rope(q, desc->n_heads, head_dim, desc->n_rot, cos_sin);
         rope(k, desc->n_kv_heads, head_dim, desc->n_rot, cos_sin);
     }
-    if (job->exec->attn_qk == KR_ATTN_QK_INT8) {
+    if (is_mixed(job->exec, group)) {
         mix_heads(head_dim, desc->n_heads, q);
         mix_heads(head_dim, desc->n_kv_heads, k);
     }
     uint32_t pos = seq->pos_begin + (row - seq->row_begin);
     uint32_t page_index = seq->page_table[desc->group][pos / KRI_PAGE_TOKENS];
     uint8_t *page = group->pool + (size_t)page_index * group->page_bytes;
-    size_t slot = pos % KRI_PAGE_TOKENS * head_dim * element_bytes(group->dtype);
     for (uint32_t h = 0; h < desc->n_kv_heads; h++) {
-        store(k + h * head_dim, head_dim,
-              page + page_offset(group, desc->layer_in_group, 0, h) + slot);
-        store(v + h * head_dim, head_dim,
-              page + page_offset(group, desc->layer_in_group, 1, h) + slot);
+        kri_kv_place_t place = kri_kv_place(group, desc->layer_in_group, h);
+        const float *k_head = k + h * head_dim, *v_head = v + h * head_dim;
+        if (group->dtype == KR_DTYPE_I8)
+            store_i8(job, k_head, v_head, pos % KRI_PAGE_TOKENS, page, place);
+        else
+            store_floats(job, k_head, v_head, pos % KRI_PAGE_TOKENS, page, place);
     }
+}
+
+/* The first row from `row` on that a thread may start with: integer keys refer to the first one of
+ * their page, so all rows of a page are one thread's. */
+static uint32_t page_start(const kri_step_seq_t *seq, kr_dtype_t dtype, uint64_t row) {
+    uint32_t end = seq->row_begin + seq->n_rows;
+    if (row <= seq->row_begin) return seq->row_begin;
+    if (dtype == KR_DTYPE_I8) {
+        uint64_t pos = seq->pos_begin + (row - seq->row_begin);
+        row += (KRI_PAGE_TOKENS - pos % KRI_PAGE_TOKENS) % KRI_PAGE_TOKENS;
+    }
+    return row < end ? (uint32_t)row : end;
 }
 
 static void append_rows(void *ctx, uint32_t thread_index, uint32_t n_threads) {
@@ -98,9 +157,8 @@ static void append_rows(void *ctx, uint32_t thread_index, uint32_t n_threads) {
     kri_split(step->n_rows, 1, thread_index, n_threads, &begin, &end);
     for (uint32_t s = 0; s < step->n_seqs; s++) {
         const kri_step_seq_t *seq = &step->seqs[s];
-        uint32_t row = seq->row_begin, row_end = seq->row_begin + seq->n_rows;
-        if (row < begin) row = (uint32_t)begin;
-        if (row_end > end) row_end = (uint32_t)end;
+        uint32_t row = page_start(seq, job->group->dtype, begin);
+        uint32_t row_end = page_start(seq, job->group->dtype, end);
         for (; row < row_end; row++) append_row(job, seq, row);
     }
 }
@@ -183,6 +241,7 @@ static kri_attn_args_t item_args(const attn_job_t *job, const kri_step_seq_t *se
     size_t out_stride = (size_t)desc->n_heads * desc->head_dim;
     size_t column = ((size_t)kv_head * job->heads_per_kv + head_begin) * desc->head_dim;
     size_t batch_row = (size_t)seq->row_begin + row;
+    kri_kv_place_t place = kri_kv_place(group, desc->layer_in_group, kv_head);
     return (kri_attn_args_t){
         .q = job->qkv + batch_row * q_stride + column,
         .q_stride = q_stride,
@@ -190,8 +249,9 @@ static kri_attn_args_t item_args(const attn_job_t *job, const kri_step_seq_t *se
         .out_stride = out_stride,
         .pool = group->pool,
         .page_bytes = group->page_bytes,
-        .k_offset = page_offset(group, desc->layer_in_group, 0, kv_head),
-        .v_offset = page_offset(group, desc->layer_in_group, 1, kv_head),
+        .k_offset = place.k,
+        .v_offset = place.v,
+        .scale_offset = place.scales,
         .page_table = seq->page_table[desc->group],
         .n_rows = n_rows,
         .n_heads = n_heads,
@@ -305,6 +365,7 @@ static kri_attention_fn *choose_kernel(const kri_exec_t *exec, kr_dtype_t dtype,
                                        uint32_t head_dim) {
     const kri_kernels_t *kernels = exec->kernels;
     bool is_vector = head_dim % 16 == 0, is_f32 = dtype == KR_DTYPE_F32;
+    if (dtype == KR_DTYPE_I8) return is_vector ? kernels->attention_i8 : kri_attention_i8_ref;
     if (exec->attn_qk == KR_ATTN_QK_INT8) {
         if (!is_vector) return is_f32 ? kri_attention_f32_qk8_ref : kri_attention_f16_qk8_ref;
         return is_f32 ? kernels->attention_f32_qk8 : kernels->attention_f16_qk8;
@@ -329,6 +390,16 @@ static uint64_t attention_work(const attn_job_t *job) {
     return n_keys * job->desc->n_heads * job->desc->head_dim;
 }
 
+/* Items of sequences that have a prompt chunk in the step; next to them a single row is nothing. */
+static uint64_t chunk_n_items(const attn_job_t *job) {
+    const kri_step_t *step = job->exec->step;
+    uint64_t n_items = 0;
+    for (uint32_t s = 0; s < step->n_seqs; s++) {
+        if (step->seqs[s].n_rows > 1) n_items += seq_n_items(job, &step->seqs[s]);
+    }
+    return n_items;
+}
+
 /* Large tiles convert a block of keys and values for many rows; smaller ones feed more threads. */
 static void choose_tile(attn_job_t *job) {
     const kri_attn_desc_t *desc = job->desc;
@@ -338,7 +409,7 @@ static void choose_tile(attn_job_t *job) {
     job->n_head_items =
         desc->n_kv_heads * (uint32_t)kri_ceil_div(job->heads_per_kv, job->heads_per_item);
     while (job->rows_per_item / 2 >= TILE_ROWS_MIN &&
-           step_n_items(job) < (uint64_t)ITEMS_PER_THREAD * job->exec->n_threads)
+           chunk_n_items(job) < (uint64_t)ITEMS_PER_THREAD * job->exec->n_threads)
         job->rows_per_item /= 2;
 }
 

@@ -132,6 +132,13 @@ typedef void kri_add_fn(float *restrict y, const float *restrict x, size_t n);
 typedef void kri_softcap_fn(float *restrict x, size_t n, float cap);
 /* Converts n floats to the KV cache's element type (f16: round to nearest even). */
 typedef void kri_kv_store_fn(const float *restrict x, size_t n, void *restrict dst);
+/* One key or value of n floats as integers: *scale = amax / 127 as an f16, rounded up, and
+ * q [n] = rint(x * (1 / scale)) in -127..127. Zeros only: scale 0; a NaN, an infinity or a scale
+ * past f16: scale NaN and q of zeros, so that bad values reach the logits. */
+typedef void kri_kv_store_i8_fn(const float *restrict x, size_t n, int8_t *restrict q,
+                                uint16_t *restrict scale);
+/* The scale of a largest absolute value (a NaN for NaN) and 1 / scale, or 0 where all q are 0. */
+float kri_kv_scale_i8(float amax, uint16_t *scale);
 
 /* ---- attention ------------------------------------------------------------------------------
  * One sequence, one layer, one KV head; a tile of consecutive query rows with the n_heads query
@@ -152,6 +159,15 @@ typedef void kri_kv_store_fn(const float *restrict x, size_t n, void *restrict d
  * qk16    floats becomes q = rint(x * (levels / amax)), d = amax / levels (as quant_q8, but one
  *         scale per vector), and q.k = d_q * d_k * idot with an exact 32-bit idot. levels: see
  *         kri_attn_qk_levels. Values stay in float.
+ * i8      Keys and values are integers with a scale each (kri_kv_store_i8_fn), in the arrangement
+ *         of kri_i8_key_at and kri_i8_value_at: four dimensions of a key, or one dimension of four
+ *         keys, side by side are what 4-way byte dot products take. A key whose scale has a minus
+ *         sign holds its difference to the key of slot 0 of its page: the integers times |scale|,
+ *         and q.k of slot 0 is added to its own. q.k as qk16 with
+ *         KRI_I8_QUERY_LEVELS; the value is scale * integer. A kernel may sum values in
+ *         integers: then the weights of a block times their values' scales become
+ *         rint(w * (KRI_I8_WEIGHT_LEVELS / their maximum)), and a weight of 0 gives a value no
+ *         say, whatever its scale.
  *
  * n_rows * n_heads <= KRI_ATTN_TILE and n_rows * n_heads * head_dim <= KRI_ATTN_TILE_FLOATS (use
  * kri_attn_tile_queries). scratch: KRI_ATTN_SCRATCH_FLOATS floats, 64-byte aligned, private to the
@@ -166,7 +182,7 @@ typedef void kri_kv_store_fn(const float *restrict x, size_t n, void *restrict d
 #define KRI_ATTN_TILE_FLOATS (64u * KRI_HEAD_DIM_MAX)
 #define KRI_ATTN_SCRATCH_FLOATS                                                                  \
     (2u * KRI_ATTN_BLOCK * KRI_HEAD_DIM_MAX + 3u * KRI_ATTN_TILE_FLOATS +                        \
-     KRI_ATTN_GROUP * KRI_ATTN_BLOCK + KRI_ATTN_BLOCK + 8u * KRI_ATTN_TILE)
+     KRI_ATTN_GROUP * KRI_ATTN_BLOCK + 2u * KRI_ATTN_BLOCK + 9u * KRI_ATTN_TILE)
 /* Room for partial results that exec holds per thread, behind all threads' scratch. */
 #define KRI_ATTN_PARTIALS_FLOATS 65536u
 #define KRI_ATTN_THREAD_FLOATS (KRI_ATTN_SCRATCH_FLOATS + KRI_ATTN_PARTIALS_FLOATS)
@@ -185,6 +201,7 @@ typedef struct kri_attn_args_s {
     size_t out_stride;
     const uint8_t *pool;
     size_t page_bytes, k_offset, v_offset;
+    size_t scale_offset; /* i8: f16 scales [K | V][16] of a page */
     const uint32_t *page_table;
     uint32_t n_rows, n_heads, head_dim;
     uint32_t pos_begin;
@@ -210,6 +227,21 @@ static inline float kri_attn_qk_levels(uint32_t qk_bits, uint32_t head_dim) {
     if (qk_bits == 8) return 127.0f;
     return head_dim <= 64 ? 5792.0f : head_dim <= 128 ? 4095.0f : head_dim <= 256 ? 2896.0f
                                                                                   : 2047.0f;
+}
+/* The integers of i8. A query's: its products with 512 8-bit keys stay below 2^31, and 256 h + l
+ * with 8-bit h and l. A block's weights: the same for 64 products, in 15 bits. */
+#define KRI_I8_QUERY_LEVELS 32639.0f
+#define KRI_I8_WEIGHT_LEVELS 32767.0f
+#define KRI_I8_DIFFERENCE 0x8000u /* sign of a key's f16 scale */
+#define KRI_I8_KEY_BIAS 128 /* keys are kept as integer + 128, unsigned */
+/* Dimensions that a key or value takes up: whole fours. */
+#define KRI_I8_DIMS(head_dim) (((size_t)(head_dim) + 3u) / 4u * 4u)
+/* Index of a byte in a K block [dims / 4][16 keys][4 dims], in a V block [4][dims][4 keys]. */
+static inline size_t kri_i8_key_at(size_t slot, size_t dim) {
+    return dim / 4u * (4u * KRI_PAGE_TOKENS) + slot * 4u + dim % 4u;
+}
+static inline size_t kri_i8_value_at(uint32_t head_dim, size_t slot, size_t dim) {
+    return (slot / 4u * KRI_I8_DIMS(head_dim) + dim) * 4u + slot % 4u;
 }
 /* The first key that the row at position pos sees, and the spans that the tile's rows see:
  * [begin, end). */

@@ -3,16 +3,23 @@
 #ifndef KRI_OPS_STEP_H
 #define KRI_OPS_STEP_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/checked.h"
 #include "kr.h"
+#include "ops/kernels.h"
 
 #define KRI_KV_GROUPS_MAX 4u
 #define KRI_POS_COMPONENTS 3u
 
 /* Layers with equal window, KV heads, head size and type share one pool and one page table per
- * sequence. Page = [layer in group][K | V][kv_head][16][head_dim]. */
+ * sequence. Page, where a block is 16 keys or values of a KV head (kernels.h):
+ *   f32, f16  [layer in group][K | V][kv_head] blocks
+ *   int8      [layer in group][kv_head] times K block, V block, f16 scales [K | V][16]: both blocks
+ *             start at multiples of 64 bytes, and the scales of a head are one cache line. Keys may
+ *             refer to the one in slot 0: a page is copied whole, and no slot before others */
 typedef struct kri_kv_group_s {
     uint8_t *pool;
     size_t page_bytes;
@@ -20,6 +27,44 @@ typedef struct kri_kv_group_s {
     uint32_t n_layers, n_kv_heads, head_dim;
     uint32_t window; /* 0 = full attention */
 } kri_kv_group_t;
+
+/* One block. int8: head_dim up to a multiple of 4, because the layout is made of fours. */
+static inline size_t kri_kv_block_bytes(kr_dtype_t dtype, uint32_t head_dim) {
+    size_t n = (size_t)KRI_PAGE_TOKENS * head_dim;
+    if (dtype == KR_DTYPE_I8) return (size_t)KRI_PAGE_TOKENS * KRI_I8_DIMS(head_dim);
+    return n * (dtype == KR_DTYPE_F32 ? sizeof(float) : sizeof(uint16_t));
+}
+
+/* K and V of one layer and KV head in one page, with their scales. */
+static inline size_t kri_kv_head_bytes(kr_dtype_t dtype, uint32_t head_dim) {
+    size_t scales = dtype == KR_DTYPE_I8 ? 2 * KRI_PAGE_TOKENS * sizeof(uint16_t) : 0;
+    return 2 * kri_kv_block_bytes(dtype, head_dim) + scales;
+}
+
+/* Bytes of a page; false on overflow. */
+static inline bool kri_kv_page_bytes(kr_dtype_t dtype, uint32_t n_layers, uint32_t n_kv_heads,
+                                     uint32_t head_dim, size_t *n_bytes) {
+    size_t n = 0;
+    return kri_mul_size(n_layers, n_kv_heads, &n) &&
+           kri_mul_size(n, kri_kv_head_bytes(dtype, head_dim), n_bytes);
+}
+
+/* Where a layer's KV head lies inside a page; scales: int8 only. */
+typedef struct kri_kv_place_s {
+    size_t k, v, scales;
+} kri_kv_place_t;
+
+static inline kri_kv_place_t kri_kv_place(const kri_kv_group_t *group, uint32_t layer,
+                                          uint32_t kv_head) {
+    size_t block = kri_kv_block_bytes(group->dtype, group->head_dim);
+    if (group->dtype == KR_DTYPE_I8) {
+        size_t head = (size_t)layer * group->n_kv_heads + kv_head;
+        size_t begin = head * kri_kv_head_bytes(group->dtype, group->head_dim);
+        return (kri_kv_place_t){begin, begin + block, begin + 2 * block};
+    }
+    size_t k = ((size_t)layer * 2 * group->n_kv_heads + kv_head) * block;
+    return (kri_kv_place_t){k, k + group->n_kv_heads * block, 0};
+}
 
 typedef struct kri_step_seq_s {
     uint32_t seq;                /* id of the sequence in the session */

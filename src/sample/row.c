@@ -8,6 +8,8 @@
 #include "base/alloc.h"
 
 #define LANES 16u /* independent partial results: hides latency at any vector width */
+#define SCAN_LANES 32u
+_Static_assert(KRI_ROW_BLOCK == 2 * SCAN_LANES, "the scan folds a block once");
 
 kr_status_t kri_row_init(kri_row_t *row, uint32_t n_vocab, uint64_t n_edits_max) {
     memset(row, 0, sizeof *row);
@@ -63,39 +65,39 @@ float *kri_row_edit(kri_row_t *row, kr_token_t token) {
     return patch(row, (uint32_t)token / KRI_ROW_BLOCK) + (uint32_t)token % KRI_ROW_BLOCK;
 }
 
-/* Maximum of a block; *finite loses its value when the block holds a NaN or +Inf. */
-static float scan_block(const float *restrict x, int32_t *restrict finite) {
-    float max[LANES];
-    int32_t ok[LANES];
-    for (uint32_t j = 0; j < LANES; j++) {
-        max[j] = x[j];
-        ok[j] = x[j] < INFINITY;
-    }
-    for (uint32_t i = LANES; i < KRI_ROW_BLOCK; i += LANES) {
-        for (uint32_t j = 0; j < LANES; j++) {
-            max[j] = x[i + j] > max[j] ? x[i + j] : max[j];
-            ok[j] &= x[i + j] < INFINITY;
-        }
-    }
-    for (uint32_t half = LANES / 2; half > 0; half /= 2) {
-        for (uint32_t j = 0; j < half; j++) {
-            max[j] = max[j + half] > max[j] ? max[j + half] : max[j];
-            ok[j] &= ok[j + half];
-        }
-    }
-    *finite &= ok[0];
+/* max[j] of n (a constant) becomes the larger of max[j] and max[j + n]. */
+static inline void halve(float *max, uint32_t n) {
+    for (uint32_t j = 0; j < n; j++) max[j] = max[j] > max[j + n] ? max[j] : max[j + n];
+}
+
+/* Maximum of a block; a lane of finite [SCAN_LANES] becomes 0 when it meets a NaN or +Inf. Both
+ * halves of the block meet in loops that are too long to be unrolled, which is what keeps GCC 12
+ * from making scalars of their lanes. */
+static inline float scan_block(const float *restrict x, int32_t *restrict finite) {
+    const float *high = x + SCAN_LANES;
+    float max[SCAN_LANES];
+    for (uint32_t j = 0; j < SCAN_LANES; j++) max[j] = x[j] > high[j] ? x[j] : high[j];
+    for (uint32_t j = 0; j < SCAN_LANES; j++)
+        finite[j] &= -(int32_t)(x[j] < INFINITY) & -(int32_t)(high[j] < INFINITY);
+    halve(max, 16);
+    halve(max, 8);
+    halve(max, 4);
+    halve(max, 2);
+    halve(max, 1);
     return max[0];
 }
 
 kr_status_t kri_row_scan(kri_row_t *row) {
-    int32_t finite = 1;
+    int32_t finite[SCAN_LANES], all_finite = -1;
     float max = -INFINITY;
+    memset(finite, -1, sizeof finite);
     for (uint32_t b = 0; b < row->n_blocks; b++) {
-        row->block_max[b] = scan_block(kri_row_block(row, b), &finite);
+        row->block_max[b] = scan_block(kri_row_block(row, b), finite);
         max = row->block_max[b] > max ? row->block_max[b] : max;
     }
+    for (uint32_t j = 0; j < SCAN_LANES; j++) all_finite &= finite[j];
     row->max = max;
-    return finite && max > -INFINITY ? KR_OK : KR_E_NUMERIC;
+    return all_finite && max > -INFINITY ? KR_OK : KR_E_NUMERIC;
 }
 
 kr_token_t kri_row_argmax(const kri_row_t *row) {

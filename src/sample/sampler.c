@@ -16,6 +16,9 @@
 #include "sample/rng.h"
 #include "sample/row.h"
 
+/* Headers and rounding of its ten allocations. */
+#define ALLOCATIONS_BYTES 1280u
+
 struct kri_sampler_s {
     kr_sampler_params_t params; /* checked; logit_bias is not kept here */
     uint32_t top_k;             /* 0 = off */
@@ -30,6 +33,12 @@ struct kri_sampler_s {
     kr_logprob_t top[KRI_SAMPLER_LOGPROBS_MAX];
 };
 
+static void choose_filters(kri_sampler_t *s, uint32_t n_vocab) {
+    const kr_sampler_params_t *p = &s->params;
+    s->top_k = p->top_k > 0 && (uint32_t)p->top_k < n_vocab ? (uint32_t)p->top_k : 0;
+    s->is_filtered = s->top_k > 0 || p->typical_p < 1.0f || p->top_p < 1.0f || p->min_p > 0.0f;
+}
+
 static uint32_t candidates_needed(const kri_sampler_t *sampler, uint32_t n_vocab) {
     const kr_sampler_params_t *p = &sampler->params;
     uint32_t n = 0;
@@ -40,6 +49,21 @@ static uint32_t candidates_needed(const kri_sampler_t *sampler, uint32_t n_vocab
         n = n < n_top ? n_top : n;
     }
     return n;
+}
+
+uint64_t kri_sampler_bytes(const kr_sampler_params_t *params, uint32_t n_vocab) {
+    kri_sampler_t s = {.params = *params};
+    choose_filters(&s, n_vocab);
+    const uint64_t n_blocks = n_vocab / KRI_ROW_BLOCK + 1;
+    const uint64_t n_edits = kri_penalties_edits_max(params) + 1;
+    const uint64_t n_patches = n_edits < n_blocks ? n_edits : n_blocks;
+    const uint64_t n_seen = n_edits - 1 - params->n_logit_bias; /* 0: the penalties are off */
+    return sizeof s + ALLOCATIONS_BYTES +
+           n_blocks * (sizeof(uint32_t) + 2 * sizeof(float) + sizeof(uint64_t)) +
+           n_patches * (sizeof(uint32_t) + KRI_ROW_BLOCK * sizeof(float)) +
+           params->n_logit_bias * sizeof(kr_logit_bias_t) +
+           n_seen * (sizeof(kr_token_t) + 4 * sizeof(kri_token_count_t)) +
+           ((uint64_t)candidates_needed(&s, n_vocab) + 1) * sizeof(kri_candidate_t);
 }
 
 kr_status_t kri_sampler_create(const kr_sampler_params_t *params, uint32_t n_vocab,
@@ -53,8 +77,7 @@ kr_status_t kri_sampler_create(const kr_sampler_params_t *params, uint32_t n_voc
     kri_sampler_t *s = kri_calloc(1, sizeof *s, "sampler");
     if (s == NULL) return KRI_FAIL(error, KR_E_NOMEM, NULL, "no memory for a sampler");
     s->params = p;
-    s->top_k = p.top_k > 0 && (uint32_t)p.top_k < n_vocab ? (uint32_t)p.top_k : 0;
-    s->is_filtered = s->top_k > 0 || p.typical_p < 1.0f || p.top_p < 1.0f || p.min_p > 0.0f;
+    choose_filters(s, n_vocab);
     /* A subnormal temperature would give +Inf, and 0 * Inf at the maximum is no number. */
     s->scale = p.temperature > 0.0f ? 1.0f / p.temperature : 0.0f;
     s->scale = s->scale < FLT_MAX ? s->scale : FLT_MAX;

@@ -11,6 +11,8 @@ typedef struct kri_sampler_s kri_sampler_t;
 
 /* The defaults of kr.h. */
 void kri_sampler_params_init(kr_sampler_params_t *params);
+/* Heap bytes that a sampler of these checked params takes, at most. */
+uint64_t kri_sampler_bytes(const kr_sampler_params_t *params, uint32_t n_vocab);
 /* params may be NULL (defaults). */
 kr_status_t kri_sampler_create(const kr_sampler_params_t *params, uint32_t n_vocab,
                                kri_sampler_t **sampler, kr_error_t *error);

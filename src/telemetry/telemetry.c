@@ -1,110 +1,47 @@
-/* telemetry.c: counters and log-linear histograms, recorded without locks.
+/* telemetry.c: recording into counters, log-linear histograms and gauges, without locks.
  * All memory is taken at create: N_SLOTS copies of everything, and each thread uses the copy that
  * its number selects, so threads rarely touch the same cache line. The updates are relaxed
- * atomics, which keeps them right when there are more threads than slots. A report taken while
- * others record sees each record either wholly or partly; it is exact once they are done. */
+ * atomics, which keeps them right when there are more threads than slots. */
 #include "telemetry/telemetry.h"
 
 #include <math.h>
-#include <stdatomic.h>
+#include <stdbool.h>
 #include <string.h>
 
 #include "base/alloc.h"
 #include "base/clock.h"
 #include "base/error.h"
-#include "base/structs.h"
+#include "telemetry/telemetry_impl.h"
 
 /* ---- metrics ------------------------------------------------------------------------------ */
 
-typedef enum kind_e { KIND_COUNTER, KIND_HISTOGRAM } kind_t;
-
-/* Histograms are numbered apart, because only they need buckets. */
-enum {
-#define NUMBER_COUNTER(name)
-#define NUMBER_HISTOGRAM(name) HISTOGRAM_##name,
-#define KR_METRIC(name, kind, help) NUMBER_##kind(name)
-#include "telemetry/metrics.def"
-    N_HISTOGRAMS
-};
-
-typedef struct metric_row_s {
-    const char *name;
-    kind_t kind;
-    uint32_t histogram; /* of KIND_HISTOGRAM */
-} metric_row_t;
-
-static const metric_row_t metric_rows[KRI_N_METRICS] = {
-#define ROW_COUNTER(name) {#name, KIND_COUNTER, 0},
-#define ROW_HISTOGRAM(name) {#name, KIND_HISTOGRAM, HISTOGRAM_##name},
-#define KR_METRIC(name, kind, help) ROW_##kind(name)
+const metric_row_t kri_telemetry_rows[KRI_N_METRICS] = {
+#define INDEX_COUNTER(name) 0
+#define INDEX_GAUGE(name) 0
+#define INDEX_HISTOGRAM(name) HISTOGRAM_##name
+#define KR_METRIC(name, kind, alias, unit, help)                                                 \
+    {#name, alias, unit, help, KIND_##kind, INDEX_##kind(name)},
 #include "telemetry/metrics.def"
 };
 
 const char *kr_telemetry_name(uint32_t index) {
-    return index < KRI_N_METRICS ? metric_rows[index].name : NULL;
+    return index < KRI_N_METRICS ? kri_telemetry_rows[index].name : NULL;
 }
 
-/* KRI_N_METRICS when there is none. */
-static uint32_t find_metric(const char *name) {
+uint32_t kri_telemetry_find(const char *name) {
     uint32_t metric = 0;
-    while (metric < KRI_N_METRICS && strcmp(metric_rows[metric].name, name) != 0) metric++;
+    while (metric < KRI_N_METRICS && strcmp(kri_telemetry_rows[metric].name, name) != 0) metric++;
     return metric;
 }
 
-/* ---- buckets ------------------------------------------------------------------------------ */
-
-/* Each power of two is cut into 32 equal buckets, so a bucket is at most 1/32 of its lower end
- * wide; below 32 ns every nanosecond has its own. The last bucket takes all from 2^47 ns
- * (39 hours) on. */
-#define SUB_BITS 5
-#define N_SUB (1u << SUB_BITS)
-#define EXPONENT_END 47
-#define N_BUCKETS ((uint32_t)(EXPONENT_END - SUB_BITS + 1) * N_SUB + 1)
-
-static uint32_t bucket_of(uint64_t ns) {
-    if (ns < N_SUB) return (uint32_t)ns;
-    const uint32_t exponent = 63u - (uint32_t)__builtin_clzll(ns);
-    if (exponent >= EXPONENT_END) return N_BUCKETS - 1;
-    const uint32_t sub = (uint32_t)(ns >> (exponent - SUB_BITS)) & (N_SUB - 1);
-    return (exponent - SUB_BITS + 1) * N_SUB + sub;
-}
-
-/* The middle of a bucket: at most 1/64 away from anything in it. */
-static double bucket_middle_ns(uint32_t bucket) {
-    if (bucket < N_SUB) return bucket;
-    const int shift = (int)(bucket / N_SUB) - 1;
-    const double low = ldexp((double)(N_SUB + bucket % N_SUB), shift);
-    return low + (ldexp(1.0, shift) - 1.0) / 2.0;
-}
+#ifndef KRI_TELEMETRY_OFF
 
 /* ---- recording ---------------------------------------------------------------------------- */
-
-#define N_SLOTS 16u
-#define LINE_BYTES 64
-
-typedef struct histogram_s {
-    _Alignas(LINE_BYTES) _Atomic uint64_t sum_ns;
-    _Atomic uint64_t min_ns; /* UINT64_MAX while empty */
-    _Atomic uint64_t max_ns;
-    _Atomic uint64_t buckets[N_BUCKETS];
-} histogram_t;
-
-typedef struct slot_s {
-    histogram_t histograms[N_HISTOGRAMS];
-    _Alignas(LINE_BYTES) _Atomic uint64_t counters[KRI_N_METRICS];
-} slot_t;
-
-struct kr_telemetry_s {
-    slot_t slots[N_SLOTS];
-    _Atomic uint64_t start_ns;
-};
 
 /* Sums of durations must not overflow: 2^53 ns are 104 days. */
 #define NS_MAX (UINT64_C(1) << 53)
 
-static uint64_t load(const _Atomic uint64_t *value) {
-    return atomic_load_explicit(value, memory_order_relaxed);
-}
+static _Atomic(kri_gauge_fn) gauge_sources[KRI_N_METRICS];
 
 static void store(_Atomic uint64_t *value, uint64_t next) {
     atomic_store_explicit(value, next, memory_order_relaxed);
@@ -112,6 +49,14 @@ static void store(_Atomic uint64_t *value, uint64_t next) {
 
 static void add(_Atomic uint64_t *value, uint64_t n) {
     atomic_fetch_add_explicit(value, n, memory_order_relaxed);
+}
+
+static uint32_t bucket_of(uint64_t ns) {
+    if (ns < N_SUB) return (uint32_t)ns;
+    const uint32_t exponent = 63u - (uint32_t)__builtin_clzll(ns);
+    if (exponent >= EXPONENT_END) return N_BUCKETS - 1;
+    const uint32_t sub = (uint32_t)(ns >> (exponent - SUB_BITS)) & (N_SUB - 1);
+    return (exponent - SUB_BITS + 1) * N_SUB + sub;
 }
 
 static slot_t *own_slot(struct kr_telemetry_s *telemetry) {
@@ -126,17 +71,17 @@ static slot_t *own_slot(struct kr_telemetry_s *telemetry) {
 
 void kri_telemetry_record_ns(kr_telemetry_t telemetry, kri_metric_t metric, uint64_t ns) {
     if (telemetry == NULL) return;
-    KR_ASSERT(metric < KRI_N_METRICS && metric_rows[metric].kind == KIND_HISTOGRAM);
+    KR_ASSERT(metric < KRI_N_METRICS && kri_telemetry_rows[metric].kind == KIND_HISTOGRAM);
     if (ns > NS_MAX) ns = NS_MAX;
     histogram_t *histogram =
-        &own_slot(telemetry)->histograms[metric_rows[metric].histogram];
+        &own_slot(telemetry)->histograms[kri_telemetry_rows[metric].histogram];
     add(&histogram->sum_ns, ns);
-    uint64_t seen = load(&histogram->min_ns);
+    uint64_t seen = kri_telemetry_load(&histogram->min_ns);
     while (ns < seen && !atomic_compare_exchange_weak_explicit(&histogram->min_ns, &seen, ns,
                                                                memory_order_relaxed,
                                                                memory_order_relaxed)) {
     }
-    seen = load(&histogram->max_ns);
+    seen = kri_telemetry_load(&histogram->max_ns);
     while (ns > seen && !atomic_compare_exchange_weak_explicit(&histogram->max_ns, &seen, ns,
                                                                memory_order_relaxed,
                                                                memory_order_relaxed)) {
@@ -146,30 +91,69 @@ void kri_telemetry_record_ns(kr_telemetry_t telemetry, kri_metric_t metric, uint
 
 void kri_telemetry_add(kr_telemetry_t telemetry, kri_metric_t metric, uint64_t n) {
     if (telemetry == NULL) return;
-    KR_ASSERT(metric < KRI_N_METRICS && metric_rows[metric].kind == KIND_COUNTER);
+    KR_ASSERT(metric < KRI_N_METRICS && kri_telemetry_rows[metric].kind == KIND_COUNTER);
     add(&own_slot(telemetry)->counters[metric], n);
+}
+
+void kri_telemetry_set_gauge(kr_telemetry_t telemetry, kri_metric_t metric, double value) {
+    if (telemetry == NULL) return;
+    KR_ASSERT(metric < KRI_N_METRICS && kri_telemetry_rows[metric].kind == KIND_GAUGE);
+    uint64_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    store(&telemetry->gauges[metric], bits);
+}
+
+void kri_telemetry_gauge_source(kri_metric_t metric, kri_gauge_fn fn) {
+    KR_ASSERT(metric < KRI_N_METRICS && kri_telemetry_rows[metric].kind == KIND_GAUGE);
+    atomic_store_explicit(&gauge_sources[metric], fn, memory_order_relaxed);
+}
+
+double kri_telemetry_gauge(struct kr_telemetry_s *telemetry, uint32_t metric) {
+    double value;
+    const kri_gauge_fn source = atomic_load_explicit(&gauge_sources[metric], memory_order_relaxed);
+    if (source != NULL) {
+        value = source();
+    } else {
+        const uint64_t bits = kri_telemetry_load(&telemetry->gauges[metric]);
+        memcpy(&value, &bits, sizeof value);
+    }
+    return isfinite(value) ? value : 0.0;
+}
+
+/* ---- by name ------------------------------------------------------------------------------ */
+
+/* The index of a metric of this kind; KR_E_NOT_FOUND. */
+static kr_status_t find_kind(const char *name, kind_t kind, kri_metric_t *metric) {
+    const uint32_t found = kri_telemetry_find(name);
+    if (found == KRI_N_METRICS || kri_telemetry_rows[found].kind != kind) return KR_E_NOT_FOUND;
+    *metric = (kri_metric_t)found;
+    return KR_OK;
 }
 
 kr_status_t kr_telemetry_record(kr_telemetry_t telemetry, const char *name, double duration_ms) {
     if (telemetry == NULL || name == NULL) return KR_E_INVALID_ARG;
     if (!isfinite(duration_ms) || duration_ms < 0.0) return KR_E_INVALID_ARG;
-    const uint32_t metric = find_metric(name);
-    if (metric == KRI_N_METRICS || metric_rows[metric].kind != KIND_HISTOGRAM) {
-        return KR_E_NOT_FOUND;
-    }
+    kri_metric_t metric;
+    KR_TRY(find_kind(name, KIND_HISTOGRAM, &metric));
     const double ns = duration_ms * 1e6 + 0.5;
-    kri_telemetry_record_ns(telemetry, (kri_metric_t)metric,
-                            ns < (double)NS_MAX ? (uint64_t)ns : NS_MAX);
+    kri_telemetry_record_ns(telemetry, metric, ns < (double)NS_MAX ? (uint64_t)ns : NS_MAX);
     return KR_OK;
 }
 
 kr_status_t kr_telemetry_count(kr_telemetry_t telemetry, const char *name, uint64_t n) {
     if (telemetry == NULL || name == NULL) return KR_E_INVALID_ARG;
-    const uint32_t metric = find_metric(name);
-    if (metric == KRI_N_METRICS || metric_rows[metric].kind != KIND_COUNTER) {
-        return KR_E_NOT_FOUND;
-    }
-    kri_telemetry_add(telemetry, (kri_metric_t)metric, n);
+    kri_metric_t metric;
+    KR_TRY(find_kind(name, KIND_COUNTER, &metric));
+    kri_telemetry_add(telemetry, metric, n);
+    return KR_OK;
+}
+
+kr_status_t kr_telemetry_set(kr_telemetry_t telemetry, const char *name, double value) {
+    if (telemetry == NULL || name == NULL) return KR_E_INVALID_ARG;
+    if (!isfinite(value) || value < 0.0) return KR_E_INVALID_ARG;
+    kri_metric_t metric;
+    KR_TRY(find_kind(name, KIND_GAUGE, &metric));
+    kri_telemetry_set_gauge(telemetry, metric, value);
     return KR_OK;
 }
 
@@ -197,104 +181,51 @@ kr_status_t kr_telemetry_create(kr_telemetry_t *telemetry) {
     kr_telemetry_t created = kri_calloc(1, sizeof(struct kr_telemetry_s), "telemetry");
     if (created == NULL) return KR_E_NOMEM;
     KR_TRY(kr_telemetry_reset(created));
+    atomic_store(&created->n_refs, 1);
     *telemetry = created;
     return KR_OK;
 }
 
-void kr_telemetry_destroy(kr_telemetry_t telemetry) { kri_free(telemetry); }
-
-/* ---- reports ------------------------------------------------------------------------------ */
-
-/* One histogram of all slots; merged bucket by bucket, so nothing large is needed. */
-typedef struct merged_s {
-    struct kr_telemetry_s *telemetry;
-    uint32_t histogram;
-    uint64_t count, min_ns, max_ns;
-} merged_t;
-
-static uint64_t merged_bucket(const merged_t *merged, uint32_t bucket) {
-    uint64_t n = 0;
-    for (uint32_t s = 0; s < N_SLOTS; s++) {
-        n += load(&merged->telemetry->slots[s].histograms[merged->histogram].buckets[bucket]);
-    }
-    return n;
+void kri_telemetry_retain(kr_telemetry_t telemetry) {
+    if (telemetry != NULL) atomic_fetch_add(&telemetry->n_refs, 1);
 }
 
-static double clamp(double value, double low, double high) {
-    if (value > high) value = high;
-    return value < low ? low : value;
+void kr_telemetry_destroy(kr_telemetry_t telemetry) {
+    if (telemetry == NULL || atomic_fetch_sub(&telemetry->n_refs, 1) != 1) return;
+    kri_free(telemetry);
 }
 
-/* Nearest rank: the smallest recorded duration that is not exceeded by `percent` of all; in
- * integers, because 0.95 * n rounded the wrong way is another rank. */
-static uint64_t rank_of(uint64_t count, uint32_t percent) {
-    return count / 100 * percent + (count % 100 * percent + 99) / 100;
+#else /* KRI_TELEMETRY_OFF: no handle can exist, so a caller's is not one */
+
+kr_status_t kr_telemetry_create(kr_telemetry_t *telemetry) {
+    return telemetry == NULL ? KR_E_INVALID_ARG : KR_E_UNSUPPORTED;
 }
 
-static void fill_percentiles(const merged_t *merged, kr_telemetry_report_t *report) {
-    const uint32_t percents[] = {50, 95, 99};
-    double *const targets[] = {&report->p50_ms, &report->p95_ms, &report->p99_ms};
-    uint64_t n_passed = 0;
-    uint32_t next = 0;
-    for (uint32_t bucket = 0; bucket < N_BUCKETS && next < 3; bucket++) {
-        n_passed += merged_bucket(merged, bucket);
-        while (next < 3) {
-            if (n_passed == 0 || n_passed < rank_of(merged->count, percents[next])) break;
-            const double ns =
-                bucket == N_BUCKETS - 1 ? (double)merged->max_ns : bucket_middle_ns(bucket);
-            *targets[next] = clamp(ns, (double)merged->min_ns, (double)merged->max_ns) / 1e6;
-            next++;
-        }
-    }
+void kr_telemetry_destroy(kr_telemetry_t telemetry) { (void)telemetry; }
+
+kr_status_t kr_telemetry_reset(kr_telemetry_t telemetry) {
+    (void)telemetry;
+    return KR_E_INVALID_ARG;
 }
 
-static void fill_histogram(struct kr_telemetry_s *telemetry, uint32_t histogram,
-                           kr_telemetry_report_t *report) {
-    merged_t merged = {telemetry, histogram, 0, UINT64_MAX, 0};
-    double sum_ns = 0.0;
-    for (uint32_t bucket = 0; bucket < N_BUCKETS; bucket++) {
-        merged.count += merged_bucket(&merged, bucket);
-    }
-    if (merged.count == 0) return;
-    for (uint32_t s = 0; s < N_SLOTS; s++) {
-        const histogram_t *part = &telemetry->slots[s].histograms[histogram];
-        const uint64_t min_ns = load(&part->min_ns);
-        const uint64_t max_ns = load(&part->max_ns);
-        sum_ns += (double)load(&part->sum_ns);
-        if (min_ns < merged.min_ns) merged.min_ns = min_ns;
-        if (max_ns > merged.max_ns) merged.max_ns = max_ns;
-    }
-    /* A reset during this report can empty the minimum after the count was taken. */
-    if (merged.min_ns > merged.max_ns) merged.min_ns = merged.max_ns;
-    report->count = merged.count;
-    report->sum_ms = sum_ns / 1e6;
-    report->min_ms = (double)merged.min_ns / 1e6;
-    report->max_ms = (double)merged.max_ns / 1e6;
-    fill_percentiles(&merged, report);
+kr_status_t kr_telemetry_record(kr_telemetry_t telemetry, const char *name, double duration_ms) {
+    (void)telemetry, (void)name, (void)duration_ms;
+    return KR_E_INVALID_ARG;
 }
 
-void kr_telemetry_report_init(kr_telemetry_report_t *report) {
-    if (report != NULL) kri_struct_init(report, sizeof *report);
+kr_status_t kr_telemetry_count(kr_telemetry_t telemetry, const char *name, uint64_t n) {
+    (void)telemetry, (void)name, (void)n;
+    return KR_E_INVALID_ARG;
 }
 
-kr_status_t kr_telemetry_report(kr_telemetry_t telemetry, const char *name,
-                                kr_telemetry_report_t *report) {
-    if (telemetry == NULL || name == NULL || report == NULL) return KR_E_INVALID_ARG;
-    const uint32_t metric = find_metric(name);
-    if (metric == KRI_N_METRICS) return KR_E_NOT_FOUND;
-    kr_telemetry_report_t filled;
-    kr_telemetry_report_init(&filled);
-    if (metric_rows[metric].kind == KIND_HISTOGRAM) {
-        fill_histogram(telemetry, metric_rows[metric].histogram, &filled);
-    } else {
-        for (uint32_t s = 0; s < N_SLOTS; s++) {
-            filled.count += load(&telemetry->slots[s].counters[metric]);
-        }
-    }
-    const uint64_t start_ns = load(&telemetry->start_ns);
-    const uint64_t now_ns = kri_clock_ns();
-    if (now_ns > start_ns) {
-        filled.throughput_per_s = (double)filled.count * 1e9 / (double)(now_ns - start_ns);
-    }
-    return kri_struct_write(report, &filled, sizeof filled);
+kr_status_t kr_telemetry_set(kr_telemetry_t telemetry, const char *name, double value) {
+    (void)telemetry, (void)name, (void)value;
+    return KR_E_INVALID_ARG;
 }
+
+double kri_telemetry_gauge(struct kr_telemetry_s *telemetry, uint32_t metric) {
+    (void)telemetry, (void)metric;
+    return 0.0;
+}
+
+#endif

@@ -36,6 +36,9 @@ const kri_dtype_info_t *kri_dtype_info(kr_dtype_t dtype) {
 
 const char *kr_dtype_name(kr_dtype_t dtype) {
     const kri_dtype_info_t *info = kri_dtype_info(dtype);
+#define KR_DTYPE_OF_CACHE(name, text)                                                            \
+    if (dtype == KR_DTYPE_##name) return text;
+#include "tensor/dtypes.def"
     return info != NULL ? info->name : "?";
 }
 

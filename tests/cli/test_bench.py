@@ -95,6 +95,28 @@ class Model(BenchTest):
         self.assert_fails(2, "exclude each other", *self.bench("-d", "0", "--frontiers"))
 
 
+    def test_streams_decode_together(self):
+        report = self.assert_done(*self.bench("--streams", "3", "--json")).json()
+        self.assertEqual((report["streams"], report["n_prompt"], report["n_generated"]), (3, 8, 4))
+        for field in ("machine", "build", "commit", "isa", "verdict", "spread"):
+            self.assertIn(field, report)
+        reports = self.assert_done(*self.bench("--streams", "1,2,5", "--json")).json()
+        self.assertEqual([r["streams"] for r in reports], [1, 2, 5])
+        for report in reports:
+            self.assertGreater(report["decode_tps_total"], 0)
+            self.assertGreater(report["prefill_tps_total"], 0)
+        text = self.assert_done(*self.bench("--streams", "1,2")).out.decode()
+        self.assertEqual(text.count(" streams "), 2)
+
+    def test_streams_that_make_no_sense_are_refused(self):
+        for streams in ("", ",", "1,", "0", "-1", "x", "2,2", "3,1", "257", "9" * 30, "1.5"):
+            self.assert_fails(2, "--streams", *self.bench(f"--streams={streams}"))
+        self.assert_fails(2, "excludes --depth", *self.bench("--streams", "2", "-d", "4"))
+        self.assert_fails(2, "context holds", "bench", "model", "-m", self.model, "--streams",
+                          "2", "-p", "99999999")
+        self.assert_fails(2, "does not take --streams", "bench", "ops", "--streams", "2")
+
+
 class Ops(BenchTest):
     def test_report_names_ceilings_and_every_family(self):
         report = self.report("ops", "--filter", "/ref/", "--seconds", "0.0001")
@@ -170,6 +192,12 @@ class Attention(BenchTest):
         self.assertIn(b"geometric mean", text)
         report = self.report("flash", "--filter", name, "-r", "1", "--attn-qk", "int16")
         self.assertEqual(report["attn_qk"], "int16")
+        report = self.report("flash", "--filter", name, "-r", "1", "--kv", "int8")
+        self.assertEqual(report["kv"], "int8")
+        for row in report["results"]: # the unfused form has the cache's numbers rounded to f16
+            self.assertLess(row["error"], 1e-3)
+        self.assert_fails(2, "f16 or int8", "bench", "flash", "--kv", "f32")
+        self.assert_fails(2, "one way", "bench", "flash", "--kv", "int8", "--attn-qk", "int16")
         self.assert_fails(2, "no row contains 'x9'", "bench", "flash", "--filter", "x9")
 
 
@@ -345,10 +373,10 @@ class Gate(BenchTest):
         baseline = json.loads(path.read_text(encoding="utf-8"))
         names = [stage["name"] for stage in baseline["stages"]]
         for kind in ("machine/fma/", "op/linear_q4_k/", "attention/", "model/prefill",
-                     "model/decode"):
+                     "model/decode", "engine/prefill", "engine/decode"):
             self.assertTrue(any(name.startswith(kind) for name in names), kind)
         self.assertTrue(all(len(stage["ns"]) == 5 for stage in baseline["stages"]))
-        for kind in ("machine", "attention/128x1x32x64", "model"):
+        for kind in ("machine", "attention/128x1x32x64", "model", "engine"):
             faster = self.scaled(path, 1e5)
             self.assert_done(*GATE, "--baseline", faster, "-r", "5", "--filter", kind)
         elsewhere = self.edit(path, lambda b: b.update(model="/nosuch/model.gguf"))

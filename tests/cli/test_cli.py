@@ -39,20 +39,17 @@ class Options(ProgramTest):
             self.assertRegex(text, rf"(?m)^ .*{flag}\b")
         for absent in ("--json-schema", "--regex", "--grammar", "cuda", "neon"):
             self.assertNotIn(absent, text)
-        self.assertNotRegex(text, r"--kv\b.*int8")
         self.assertEqual(self.assert_done("run", "--help").out.decode(), text)
         commands = self.assert_done("--help").out.decode()
         for absent in ("serve", "batch", "runtime", "mcp"):
             self.assertNotIn(f"  {absent} ", commands)
 
     def test_what_is_not_built_is_refused_by_name(self):
-        for words in (["serve"], ["batch", "a", "b"], ["runtime"], ["mcp"],
-                      ["bench", "engine"]):
-            self.assert_fails(2, f"{words[-1] if words[0] == 'bench' else words[0]}.*not built",
-                              *words)
+        for words in (["serve"], ["batch", "a", "b"], ["runtime"], ["mcp"]):
+            self.assert_fails(2, f"{words[0]}.*not built", *words)
         for flag, value in (("--json-schema", "x"), ("--regex", "x"), ("--grammar", "x")):
             self.assert_fails(2, f"{flag}.*not built", *RUN, flag, value)
-        for flag, value in (("--kv", "int8"), ("--device", "cuda"), ("--isa", "neon")):
+        for flag, value in (("--device", "cuda"), ("--isa", "neon")):
             self.assert_fails(2, f"{flag} {value} is not built", *RUN, flag, value)
 
     def test_unknown_words_are_refused_with_the_nearest(self):
@@ -397,6 +394,25 @@ class OtherCommands(ProgramTest):
         self.assert_fails(2, "--attn-qk", "logits", "-m", self.model, "-o", out, "--ids", "5",
                           "--attn-qk", "int4")
 
+    def test_kv_int8_moves_logits_a_little_and_halves_the_cache(self):
+        outs, kv_bytes = {}, {}
+        for kv in ("f16", "int8"):
+            out = self.scratch / f"kv-{kv}.f32"
+            report = self.assert_done("logits", "-m", self.model, "-o", out, "--ids", "5,6,7,8,9",
+                                      "--kv", kv, "--json").json()
+            self.assertEqual(report["kv"], kv)
+            outs[kv] = struct.unpack(f"<{out.stat().st_size // 4}f", out.read_bytes())
+            kv_bytes[kv] = report["kv_bytes"]
+        worst = max(abs(a - b) for a, b in zip(outs["f16"], outs["int8"], strict=True))
+        self.assertTrue(0 < worst < 0.1, worst)
+        head = kr("inspect", self.model, "--json").json()["hyper_parameters"]["head_dim"]
+        self.assertEqual(kv_bytes["int8"] * 2 * head, kv_bytes["f16"] * (head + 2))
+        words = ("run", "-m", self.model, "--ids", "5,6,7", "-n", "8", "--kv", "int8")
+        self.assertGreater(len(self.assert_done(*words, "--json").json()["tokens"]), 0)
+        self.assert_done(*words, "--attn-qk", "int16")
+        for qk in ("f32", "int8"):
+            self.assert_fails(2, f"attn_qk {qk} is not built", *words, "--attn-qk", qk)
+
     def test_perplexity_agrees_with_logits(self):
         """The method spelled out again over `kr logits`: chunks, BOS, second halves."""
         import math
@@ -450,6 +466,9 @@ class OtherCommands(ProgramTest):
         for field in ("read_gbps", "prefill_tps", "decode_tps"):
             self.assertGreater(report[field], 0)
         self.assert_fails(2, "context holds", "bench", "model", "-m", self.model, "-p", "99999")
+        windowed = self.assert_done("bench", "model", "-m", self.make_model("gemma3"), "-p", "64",
+                                    "-n", "8", "-r", "2", "-t", "1", "-d", "70,90", "--json").json()
+        self.assertEqual([r["depth"] for r in windowed], [70, 90])
 
     def test_models_lists_and_verifies(self):
         env = environment(KR_MODELS_DIR=self.scratch / "models",
@@ -494,6 +513,14 @@ class Chat(ProgramTest):
         self.assertTrue(together.startswith(self.talk("hello\n").out))
         chunked = self.talk("hello\nand again\n", "--chunk", "1").out
         self.assertEqual(chunked, together)
+
+    def test_a_window_that_moved_on_is_computed_again(self):
+        words = ("chat", "-m", self.make_model("gemma3_chat"), "--temp", "0", "-n", "30")
+        line = b"word " * 20 + b"\n"
+        once = self.assert_done(*words, stdin=line)
+        twice = self.assert_done(*words, stdin=line + b"/reset\n" + line + b"/stats\n")
+        self.assertEqual(twice.out, once.out + once.out)
+        self.assertIn("(0 reused)", twice.err)
 
     def test_reset_and_system_change_what_is_rendered(self):
         first = self.talk("hello\n").out

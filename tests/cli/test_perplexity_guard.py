@@ -15,7 +15,7 @@ from kr_program import ROOT, kr  # noqa: E402
 LEVELS = ("avx2", "avx512", "amx")  # ascending
 MOVE_MAX = 0.03
 CASES = (("smollm2", "128", "3"), ("gemma3", "128", "1"))
-VARIANTS = (("--attn-qk", "int16"), ("--attn-qk", "int8"))
+VARIANTS = (("--attn-qk", "int16"), ("--attn-qk", "int8"), ("--kv", "int8"))
 
 
 class PerplexityGuard(unittest.TestCase):

@@ -132,6 +132,35 @@ TEST(api_sampler_reports_log_probabilities) {
     kr_sampler_destroy(sampler);
 }
 
+static uint64_t heap_bytes(void) {
+    kr_memory_usage_t usage;
+    kr_memory_usage_init(&usage);
+    assert_status(kr_memory_usage(&usage), KR_OK);
+    return usage.bytes_now;
+}
+
+TEST(api_session_keeps_its_telemetry) {
+    static float logits[N_VOCAB];
+    const kr_token_t tokens[2] = {1, 2};
+    kr_telemetry_t telemetry = NULL;
+    kr_session_params_t params;
+    kr_model_t model = open_tiny("llama");
+    kr_session_params_init(&params);
+    kr_session_destroy(open_session(model, &params)); /* what a first one leaves behind */
+    const uint64_t before = heap_bytes();
+    assert_status(kr_telemetry_create(&telemetry), KR_OK);
+    const uint64_t n_bytes = heap_bytes() - before;
+    params.telemetry = telemetry;
+    kr_session_t session = open_session(model, &params);
+    const uint64_t open_bytes = heap_bytes();
+    kr_telemetry_destroy(telemetry);
+    assert_int_equal(heap_bytes(), open_bytes);
+    decode_chunks(session, tokens, 2, 2, 1, N_VOCAB, logits);
+    kr_session_destroy(session);
+    assert_true(heap_bytes() < before + n_bytes);
+    kr_model_close(model);
+}
+
 TEST(api_session_moves_its_metrics) {
     static const struct { const char *name; uint64_t count; } expected[] = {
         {"prefill", 1}, {"decode", 2}, {"tokens_prompt", 5}, {"tokens_generated", 2}};

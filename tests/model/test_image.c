@@ -233,6 +233,30 @@ TEST(image_damaged_in_its_data_is_repaired_at_first_use_and_removed) {
     leave(&p);
 }
 
+/* Not the first step: other streams would wait for it. */
+TEST(image_is_checked_by_the_thread_that_adds_the_model_to_an_engine) {
+    place_t p;
+    char path[400];
+    kr_engine_t engine = NULL;
+    kr_engine_params_t params;
+    enter(&p);
+    assert_false(use(&p));
+    image_path(&p, path);
+    flip(path, DATA_OFFSET);
+    n_warnings = 0;
+    kr_engine_params_init(&params);
+    params.kv_bytes_max = (uint64_t)1 << 30;
+    assert_status(kr_engine_create(&params, &engine, NULL), KR_OK);
+    kr_model_t model = open_at(&p);
+    assert_int_equal(n_warnings, 0);
+    assert_status(kr_engine_add_model(engine, "image", model, NULL, NULL), KR_OK);
+    assert_int_equal(n_warnings, 1);
+    assert_non_null(strstr(last_warning, "damaged"));
+    kr_engine_destroy(engine);
+    kr_model_close(model);
+    leave(&p);
+}
+
 TEST(image_with_damaged_header_or_size_is_never_used) {
     place_t p;
     char path[400];

@@ -193,6 +193,37 @@ TEST(session_refuses_bad_params_by_field) {
     kr_model_close(model);
 }
 
+/* Pages of integers have one way to multiply queries with keys; the others are refused by name. */
+TEST(session_of_an_integer_cache_refuses_other_scores_and_takes_half_the_bytes) {
+    static const struct { int32_t attn_qk; kr_status_t status; const char *name; } rows[] = {
+        {KR_ATTN_QK_DEFAULT, KR_OK, ""}, {KR_ATTN_QK_INT16, KR_OK, ""},
+        {KR_ATTN_QK_F32, KR_E_UNSUPPORTED, "attn_qk f32"},
+        {KR_ATTN_QK_INT8, KR_E_UNSUPPORTED, "attn_qk int8"}};
+    kr_model_t model = open_tiny("llama");
+    kr_session_params_t params;
+    kr_session_info_t f16, i8;
+    kr_session_params_init(&params);
+    kr_session_info_init(&f16);
+    kr_session_info_init(&i8);
+    assert_status(kr_session_plan(model, &params, &f16, NULL), KR_OK);
+    params.kv_dtype = KR_DTYPE_I8;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        kr_error_t error;
+        kr_error_init(&error);
+        params.attn_qk = rows[i].attn_qk;
+        assert_status(kr_session_plan(model, &params, &i8, &error), rows[i].status);
+        if (rows[i].status != KR_OK) assert_string_equal(error.param, "attn_qk");
+        if (rows[i].status != KR_OK) assert_non_null(strstr(error.message, rows[i].name));
+    }
+    kr_model_info_t info;
+    kr_model_info_init(&info);
+    assert_status(kr_model_info(model, &info), KR_OK);
+    /* a token and head: head_dim bytes and a scale of two */
+    assert_true(i8.kv_bytes * 2 * info.head_dim == f16.kv_bytes * (info.head_dim + 2));
+    assert_int_equal(i8.kv_dtype, KR_DTYPE_I8);
+    kr_model_close(model);
+}
+
 static atomic_int cancel_stop;
 
 static void *cancel_all_the_time(void *session) {

@@ -35,13 +35,14 @@ static void read_golden(const char *name, kr_token_t *ids, float *logits) {
 
 static void check_golden(const char *name) {
     static const struct { kr_dtype_t kv; double max; } cases[] = {{KR_DTYPE_F32, 1e-4},
-                                                                   {KR_DTYPE_F16, 2e-3}};
+                                                                   {KR_DTYPE_F16, 2e-3},
+                                                                   {KR_DTYPE_I8, 5e-2}};
     static float expected[N_TOKENS * N_VOCAB], actual[N_TOKENS * N_VOCAB];
     static const char *const levels[] = {"ref", "avx2", "avx512", "neon", "dotprod", "i8mm"};
     kr_token_t ids[N_TOKENS];
     read_golden(name, ids, expected);
     kr_model_t model = open_tiny(name);
-    for (size_t i = 0; i < 2; i++) {
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         for (size_t l = 0; l < sizeof levels / sizeof *levels; l++) {
             if (!has_level(levels[l])) continue;
             kr_session_t session = tiny_session(model, cases[i].kv, levels[l], 1, 1);
@@ -144,9 +145,10 @@ TEST(tiny_logits_of_the_matrix_unit_stay_near_the_golden_ones) {
     kr_model_close(model);
 }
 
-/* Attention's integer scores: near the logits of f32 ones, not the same, and as invariant. */
-static void check_integer_scores(const char *preset, const char *isa, int32_t attn_qk,
-                                 double max) {
+/* Attention's integer scores and an integer cache: near the logits of floats, not the same, and as
+ * invariant. */
+static void check_integer_scores(const char *preset, const char *isa, kr_dtype_t kv,
+                                 int32_t attn_qk, double max) {
     static const uint32_t chunks[] = {512, 1, 7};
     static float plain[N_TOKENS * N_VOCAB], expected[N_TOKENS * N_VOCAB];
     static float actual[N_TOKENS * N_VOCAB];
@@ -161,14 +163,17 @@ static void check_integer_scores(const char *preset, const char *isa, int32_t at
         kr_session_params_init(&params);
         params.isa = isa;
         params.n_threads = c + 1;
+        params.kv_dtype = kv;
         params.attn_qk = attn_qk;
+        params.invariant = KR_INVARIANT_ON;
         session = open_session(model, &params);
         decode_chunks(session, ids, N_TOKENS, chunks[c], 0, N_VOCAB, c ? actual : expected);
         if (c) assert_memory_equal(actual, expected, sizeof(expected));
         kr_session_destroy(session);
     }
     const double d = distance(expected, plain, N_TOKENS * N_VOCAB);
-    print_message("%s on %s: scores %d move logits by %.2e\n", preset, isa, attn_qk, d);
+    print_message("%s on %s: kv %s, scores %d move logits by %.2e\n", preset, isa,
+                  kr_dtype_name(kv), attn_qk, d);
     assert_true(d > 0 && d < max);
     kr_model_close(model);
 }
@@ -178,14 +183,23 @@ TEST(tiny_logits_with_integer_scores_are_near_and_do_not_depend_on_chunks_and_th
     for (size_t l = 0; l < sizeof levels / sizeof *levels; l++) {
         if (!has_level(levels[l])) continue;
         for (size_t p = 0; p < N_PRESETS; p++) {
-            check_integer_scores(presets[p], levels[l], KR_ATTN_QK_INT8, 0.1);
-            check_integer_scores(presets[p], levels[l], KR_ATTN_QK_INT16, 0.03);
+            check_integer_scores(presets[p], levels[l], KR_DTYPE_F16, KR_ATTN_QK_INT8, 0.1);
+            check_integer_scores(presets[p], levels[l], KR_DTYPE_F16, KR_ATTN_QK_INT16, 0.03);
         }
     }
 }
 
+TEST(tiny_logits_with_an_integer_cache_are_near_and_do_not_depend_on_chunks_and_threads) {
+    static const char *const levels[] = {"ref", "avx2", "avx512", "amx", "neon"};
+    for (size_t l = 0; l < sizeof levels / sizeof *levels; l++) {
+        if (!has_level(levels[l])) continue;
+        for (size_t p = 0; p < N_PRESETS; p++)
+            check_integer_scores(presets[p], levels[l], KR_DTYPE_I8, KR_ATTN_QK_DEFAULT, 0.1);
+    }
+}
+
 /* Three sequences of different lengths in one batch give what each gives alone. */
-TEST(tiny_logits_do_not_depend_on_the_batch) {
+static void check_batch(kr_dtype_t kv) {
     static const uint32_t n_rows[3] = {1, 17, 40};
     static float alone[58 * N_VOCAB], together[58 * N_VOCAB];
     kr_token_t ids[58];
@@ -194,12 +208,12 @@ TEST(tiny_logits_do_not_depend_on_the_batch) {
         kr_model_t model = open_tiny(presets[p]);
         uint32_t at = 0;
         for (uint32_t s = 0; s < 3; s++) {
-            kr_session_t session = tiny_session(model, KR_DTYPE_F16, NULL, 1, 1);
+            kr_session_t session = tiny_session(model, kv, NULL, 1, 1);
             decode_chunks(session, ids + at, n_rows[s], 512, 0, N_VOCAB, alone + at * N_VOCAB);
             kr_session_destroy(session);
             at += n_rows[s];
         }
-        kr_session_t session = tiny_session(model, KR_DTYPE_F16, NULL, 3, 2);
+        kr_session_t session = tiny_session(model, kv, NULL, 3, 2);
         const kr_batch_seq_t seqs[3] = {{2, 1}, {0, 17}, {1, 40}};
         uint32_t out_rows[58];
         for (uint32_t i = 0; i < 58; i++) out_rows[i] = i;
@@ -217,18 +231,23 @@ TEST(tiny_logits_do_not_depend_on_the_batch) {
     }
 }
 
+TEST(tiny_logits_do_not_depend_on_the_batch) {
+    check_batch(KR_DTYPE_F16);
+    check_batch(KR_DTYPE_I8);
+}
+
 /* Dropping tokens and appending others is the same as never having had them. */
-TEST(tiny_truncate_leaves_no_trace) {
+static void check_truncate(kr_dtype_t kv) {
     static float expected[20 * N_VOCAB], actual[20 * N_VOCAB];
     kr_token_t ids[64];
     some_tokens(ids, 64, 3);
     for (size_t p = 0; p < N_PRESETS; p++) {
         kr_model_t model = open_tiny(presets[p]);
-        kr_session_t session = tiny_session(model, KR_DTYPE_F16, NULL, 1, 1);
+        kr_session_t session = tiny_session(model, kv, NULL, 1, 1);
         decode_chunks(session, ids, 50, 512, 50, N_VOCAB, NULL);
         assert_status(kr_session_truncate(session, 0, 21), KR_OK);
         decode_chunks(session, ids + 44, 20, 512, 0, N_VOCAB, actual);
-        kr_session_t fresh = tiny_session(model, KR_DTYPE_F16, NULL, 1, 1);
+        kr_session_t fresh = tiny_session(model, kv, NULL, 1, 1);
         decode_chunks(fresh, ids, 21, 512, 21, N_VOCAB, NULL);
         decode_chunks(fresh, ids + 44, 20, 512, 0, N_VOCAB, expected);
         assert_memory_equal(actual, expected, sizeof(expected));
@@ -236,4 +255,9 @@ TEST(tiny_truncate_leaves_no_trace) {
         kr_session_destroy(session);
         kr_model_close(model);
     }
+}
+
+TEST(tiny_truncate_leaves_no_trace) {
+    check_truncate(KR_DTYPE_F16);
+    check_truncate(KR_DTYPE_I8);
 }

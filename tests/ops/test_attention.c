@@ -3,28 +3,68 @@
  * its spans are computed in one call or one by one. */
 #include "ops_util.h"
 
+#include "ops/step.h"
+
 #define N_KEYS_MAX 1600u
 
-/* Pages of one layer and KV head, [K | V][16][head_dim], at shuffled places; slots outside
- * [first, end) hold NaN and stand for what other sequences left there. */
+/* Pages of one layer and KV head, [K | V][16][head_dim] and the scales of int8, at shuffled places;
+ * slots outside [first, end) hold NaN and stand for what other sequences left there. */
 typedef struct cache_s {
     guard_t pool;
-    size_t page_bytes, v_offset;
+    size_t page_bytes;
+    kri_kv_place_t place;
     uint32_t page_table[N_KEYS_MAX / KRI_PAGE_TOKENS + 1];
 } cache_t;
 
-static void put(uint8_t *dst, bool half, size_t index, float value) {
-    uint16_t h = kri_f32_to_f16(value);
-    if (half) memcpy(dst + 2 * index, &h, 2);
-    else memcpy(dst + 4 * index, &value, 4);
+static kr_dtype_t cache_dtype(const char *slot) {
+    return strstr(slot, "f16") ? KR_DTYPE_F16 : strstr(slot, "i8") ? KR_DTYPE_I8 : KR_DTYPE_F32;
 }
 
-static cache_t cache_new(rng_t *rng, bool half, uint32_t head_dim, uint32_t first, uint32_t end) {
+static void put_row(uint8_t *to, kr_dtype_t dtype, size_t slot, const float *x, size_t n) {
+    size_t item = dtype == KR_DTYPE_F32 ? 4 : 2;
+    kri_kv_store_fn *store = item == 4 ? kri_kv_store_f32_ref : kri_kv_store_f16_ref;
+    store(x, n, to + slot * n * item);
+}
+
+/* A key and a value to a slot of a page. */
+static void put_slot(uint8_t *page, kri_kv_place_t place, kr_dtype_t dtype, size_t slot,
+                     const float *k, const float *v, uint32_t head_dim) {
+    if (dtype != KR_DTYPE_I8) {
+        put_row(page + place.k, dtype, slot, k, head_dim);
+        put_row(page + place.v, dtype, slot, v, head_dim);
+        return;
+    }
+    int8_t q[KRI_HEAD_DIM_MAX];
+    float difference[KRI_HEAD_DIM_MAX];
+    uint16_t scale, first;
+    bool differs = slot % 3 == 1; /* such keys are kept as differences to the one of slot 0 */
+    memcpy(&first, page + place.scales, 2);
+    for (size_t i = 0; i < head_dim; i++)
+        difference[i] = k[i] - kri_f16_to_f32(first) *
+                                   (float)(page[place.k + kri_i8_key_at(0, i)] - 128);
+    kri_kv_store_i8_ref(differs ? difference : k, head_dim, q, &scale);
+    if (differs) scale |= KRI_I8_DIFFERENCE;
+    memcpy(page + place.scales + 2 * slot, &scale, 2);
+    for (size_t i = 0; i < head_dim; i++)
+        page[place.k + kri_i8_key_at(slot, i)] = (uint8_t)(q[i] + 128);
+    kri_kv_store_i8_ref(v, head_dim, q, &scale);
+    memcpy(page + place.scales + 2 * (16 + slot), &scale, 2);
+    for (size_t i = 0; i < head_dim; i++)
+        page[place.v + kri_i8_value_at(head_dim, slot, i)] = (uint8_t)q[i];
+}
+
+/* What a page of one layer and one KV head looks like. */
+static kri_kv_place_t page_place(kr_dtype_t dtype, uint32_t head_dim, size_t *page_bytes) {
+    kri_kv_group_t group = {.dtype = dtype, .n_layers = 1, .n_kv_heads = 1, .head_dim = head_dim};
+    assert_true(kri_kv_page_bytes(dtype, 1, 1, head_dim, page_bytes));
+    return kri_kv_place(&group, 0, 0);
+}
+
+static cache_t cache_new(rng_t *rng, kr_dtype_t dtype, uint32_t head_dim, uint32_t first,
+                         uint32_t end) {
     cache_t cache = {.page_bytes = 0};
     uint32_t n_pages = (end + KRI_PAGE_TOKENS - 1) / KRI_PAGE_TOKENS;
-    size_t plane = KRI_PAGE_TOKENS * head_dim;
-    cache.v_offset = plane * (half ? 2 : 4);
-    cache.page_bytes = 2 * cache.v_offset;
+    cache.place = page_place(dtype, head_dim, &cache.page_bytes);
     cache.pool = guard_new(n_pages * cache.page_bytes, true);
     /* Past the last page: an id far outside the pool, so that a look faults. */
     for (size_t p = 0; p <= N_KEYS_MAX / KRI_PAGE_TOKENS; p++) cache.page_table[p] = 1u << 20;
@@ -37,12 +77,15 @@ static cache_t cache_new(rng_t *rng, bool half, uint32_t head_dim, uint32_t firs
     for (uint32_t key = 0; key < n_pages * KRI_PAGE_TOKENS; key++) {
         uint8_t *page = (uint8_t *)cache.pool.data +
                         cache.page_table[key / KRI_PAGE_TOKENS] * cache.page_bytes;
-        bool seen = key >= first && key < end;
+        /* Differences need the key of slot 0: it is there, if out of the window. */
+        bool is_first = dtype == KR_DTYPE_I8 && key % 16 == 0 && key + 16 > first;
+        bool seen = (key >= first || is_first) && key < end;
+        float k[KRI_HEAD_DIM_MAX], v[KRI_HEAD_DIM_MAX];
         for (size_t i = 0; i < head_dim; i++) {
-            size_t at = key % KRI_PAGE_TOKENS * head_dim + i;
-            put(page, half, at, seen ? rng_normal(rng) : NAN);
-            put(page + cache.v_offset, half, at, seen ? rng_normal(rng) : NAN);
+            k[i] = seen ? rng_normal(rng) : NAN;
+            v[i] = seen ? rng_normal(rng) : NAN;
         }
+        put_slot(page, cache.place, dtype, key % KRI_PAGE_TOKENS, k, v, head_dim);
     }
     guard_lock(&cache.pool);
     return cache;
@@ -138,14 +181,14 @@ static void check_rows_alone(kri_attention_fn *fn, const kri_attn_args_t *tile, 
     free(out);
 }
 
-static double check_case(rng_t *rng, kri_attention_fn *ref, kri_attention_fn *fn, bool half,
+static double check_case(rng_t *rng, kri_attention_fn *ref, kri_attention_fn *fn, kr_dtype_t dtype,
                          uint32_t head_dim, const place_t *place, double tolerance,
                          const char *what) {
     kri_attn_args_t args = {.q = NULL};
     case_args(rng, head_dim, place, &args);
     uint32_t first = args.window && args.pos_begin >= args.window
                          ? args.pos_begin - args.window + 1 : 0;
-    cache_t cache = cache_new(rng, half, head_dim, first, args.pos_begin + args.n_rows);
+    cache_t cache = cache_new(rng, dtype, head_dim, first, args.pos_begin + args.n_rows);
     size_t row_floats = (size_t)args.n_heads * head_dim;
     size_t q_floats = (args.n_rows - 1) * args.q_stride + row_floats;
     size_t out_floats = (args.n_rows - 1) * args.out_stride + row_floats;
@@ -159,7 +202,8 @@ static double check_case(rng_t *rng, kri_attention_fn *ref, kri_attention_fn *fn
     args.q = q.data;
     args.pool = cache.pool.data;
     args.page_bytes = cache.page_bytes;
-    args.v_offset = cache.v_offset;
+    args.v_offset = cache.place.v;
+    args.scale_offset = cache.place.scales;
     args.page_table = cache.page_table;
     args.scratch = scratch.data;
     args.out = expected;
@@ -192,7 +236,7 @@ static double check_case(rng_t *rng, kri_attention_fn *ref, kri_attention_fn *fn
 static void check_attention(const char *slot, kri_attention_fn *ref, kri_attention_fn *fn,
                             double tolerance, const char *isa) {
     static const uint32_t dims[] = {16, 32, 48, 64, 80, 96, 112, 128, 192, 256, 512};
-    bool half = strstr(slot, "f16") != NULL;
+    kr_dtype_t dtype = cache_dtype(slot);
     rng_t rng = {31};
     double worst = 0;
     char what[64];
@@ -203,7 +247,7 @@ static void check_attention(const char *slot, kri_attention_fn *ref, kri_attenti
         size_t step = fn != ref && is_common ? 1 : 4; /* the reference is slow */
         if (is_emulated()) step *= 5; /* and so is an emulated CPU */
         for (size_t k = i % step; k < N_PLACES; k += step) {
-            double error = check_case(&rng, ref, fn, half, dims[i], &places[k], tolerance, what);
+            double error = check_case(&rng, ref, fn, dtype, dims[i], &places[k], tolerance, what);
             if (error > worst) worst = error;
         }
     }
@@ -211,15 +255,16 @@ static void check_attention(const char *slot, kri_attention_fn *ref, kri_attenti
 }
 
 /* A query that is not a number gives NaN in its own row only. */
-static void check_bad_query(kri_attention_fn *fn, bool half) {
+static void check_bad_query(kri_attention_fn *fn, kr_dtype_t dtype) {
     enum { DIM = 64, ROWS = 4 };
     rng_t rng = {32};
-    cache_t cache = cache_new(&rng, half, DIM, 0, 100 + ROWS);
+    cache_t cache = cache_new(&rng, dtype, DIM, 0, 100 + ROWS);
     float q[ROWS * DIM], clean[ROWS * DIM], out[ROWS * DIM];
     guard_t scratch = scratch_new();
     kri_attn_args_t args = {
         .q = q, .q_stride = DIM, .out = clean, .out_stride = DIM, .pool = cache.pool.data,
-        .page_bytes = cache.page_bytes, .v_offset = cache.v_offset,
+        .page_bytes = cache.page_bytes, .v_offset = cache.place.v,
+        .scale_offset = cache.place.scales,
         .page_table = cache.page_table, .n_rows = ROWS, .n_heads = 1, .head_dim = DIM,
         .pos_begin = 100, .scale = 0.125f, .scratch = scratch.data,
     };
@@ -236,27 +281,29 @@ static void check_bad_query(kri_attention_fn *fn, bool half) {
 }
 
 /* One query of ones over n_keys keys of ones, some of them replaced; element 3 of the output. */
-static float weigh_keys(kri_attention_fn *fn, bool half, uint32_t n_keys, uint32_t begin,
+static float weigh_keys(kri_attention_fn *fn, kr_dtype_t dtype, uint32_t n_keys, uint32_t begin,
                         uint32_t end, float key_value) {
     enum { DIM = 16 };
-    float q[DIM], out[DIM];
-    size_t plane = KRI_PAGE_TOKENS * DIM * (half ? 2 : 4);
+    float q[DIM], out[DIM], k[DIM], v[DIM];
+    size_t page_bytes = 0;
+    kri_kv_place_t place = page_place(dtype, DIM, &page_bytes);
     uint32_t page_table[N_KEYS_MAX / KRI_PAGE_TOKENS], n_pages = n_keys / KRI_PAGE_TOKENS + 1;
-    uint8_t *pool = must_alloc(n_pages * 2 * plane);
+    uint8_t *pool = must_alloc(n_pages * page_bytes);
     guard_t scratch = scratch_new();
     for (uint32_t p = 0; p < n_pages; p++) page_table[p] = p;
     for (size_t i = 0; i < DIM; i++) q[i] = 1.0f;
     for (uint32_t key = 0; key < n_pages * KRI_PAGE_TOKENS; key++) {
-        uint8_t *page = pool + key / KRI_PAGE_TOKENS * 2 * plane;
+        uint8_t *page = pool + key / KRI_PAGE_TOKENS * page_bytes;
         for (size_t i = 0; i < DIM; i++) {
-            size_t at = key % KRI_PAGE_TOKENS * DIM + i;
-            put(page, half, at, key >= begin && key < end ? key_value : 1.0f);
-            put(page + plane, half, at, key >= begin && key < end ? 100.0f : 2.0f);
+            k[i] = key >= begin && key < end ? key_value : 1.0f;
+            v[i] = key >= begin && key < end ? 100.0f : 2.0f;
         }
+        put_slot(page, place, dtype, key % KRI_PAGE_TOKENS, k, v, DIM);
     }
     kri_attn_args_t args = {
         .q = q, .q_stride = DIM, .out = out, .out_stride = DIM, .pool = pool,
-        .page_bytes = 2 * plane, .v_offset = plane, .page_table = page_table, .n_rows = 1,
+        .page_bytes = page_bytes, .v_offset = place.v, .scale_offset = place.scales,
+        .page_table = page_table, .n_rows = 1,
         .n_heads = 1, .head_dim = DIM, .pos_begin = n_keys - 1, .scale = 0.25f,
         .scratch = scratch.data,
     };
@@ -267,20 +314,60 @@ static float weigh_keys(kri_attention_fn *fn, bool half, uint32_t n_keys, uint32
 }
 
 /* Keys whose score is infinite: the first one, whole blocks, a whole span, all. */
-static void check_infinite_scores(kri_attention_fn *fn, bool half, bool integers) {
+static void check_infinite_scores(kri_attention_fn *fn, kr_dtype_t dtype, bool integers) {
     static const uint32_t ranges[][2] = {{0, 1},   {0, 64},  {0, 512},   {0, 513},
                                          {63, 70}, {1, 700}, {512, 700}, {600, 700}};
     for (size_t i = 0; i < sizeof ranges / sizeof ranges[0]; i++) {
         const uint32_t *range = ranges[i];
-        float negative = weigh_keys(fn, half, 700, range[0], range[1], -INFINITY);
+        float negative = weigh_keys(fn, dtype, 700, range[0], range[1], -INFINITY);
         if (integers) assert_true(isnan(negative)); /* such a key has no scale */
         else assert_true(fabsf(negative - 2.0f) < 1e-5f);
-        assert_true(isnan(weigh_keys(fn, half, 700, range[0], range[1], INFINITY)));
-        assert_true(isnan(weigh_keys(fn, half, 700, range[0], range[1], NAN)));
+        assert_true(isnan(weigh_keys(fn, dtype, 700, range[0], range[1], INFINITY)));
+        assert_true(isnan(weigh_keys(fn, dtype, 700, range[0], range[1], NAN)));
     }
-    assert_true(isnan(weigh_keys(fn, half, 700, 0, 700, -INFINITY)));
+    assert_true(isnan(weigh_keys(fn, dtype, 700, 0, 700, -INFINITY)));
     /* Nothing but zeros is a score of 0 and not a scale of infinity. */
-    assert_true(fabsf(weigh_keys(fn, half, 10, 0, 10, 0.0f) - 100.0f) < 1e-3f);
+    float value_error = dtype == KR_DTYPE_I8 ? 100.0f * 0x1p-11f : 1e-3f; /* of an f16 scale */
+    assert_true(fabsf(weigh_keys(fn, dtype, 10, 0, 10, 0.0f) - 100.0f) < value_error);
+}
+
+/* A value that is not a number shows in the rows that see it and in no other, and its key's scale,
+ * which the weights take up, does so too where values are summed in integers. */
+TEST(attention_i8_shows_a_bad_value_to_the_rows_that_see_it) {
+    enum { DIM = 64, ROWS = 40, BAD = 110 };
+    for (kri_isa_t level = KRI_ISA_REF; level < KRI_N_ISA; level++) {
+        kri_kernels_t kernels;
+        if (!level_kernels(level, "attention_i8", &kernels)) continue;
+        rng_t rng = {33};
+        cache_t cache = cache_new(&rng, KR_DTYPE_I8, DIM, 0, 100 + ROWS);
+        float q[ROWS * DIM], clean[ROWS * DIM], out[ROWS * DIM];
+        guard_t scratch = scratch_new();
+        kri_attn_args_t args = {
+            .q = q, .q_stride = DIM, .out = clean, .out_stride = DIM, .pool = cache.pool.data,
+            .page_bytes = cache.page_bytes, .v_offset = cache.place.v,
+            .scale_offset = cache.place.scales, .page_table = cache.page_table, .n_rows = ROWS,
+            .n_heads = 1, .head_dim = DIM, .pos_begin = 100, .window = 16, .scale = 0.125f,
+            .scratch = scratch.data,
+        };
+        uint8_t *pool = must_alloc(cache.pool.data_bytes);
+        memcpy(pool, cache.pool.data, cache.pool.data_bytes);
+        rng_fill(&rng, q, ROWS * DIM, 1.0f);
+        kernels.attention_i8(&args);
+        uint16_t nan = 0x7e00;
+        memcpy(pool + cache.page_table[BAD / 16] * cache.page_bytes + cache.place.scales +
+                   2 * (16 + BAD % 16), &nan, 2);
+        args.pool = pool;
+        args.out = out;
+        kernels.attention_i8(&args);
+        for (size_t r = 0; r < ROWS; r++) {
+            bool sees = 100 + r >= BAD && 100 + r < BAD + 16;
+            if (sees) assert_true(isnan(out[r * DIM]) && isnan(out[r * DIM + DIM - 1]));
+            else assert_same_floats(out + r * DIM, clean + r * DIM, DIM, "other rows");
+        }
+        free(pool);
+        guard_free(&scratch);
+        guard_free(&cache.pool);
+    }
 }
 
 #define RUN_quant(slot, tol)
@@ -292,6 +379,7 @@ static void check_infinite_scores(kri_attention_fn *fn, bool half, bool integers
 #define RUN_add(slot, tol)
 #define RUN_softcap(slot, tol)
 #define RUN_kv_store(slot, tol)
+#define RUN_kv_store_i8(slot, tol)
 #define RUN_attention(slot, tol)                                                                 \
     TEST(slot##_matches_the_reference_in_any_tile) {                                             \
         kri_kernels_t kernels = {.slot = NULL};                                                  \
@@ -306,14 +394,14 @@ static void check_infinite_scores(kri_attention_fn *fn, bool half, bool integers
         kri_kernels_t kernels;                                                                   \
         for (kri_isa_t level = KRI_ISA_REF; level < KRI_N_ISA; level++)                          \
             if (level_kernels(level, #slot, &kernels))                                           \
-                check_infinite_scores(kernels.slot, strstr(#slot, "f16") != NULL,                \
-                                      strstr(#slot, "_qk") != NULL);                             \
+                check_infinite_scores(kernels.slot, cache_dtype(#slot),                           \
+                                      strstr(#slot, "_qk") || strstr(#slot, "_i8"));             \
     }                                                                                            \
     TEST(slot##_shows_a_bad_query) {                                                             \
         kri_kernels_t kernels;                                                                   \
         for (kri_isa_t level = KRI_ISA_REF; level < KRI_N_ISA; level++)                          \
             if (level_kernels(level, #slot, &kernels))                                           \
-                check_bad_query(kernels.slot, strstr(#slot, "f16") != NULL);                     \
+                check_bad_query(kernels.slot, cache_dtype(#slot));                                \
     }
 #define RUN_tile_pack(slot, tol)
 #define RUN_tile_linear(slot, tol)

@@ -344,7 +344,6 @@ typedef struct run_s {
 } run_t;
 
 static void run_begin(run_t *run, const attn_case_t *c, rng_t *rng) {
-    size_t element = c->dtype == KR_DTYPE_F32 ? 4 : 2;
     size_t history = (size_t)N_SEQS * POS_MAX * c->n_kv_heads * c->head_dim;
     memset(run, 0, sizeof *run);
     run->c = c;
@@ -358,7 +357,7 @@ static void run_begin(run_t *run, const attn_case_t *c, rng_t *rng) {
     kri_kv_group_t *group = &run->groups[1];
     *group = (kri_kv_group_t){.dtype = c->dtype, .n_layers = 2, .n_kv_heads = c->n_kv_heads,
                               .head_dim = c->head_dim, .window = c->window};
-    group->page_bytes = 2 * 2 * c->n_kv_heads * 16 * c->head_dim * element;
+    assert_true(kri_kv_page_bytes(c->dtype, 2, c->n_kv_heads, c->head_dim, &group->page_bytes));
     group->pool = must_alloc(N_SEQS * PAGES_PER_SEQ * group->page_bytes);
     memset(group->pool, 0xff, N_SEQS * PAGES_PER_SEQ * group->page_bytes); /* NaN */
     for (uint32_t s = 0; s < N_SEQS; s++)
@@ -393,8 +392,21 @@ static void step_begin(run_t *run, const uint32_t *pos_begin, const uint32_t *n_
     assert_true(row <= ROWS_MAX);
 }
 
-static float stored(const run_t *run, float x) {
-    return run->c->dtype == KR_DTYPE_F32 ? x : kri_f16_to_f32(kri_f32_to_f16(x));
+/* What the cache keeps of one head's key or value. */
+static void stored(const run_t *run, const float *x, float *kept) {
+    const size_t n = run->c->head_dim;
+    int8_t q[512];
+    uint16_t scale;
+    kri_kv_store_i8_ref(x, n, q, &scale);
+    for (size_t i = 0; i < n; i++) {
+        kept[i] = run->c->dtype == KR_DTYPE_F32   ? x[i]
+                  : run->c->dtype == KR_DTYPE_F16 ? kri_f16_to_f32(kri_f32_to_f16(x[i]))
+                                                  : kri_f16_to_f32(scale) * (float)q[i];
+    }
+}
+
+static bool is_mixed(const attn_case_t *c) {
+    return c->attn_qk == KR_ATTN_QK_INT8 || c->dtype == KR_DTYPE_I8;
 }
 
 /* The formula for one row, from the history: what exec's out row must be. */
@@ -450,13 +462,41 @@ static void keep_row(run_t *run, uint32_t seq, uint32_t pos, const float *cos_si
         kri_rms_norm_ref(head, run->norm, 1e-6f, c->head_dim, head);
     }
     rope(qkv, c->n_heads + c->n_kv_heads, c->head_dim, c->n_rot, cos_sin);
-    for (uint32_t h = 0; c->attn_qk == KR_ATTN_QK_INT8 && h < c->n_heads + c->n_kv_heads; h++)
+    for (uint32_t h = 0; is_mixed(c) && h < c->n_heads + c->n_kv_heads; h++)
         transform(qkv + h * c->head_dim, c->head_dim);
     const float *k = qkv + c->n_heads * c->head_dim, *v = k + c->n_kv_heads * c->head_dim;
     size_t at = ((size_t)seq * POS_MAX + pos) * c->n_kv_heads * c->head_dim;
-    for (size_t i = 0; i < c->n_kv_heads * c->head_dim; i++) {
-        run->k[at + i] = stored(run, k[i]);
-        run->v[at + i] = stored(run, v[i]);
+    for (size_t i = 0; i < c->n_kv_heads * c->head_dim; i += c->head_dim) {
+        stored(run, k + i, run->k + at + i);
+        stored(run, v + i, run->v + at + i);
+    }
+}
+
+/* The key or value of head h at a slot of layer 1 of a page of int8: layers of heads of a K block
+ * [head_dim / 4][16][4], a V block [4][head_dim][4] and 32 scales. Keys with a negative scale are
+ * differences to slot 0. Values are what `stored` says; keys lie within half a scale, which is no
+ * larger than what the key alone would have. */
+static void check_slot_i8(const attn_case_t *c, const uint8_t *page, uint32_t h, bool is_value,
+                          size_t slot, const float *x) {
+    const size_t block = 16 * c->head_dim;
+    const uint8_t *head = page + (c->n_kv_heads + h) * (2 * block + 64);
+    int8_t plain[512];
+    uint16_t scale, first, plain_scale;
+    memcpy(&scale, head + 2 * block + (is_value ? 32 : 0) + 2 * slot, 2);
+    memcpy(&first, head + 2 * block, 2);
+    kri_kv_store_i8_ref(x, c->head_dim, plain, &plain_scale);
+    float d = kri_f16_to_f32(scale), d_first = kri_f16_to_f32(first);
+    for (size_t i = 0; i < c->head_dim && is_value; i++) {
+        int q = (int8_t)head[block + (slot / 4 * c->head_dim + i) * 4 + slot % 4];
+        assert_int_equal(scale, plain_scale);
+        assert_int_equal(q, plain[i]);
+    }
+    assert_true(is_value || fabsf(d) <= kri_f16_to_f32(plain_scale));
+    assert_true(is_value || slot > 0 || d >= 0);
+    for (size_t i = 0; i < c->head_dim && !is_value; i++) {
+        float kept = fabsf(d) * (float)(head[i / 4 * 64 + slot * 4 + i % 4] - 128);
+        if (d < 0) kept += d_first * (float)(head[i / 4 * 64 + i % 4] - 128);
+        assert_true(fabsf(kept - x[i]) <= 0.5001f * fabsf(d) + 1e-6f * fabsf(x[i]));
     }
 }
 
@@ -467,13 +507,20 @@ static void check_page(const run_t *run, uint32_t seq, uint32_t pos, const float
     const uint8_t *page = group->pool + run->page_tables[seq][pos / 16] * group->page_bytes;
     const float *kv = qkv + c->n_heads * c->head_dim; /* k, then v */
     size_t layer_items = 2 * c->n_kv_heads * 16 * c->head_dim;
-    size_t element = kri_dtype_info(c->dtype)->block_bytes;
+    size_t element = c->dtype == KR_DTYPE_F32 ? 4 : 2;
     for (uint32_t h = 0; h < 2 * c->n_kv_heads; h++) {
+        float expected[512];
+        stored(run, kv + h * c->head_dim, expected);
+        if (c->dtype == KR_DTYPE_I8) {
+            check_slot_i8(c, page, h % c->n_kv_heads, h >= c->n_kv_heads, pos % 16,
+                          kv + h * c->head_dim);
+            continue;
+        }
         size_t slot = layer_items + (h * 16 + pos % 16) * c->head_dim;
         for (size_t i = 0; i < c->head_dim; i++) {
             float kept;
             kri_dequant_row(c->dtype, page + (slot + i) * element, 1, &kept);
-            assert_true(same_float(kept, stored(run, kv[h * c->head_dim + i])));
+            assert_true(same_float(kept, expected[i]));
         }
     }
     for (size_t i = 0; i < group->page_bytes / 2; i++) assert_int_equal(page[i], 0xff);
@@ -511,8 +558,8 @@ static void check_step(run_t *run, rng_t *rng, const uint32_t *pos_begin, const 
             check_page(run, seq->seq, seq->pos_begin + i, qkv + r * qkv_floats);
             expect_row(run, seq->seq, seq->pos_begin + i, rotated, row);
             double bound = c->dtype == KR_DTYPE_F32 ? 1e-5 : 1e-3; /* a half may round apart */
-            if (c->attn_qk == KR_ATTN_QK_INT8) bound = 3e-2;
             if (c->attn_qk == KR_ATTN_QK_INT16) bound = 2e-3;
+            if (is_mixed(c)) bound = 3e-2;
             assert_true(row_error(out + r * out_floats, row, out_floats) < bound);
         }
     }
@@ -605,5 +652,17 @@ TEST(op_attention_is_close_to_the_formula_when_scores_are_taken_in_integers) {
     f32.attn_qk = f16.attn_qk = odd.attn_qk = KR_ATTN_QK_INT16;
     check_long_attention(&f32);
     check_long_attention(&f16);
+    check_attention(&odd);
+}
+
+TEST(op_attention_is_close_to_the_formula_when_the_cache_holds_integers) {
+    attn_case_t plain = {4, 2, 64, 64, false, true, 0, 0.0f, KR_DTYPE_I8, KR_ATTN_QK_DEFAULT};
+    attn_case_t window = {2, 1, 96, 96, false, true, 130, 3.0f, KR_DTYPE_I8, KR_ATTN_QK_INT16};
+    attn_case_t wide = {4, 1, 256, 256, false, true, 16, 0.0f, KR_DTYPE_I8, KR_ATTN_QK_DEFAULT};
+    /* A head size for the reference. */
+    attn_case_t odd = {2, 2, 24, 24, true, false, 0, 0.0f, KR_DTYPE_I8, KR_ATTN_QK_DEFAULT};
+    check_long_attention(&plain);
+    check_long_attention(&window);
+    check_attention(&wide);
     check_attention(&odd);
 }

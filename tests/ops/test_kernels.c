@@ -261,6 +261,63 @@ static void check_kv_store(verdict_t *v, kri_kv_store_fn *ref, kri_kv_store_fn *
     }
 }
 
+static void check_store_i8_case(kri_kv_store_i8_fn *ref, kri_kv_store_i8_fn *fn, const float *x,
+                                size_t n) {
+    guard_t in = guard_copy(x, n * sizeof *x, true), out = guard_new(n, true);
+    int8_t *expected = must_alloc(n);
+    uint16_t scales[2] = {1, 2};
+    guard_lock(&in);
+    ref(in.data, n, expected, &scales[0]);
+    fn(in.data, n, out.data, &scales[1]);
+    assert_memory_equal(out.data, expected, n);
+    assert_int_equal(scales[0], scales[1]);
+    free(expected);
+    guard_free(&in);
+    guard_free(&out);
+}
+
+/* What the reference stores is what kernels.h says: within half a scale, no integer past 127. */
+static void check_store_i8_meaning(const float *x, size_t n) {
+    int8_t q[4097];
+    uint16_t scale;
+    float amax = 0;
+    kri_kv_store_i8_ref(x, n, q, &scale);
+    for (size_t i = 0; i < n; i++) amax = fabsf(x[i]) > amax ? fabsf(x[i]) : amax;
+    double d = (double)kri_f16_to_f32(scale);
+    assert_true(d * 127 >= (double)amax * (1 - 1e-6));
+    for (size_t i = 0; i < n; i++) {
+        assert_true(q[i] >= -127);
+        assert_true(fabs((double)q[i] * d - (double)x[i]) <= d * 0.50001);
+    }
+}
+
+static void check_kv_store_i8(verdict_t *v, kri_kv_store_i8_fn *ref, kri_kv_store_i8_fn *fn) {
+    static const float special[] = {NAN, INFINITY, -INFINITY, 3e38f, 8.4e6f, 8.3e6f, 0.0f, 1e-44f};
+    static const float sigmas[] = {1.0f, 1e-5f, 1e-9f, 1e5f, 30.0f};
+    rng_t rng = {29};
+    float x[4097];
+    (void)v;
+    for (size_t i = 0; i < N_ODD_SIZES * 5; i++) {
+        size_t n = odd_sizes[i % N_ODD_SIZES];
+        rng_fill(&rng, x, n, sigmas[i % 5]);
+        if (i % 7 == 0) memset(x, 0, sizeof x);
+        check_store_i8_meaning(x, n);
+        check_store_i8_case(ref, fn, x, n);
+        x[rng_u32(&rng) % n] = special[i % 8];
+        check_store_i8_case(ref, fn, x, n);
+    }
+    for (size_t k = 0; k < 64; k++) x[k] = (float)k * 2.0f - 63.5f; /* ties, to even */
+    x[0] = 127.0f;
+    check_store_i8_case(ref, fn, x, 64);
+    for (size_t i = 0; i < 4; i++) { /* no scale: one that is not a number, and zeros */
+        int8_t q[2] = {1, 1};
+        uint16_t scale;
+        const float bad[2] = {1.0f, special[i]};
+        fn(bad, 2, q, &scale);
+        assert_true(isnan(kri_f16_to_f32(scale)) && q[0] == 0 && q[1] == 0);
+    }
+}
+
 /* ---- rms_norm_q8 --------------------------------------------------------------------------- */
 
 /* Held to its own level's rms_norm and quant_q8: rms_norm differs between levels in the last
@@ -323,6 +380,7 @@ static void check_rms_norm_q8(verdict_t *v, kri_rms_norm_q8_fn *ref, kri_rms_nor
 #define RUN_add(slot, tol) RUN_ROW(slot, check_add, tol)
 #define RUN_softcap(slot, tol) RUN_ROW(slot, check_softcap, tol)
 #define RUN_kv_store(slot, tol) RUN_ROW(slot, check_kv_store, tol)
+#define RUN_kv_store_i8(slot, tol) RUN_ROW(slot, check_kv_store_i8, tol)
 #define RUN_tile_pack(slot, tol)
 #define RUN_tile_linear(slot, tol)
 #define KR_OP(slot, type, family, tolerance) RUN_##family(slot, tolerance)

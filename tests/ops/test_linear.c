@@ -237,6 +237,7 @@ static void check_bad_values(const char *slot, kri_linear_fn *fn, const char *is
 #define RUN_add(slot)
 #define RUN_softcap(slot)
 #define RUN_kv_store(slot)
+#define RUN_kv_store_i8(slot)
 #define RUN_attention(slot)
 #define RUN_linear(slot)                                                                         \
     TEST(slot##_gives_the_reference_bits) {                                                      \

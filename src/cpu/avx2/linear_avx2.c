@@ -164,6 +164,7 @@ static void groups_run(const kernel_t *kernel, const uint8_t *w, size_t n_in, si
                                    bias != NULL ? bias + row : NULL, rows_left(n_rows, g),
                                    accumulate};
             sums_store(&to, &sums, n);
+            s.ahead = NULL; /* the first tokens have fetched it */
         }
     }
 }
@@ -192,6 +193,8 @@ static void groups_run(const kernel_t *kernel, const uint8_t *w, size_t n_in, si
     TILES(slot##_panel, type, true)                                                              \
     static void slot##_panel_fill(const source_t *s, size_t from, size_t n, panel_t *panel) {    \
         panel_fill(type, s, from, n, panel);                                                     \
+        if (s->ahead == NULL) return;                                                            \
+        for (size_t b = from; b < from + n; b++) ahead_prefetch(type, s->ahead, b);              \
     }                                                                                            \
     static const kernel_t slot##_kernel = {type,                                                 \
                                            {slot##_1, slot##_2, slot##_4},                       \

@@ -124,6 +124,36 @@ void kri_kv_store_f32_avx2(const float *restrict x, size_t n, void *restrict dst
     memcpy(dst, x, n * sizeof(float));
 }
 
+void kri_kv_store_i8_avx2(const float *restrict x, size_t n, int8_t *restrict q,
+                          uint16_t *restrict scale) {
+    const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
+    __m256i most = _mm256_setzero_si256();
+    for (size_t i = 0; i < n; i += LANES) {
+        const __m256i bits = _mm256_castps_si256(load_up_to(x + i, n - i));
+        most = _mm256_max_epi32(most, _mm256_and_si256(bits, magnitude));
+    }
+    __m128i m = _mm_max_epi32(_mm256_castsi256_si128(most), _mm256_extracti128_si256(most, 1));
+    m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0x4E));
+    m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0xB1));
+    const float inverse = kri_kv_scale_i8(_mm_cvtss_f32(_mm_castsi128_ps(m)), scale);
+    if (!(inverse > 0.0f)) {
+        memset(q, 0, n);
+        return;
+    }
+    for (size_t i = 0; i < n; i += LANES) {
+        const __m256 y = _mm256_mul_ps(load_up_to(x + i, n - i), _mm256_set1_ps(inverse));
+        const __m256i wide = _mm256_cvtps_epi32(y);
+        const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(wide),
+                                              _mm256_extracti128_si256(wide, 1));
+        const __m128i bytes = _mm_packs_epi16(words, words);
+        if (n - i >= LANES) {
+            _mm_storel_epi64((__m128i *)(void *)(q + i), bytes);
+        } else {
+            memcpy(q + i, &bytes, n - i);
+        }
+    }
+}
+
 void kri_kv_store_f16_avx2(const float *restrict x, size_t n, void *restrict dst) {
     uint16_t *out = dst;
     for (size_t i = 0; i < n; i += LANES) {

@@ -260,10 +260,22 @@ INLINE void tile(kr_dtype_t type, unsigned n, const group_t *g, const kri_pack_l
 
 /* ---- the kernels --------------------------------------------------------------------------- */
 
+/* Tile sizes in tokens, ascending. More of them than float weights have: a tile unpacks its
+ * weights anew, so that few tokens should be one tile, and 15 two and not four. */
+#define N_SIZES 10u
+static const unsigned sizes[N_SIZES] = {1, 2, 3, 4, 5, 6, 7, 8, 12, 16};
+
+/* The largest size that fits n tokens (n >= 1). */
+INLINE unsigned size_find(size_t n) {
+    unsigned size = N_SIZES - 1;
+    while (sizes[size] > n) size--;
+    return size;
+}
+
 typedef void tile_fn(const group_t *g, const kri_pack_layout_t *layout, size_t n_blocks,
                      const uint8_t *act, size_t act_stride, const tile_out_t *out);
 
-INLINE void groups_run(kr_dtype_t type, tile_fn *const tiles[TILE_SIZES], const uint8_t *w,
+INLINE void groups_run(kr_dtype_t type, tile_fn *const tiles[N_SIZES], const uint8_t *w,
                        size_t n_in, size_t n_groups, size_t n_rows, const uint8_t *act,
                        size_t act_stride, size_t n_tokens, const float *bias,
                        uint32_t accumulate, float *out, size_t out_stride) {
@@ -280,12 +292,12 @@ INLINE void groups_run(kr_dtype_t type, tile_fn *const tiles[TILE_SIZES], const 
                          rows_mask(n_rows, g), accumulate};
         size_t t = 0;
         while (t < n_tokens) {
-            const unsigned size = tile_size_find(n_tokens - t);
+            const unsigned size = size_find(n_tokens - t);
             to.out = out + t * out_stride + row;
             tiles[size](&group, &layout, n_in / KRI_Q8_ITEMS, act + t * act_stride, act_stride,
                         &to);
             group.ahead = NULL; /* the first tile has fetched it */
-            t += tile_sizes[size];
+            t += sizes[size];
         }
     }
 }
@@ -299,15 +311,22 @@ INLINE void groups_run(kr_dtype_t type, tile_fn *const tiles[TILE_SIZES], const 
 #define LINEAR(slot, type)                                                                       \
     TILE(slot, type, 1)                                                                          \
     TILE(slot, type, 2)                                                                          \
+    TILE(slot, type, 3)                                                                          \
     TILE(slot, type, 4)                                                                          \
+    TILE(slot, type, 5)                                                                          \
+    TILE(slot, type, 6)                                                                          \
+    TILE(slot, type, 7)                                                                          \
     TILE(slot, type, 8)                                                                          \
+    TILE(slot, type, 12)                                                                         \
     TILE(slot, type, 16)                                                                         \
     void kri_##slot##_avx512(const uint8_t *restrict w, size_t n_in, size_t n_groups,            \
                              size_t n_rows, const void *restrict act, size_t act_stride,         \
                              size_t n_tokens, const float *restrict bias, uint32_t accumulate,   \
                              float *restrict out, size_t out_stride) {                           \
-        static tile_fn *const tiles[TILE_SIZES] = {slot##_tile_1, slot##_tile_2, slot##_tile_4,  \
-                                                   slot##_tile_8, slot##_tile_16};               \
+        static tile_fn *const tiles[N_SIZES] = {slot##_tile_1,  slot##_tile_2, slot##_tile_3,    \
+                                                slot##_tile_4,  slot##_tile_5, slot##_tile_6,    \
+                                                slot##_tile_7,  slot##_tile_8, slot##_tile_12,   \
+                                                slot##_tile_16};                                 \
         groups_run(type, tiles, w, n_in, n_groups, n_rows, act, act_stride, n_tokens, bias,      \
                    accumulate, out, out_stride);                                                 \
     }

@@ -29,10 +29,11 @@ static void block_write(kri_q8_block_t *block, __m512 x_lo, __m512 x_hi, float a
     sums = _mm256_add_epi16(sums, _mm256_srli_si256(sums, 8));
     sums = _mm256_add_epi16(sums, _mm256_srli_si256(sums, 4));
     sums = _mm256_add_epi16(sums, _mm256_set1_epi16(KRI_Q8_SUM_BIAS));
-    const int32_t sums_lo = _mm_cvtsi128_si32(_mm256_castsi256_si128(sums));
-    const int32_t sums_hi = _mm_cvtsi128_si32(_mm256_extracti128_si256(sums, 1));
-    __builtin_memcpy(block->sums[0], &sums_lo, sizeof sums_lo);
-    __builtin_memcpy(block->sums[1], &sums_hi, sizeof sums_hi);
+    /* One store of both halves: kri_q8_sum reads them together, and a load that spans two stores
+     * in flight waits for both of them to reach the cache. */
+    _mm_storel_epi64((void *)block->sums,
+                     _mm_unpacklo_epi32(_mm256_castsi256_si128(sums),
+                                        _mm256_extracti128_si256(sums, 1)));
     block->d = amax / 127.0f;
     block->ds = block->d * (float)kri_q8_sum(block);
 }

@@ -1,6 +1,8 @@
 /* rowwise_avx512.c: the element-wise and row-wise kernels with AVX-512. Tails are masked vectors
  * and not scalar loops, so every element goes through the same instructions wherever it stands. */
 
+#include <string.h>
+
 #include "cpu/avx512/norm_avx512.h"
 #include "cpu/impl.h"
 
@@ -122,6 +124,26 @@ void kri_kv_store_f32_avx512(const float *restrict x, size_t n, void *restrict d
     for (size_t i = 0; i < n; i += LANES) {
         const __mmask16 lanes = lanes_below(n - i);
         _mm512_mask_storeu_ps(out + i, lanes, _mm512_maskz_loadu_ps(lanes, x + i));
+    }
+}
+
+void kri_kv_store_i8_avx512(const float *restrict x, size_t n, int8_t *restrict q,
+                            uint16_t *restrict scale) {
+    __m512i most = _mm512_setzero_si512();
+    for (size_t i = 0; i < n; i += LANES) {
+        const __m512 v = _mm512_maskz_loadu_ps(lanes_below(n - i), x + i);
+        most = _mm512_max_epi32(most, _mm512_castps_si512(_mm512_abs_ps(v)));
+    }
+    const int32_t bits = _mm512_reduce_max_epi32(most);
+    float amax;
+    memcpy(&amax, &bits, sizeof amax);
+    const __m512 inverse = _mm512_set1_ps(kri_kv_scale_i8(amax, scale));
+    const __mmask16 used = _mm512_cmp_ps_mask(inverse, _mm512_setzero_ps(), _CMP_GT_OQ);
+    for (size_t i = 0; i < n; i += LANES) {
+        const __mmask16 lanes = lanes_below(n - i);
+        const __m512 v = _mm512_maskz_loadu_ps(lanes & used, x + i);
+        const __m512i wide = _mm512_cvtps_epi32(_mm512_mul_ps(v, inverse));
+        _mm512_mask_cvtepi32_storeu_epi8(q + i, lanes, wide);
     }
 }
 

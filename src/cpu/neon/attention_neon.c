@@ -112,9 +112,35 @@ KRI_INLINE void load_page_integers(const attn_tile_t *tile, size_t page, const s
     }
 }
 
+/* Keys of a page of 8-bit integers -> the same. Four dimensions of a key lie side by side, which
+ * is what a load of four interleaved vectors takes apart. */
+KRI_INLINE void load_page_i8(const attn_tile_t *tile, size_t page) {
+    const uint8_t *from = attn_page(tile, page, tile->args->k_offset);
+    const uint8_t *scales = attn_page(tile, page, tile->args->scale_offset);
+    int16_t *to = (int16_t *)(void *)tile->keys + page * tile->head_dim * STEP;
+    const int16x8_t bias = vdupq_n_s16(KRI_I8_KEY_BIAS);
+    for (size_t j = 0; j < STEP; j += LANES) {
+        vst1q_f32(tile->key_scale + page * STEP + j,
+                  vcvt_f32_f16(vld1_f16((const void *)(scales + j * sizeof(uint16_t)))));
+    }
+    for (size_t d = 0; d < tile->head_dim; d += 4u, from += 4u * STEP) {
+        attn_prefetch_keys(tile, page, d, 4u);
+        const uint8x16x4_t k = vld4q_u8(from);
+        KRI_UNROLL
+        for (size_t j = 0; j < 4u; j++, to += STEP) {
+            const int16x8_t low = vreinterpretq_s16_u16(vmovl_u8(vget_low_u8(k.val[j])));
+            const int16x8_t high = vreinterpretq_s16_u16(vmovl_high_u8(k.val[j]));
+            vst1q_s16(to, vsubq_s16(low, bias));
+            vst1q_s16(to + 8, vsubq_s16(high, bias));
+        }
+    }
+}
+
 static void load_keys(const attn_tile_t *tile, attn_range_t keys) {
     for (size_t page = keys.begin / STEP; page * STEP < keys.end; page++) {
-        if (tile->qk_bits != 0 && tile->elem_bytes == sizeof(float)) {
+        if (tile->elem_bytes == 1u) {
+            load_page_i8(tile, page);
+        } else if (tile->qk_bits != 0 && tile->elem_bytes == sizeof(float)) {
             load_page_integers(tile, page, sizeof(float));
         } else if (tile->qk_bits != 0) {
             load_page_integers(tile, page, sizeof(uint16_t));
@@ -126,8 +152,42 @@ static void load_keys(const attn_tile_t *tile, attn_range_t keys) {
     }
 }
 
+/* Values of a page of 8-bit integers -> the same as load_values. */
+static void load_values_i8(const attn_tile_t *tile, size_t page) {
+    const uint8_t *from = attn_page(tile, page, tile->args->v_offset);
+    const uint8_t *scales = attn_page(tile, page, tile->args->scale_offset) +
+                            KRI_PAGE_TOKENS * sizeof(uint16_t);
+    for (size_t key = 0; key < STEP; key += 4u, scales += 4u * sizeof(uint16_t)) {
+        const float32x4_t scale = vcvt_f32_f16(vld1_f16((const void *)scales));
+        float each[4];
+        vst1q_f32(each, scale);
+        attn_prefetch(tile->next_v[page] + key * tile->head_dim, 4u * tile->head_dim);
+        for (size_t d = 0; d < tile->head_dim; d += 16u, from += 64u) {
+            const int8x16x4_t v = vld4q_s8((const int8_t *)(const void *)from);
+            float *to = tile->values + d / VALUE_WIDTH * (KRI_ATTN_BLOCK * VALUE_WIDTH) +
+                        (page * STEP + key) * VALUE_WIDTH + d % VALUE_WIDTH;
+            KRI_UNROLL
+            for (size_t j = 0; j < 4u; j++, to += VALUE_WIDTH) {
+                const int16x8_t low = vmovl_s8(vget_low_s8(v.val[j]));
+                const int16x8_t high = vmovl_high_s8(v.val[j]);
+                vst1q_f32(to, vmulq_n_f32(vcvtq_f32_s32(vmovl_s16(vget_low_s16(low))), each[j]));
+                vst1q_f32(to + 4, vmulq_n_f32(vcvtq_f32_s32(vmovl_high_s16(low)), each[j]));
+                vst1q_f32(to + 8, vmulq_n_f32(vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))),
+                                              each[j]));
+                vst1q_f32(to + 12, vmulq_n_f32(vcvtq_f32_s32(vmovl_high_s16(high)), each[j]));
+            }
+        }
+    }
+}
+
 /* Values of the pages in use -> tile->values [head_dim / 32][64 keys][32]. */
 static void load_values(const attn_tile_t *tile, attn_range_t keys) {
+    if (tile->elem_bytes == 1u) {
+        for (size_t page = keys.begin / STEP; page * STEP < keys.end; page++) {
+            load_values_i8(tile, page);
+        }
+        return;
+    }
     const size_t elem_bytes = tile->elem_bytes, row_bytes = tile->head_dim * elem_bytes;
     for (size_t key = keys.begin / STEP * STEP; key < keys.end; key++) {
         const size_t page = key / STEP;
@@ -239,7 +299,8 @@ KRI_INLINE void score_tile_int(const attn_tile_t *tile, size_t query, size_t pag
         const float scale = tile->q_scale[query + i];
         KRI_UNROLL
         for (size_t j = 0; j < n_v; j++) {
-            const float32x4_t key_scale = vld1q_f32(tile->key_scale + page * STEP + j * LANES);
+            const float *at = tile->key_scale + page * STEP + j * LANES;
+            const float32x4_t key_scale = vabsq_f32(vld1q_f32(at)); /* a sign: add_first_scores */
             const float32x4_t s = vmulq_f32(vcvtq_f32_s32(sums[i][j]), key_scale);
             vst1q_f32(scores + i * KRI_ATTN_BLOCK + j * LANES, vmulq_n_f32(s, scale));
         }
@@ -327,6 +388,19 @@ static value_fn *const value_f16_wide_fns[WIDE_QUERIES] = WIDE(value_f16);
 
 /* ---- one group of queries and one block ---------------------------------------------------- */
 
+/* Scores of keys that hold their difference to the key of slot 0 of their page. */
+static void add_first_scores(const attn_tile_t *tile, size_t page, float *scores, size_t n_q) {
+    for (size_t i = 0; i < n_q; i++) {
+        float *at = scores + i * KRI_ATTN_BLOCK;
+        const float32x4_t first = vdupq_n_f32(at[0]);
+        for (size_t j = 0; j < STEP; j += LANES) {
+            const uint32x4_t differs = vcltzq_f32(vld1q_f32(tile->key_scale + page * STEP + j));
+            const float32x4_t s = vld1q_f32(at + j);
+            vst1q_f32(at + j, vbslq_f32(differs, vaddq_f32(s, first), s));
+        }
+    }
+}
+
 /* Up to three queries alone have too few sums of four vectors to hide the latency of an FMA, so
  * they take two pages at a time. */
 static void score_group(const attn_tile_t *tile, size_t begin, size_t end, attn_range_t keys) {
@@ -338,7 +412,11 @@ static void score_group(const attn_tile_t *tile, size_t begin, size_t end, attn_
         for (size_t i = begin; i < end; i += QUERIES) {
             const size_t n_q = end - i < QUERIES ? end - i : QUERIES;
             score_fn *fn = is_wide ? wide[n_q - 1u] : narrow[n_q - 1u];
-            fn(tile, i, page, tile->scores + (i - begin) * KRI_ATTN_BLOCK + page * STEP);
+            float *scores = tile->scores + (i - begin) * KRI_ATTN_BLOCK + page * STEP;
+            fn(tile, i, page, scores);
+            for (size_t p = 0; p <= (size_t)is_wide && tile->elem_bytes == 1u; p++) {
+                add_first_scores(tile, page + p, scores + p * STEP, n_q);
+            }
         }
         page += is_wide ? 2u : 1u;
     }
@@ -512,11 +590,14 @@ static void write_queries(const attn_tile_t *tile) {
     }
 }
 
+#include "cpu/attn_group.h"
 #include "cpu/attn_walk.h"
 
 static void load_queries_integers(const attn_tile_t *tile) {
     const float factor = attn_score_factor(tile->args);
-    const float levels = kri_attn_qk_levels(tile->qk_bits, tile->args->head_dim);
+    const float levels = tile->elem_bytes == 1u
+                             ? KRI_I8_QUERY_LEVELS
+                             : kri_attn_qk_levels(tile->qk_bits, tile->args->head_dim);
     int16_t *q = (int16_t *)(void *)tile->q;
     for (size_t i = 0; i < tile->n_queries; i++) {
         tile->q_scale[i] = factor * attn_quantise(attn_query(tile->args, i), tile->head_dim,
@@ -529,7 +610,7 @@ static void attention(const kri_attn_args_t *args, size_t elem_bytes, uint32_t q
     attn_tile_t tile;
     attn_tile_init(&tile, args, elem_bytes, qk_bits, VALUE_WIDTH);
     /* One pass of a register tile reads the values once: converting them first pays from two. */
-    tile.from_scratch = tile.n_queries > QUERIES;
+    tile.from_scratch = tile.n_queries > QUERIES || elem_bytes == 1u;
     if (qk_bits != 0) {
         load_queries_integers(&tile);
     } else {
@@ -560,4 +641,8 @@ void kri_attention_f32_qk16_neon(const kri_attn_args_t *args) {
 
 void kri_attention_f16_qk16_neon(const kri_attn_args_t *args) {
     attention(args, sizeof(uint16_t), 16);
+}
+
+void kri_attention_i8_neon(const kri_attn_args_t *args) {
+    attention(args, 1u, 16);
 }

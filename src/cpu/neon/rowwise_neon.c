@@ -114,6 +114,30 @@ void kri_kv_store_f32_neon(const float *restrict x, size_t n, void *restrict dst
     memcpy(dst, x, n * sizeof(float));
 }
 
+void kri_kv_store_i8_neon(const float *restrict x, size_t n, int8_t *restrict q,
+                          uint16_t *restrict scale) {
+    uint32x4_t most = vdupq_n_u32(0);
+    for (size_t i = 0; i < n; i += LANES) {
+        const float32x4_t v = vabsq_f32(load_up_to(x + i, n - i));
+        most = vmaxq_u32(most, vreinterpretq_u32_f32(v));
+    }
+    const uint32_t bits = vmaxvq_u32(most);
+    float amax;
+    memcpy(&amax, &bits, sizeof amax);
+    const float inverse = kri_kv_scale_i8(amax, scale);
+    if (!(inverse > 0.0f)) {
+        memset(q, 0, n);
+        return;
+    }
+    for (size_t i = 0; i < n; i += LANES) {
+        int32_t some[LANES];
+        vst1q_s32(some, vcvtnq_s32_f32(vmulq_n_f32(load_up_to(x + i, n - i), inverse)));
+        for (size_t j = 0; j < LANES && i + j < n; j++) {
+            q[i + j] = (int8_t)some[j];
+        }
+    }
+}
+
 void kri_kv_store_f16_neon(const float *restrict x, size_t n, void *restrict dst) {
     uint16_t *out = dst;
     for (size_t i = 0; i < n; i += LANES) {

@@ -25,8 +25,8 @@ static float element_f16(const uint8_t *src, size_t index) {
 
 /* What a kernel is made of: how the cache is read, and whether q.k is taken in integers. */
 typedef struct form_s {
-    element_fn *element;
-    uint32_t qk_bits; /* 0: in floats */
+    element_fn *element; /* NULL: the cache holds 8-bit integers */
+    uint32_t qk_bits;    /* 0: in floats */
 } form_t;
 
 /* A query, in the form that the scores are taken in. */
@@ -80,12 +80,51 @@ static double dot_integers(const query_t *query, const uint8_t *k, size_t at) {
     return (double)query->d * (double)d * (double)idot;
 }
 
+/* Scale of a slot's key (which 0) or value (1) of a page of integers. */
+static double scale_i8(const kri_attn_args_t *args, const uint8_t *page, size_t which,
+                       size_t slot) {
+    return (double)element_f16(page + args->scale_offset, which * KRI_PAGE_TOKENS + slot);
+}
+
+static double dot_i8_slot(const query_t *query, const uint8_t *page, size_t slot) {
+    const kri_attn_args_t *args = query->args;
+    int32_t idot = 0;
+    for (size_t i = 0; i < args->head_dim; i++) {
+        int32_t k = page[args->k_offset + kri_i8_key_at(slot, i)];
+        idot += (int32_t)query->q[i] * (k - KRI_I8_KEY_BIAS);
+    }
+    return (double)query->d * fabs(scale_i8(args, page, 0, slot)) * (double)idot;
+}
+
+static double dot_i8(const query_t *query, const uint8_t *page, size_t slot) {
+    double dot = dot_i8_slot(query, page, slot);
+    return scale_i8(query->args, page, 0, slot) < 0 ? dot + dot_i8_slot(query, page, 0) : dot;
+}
+
+/* acc += weight * value of the slot. */
+static void add_value(const query_t *query, const uint8_t *page, size_t slot, double weight,
+                      double *acc) {
+    const kri_attn_args_t *args = query->args;
+    const uint8_t *v = page + args->v_offset;
+    if (query->form->element == NULL) {
+        if (weight <= 0) return;
+        weight *= scale_i8(args, page, 1, slot);
+        for (size_t i = 0; i < args->head_dim; i++)
+            acc[i] += weight * (int8_t)v[kri_i8_value_at(args->head_dim, slot, i)];
+        return;
+    }
+    for (size_t i = 0; i < args->head_dim; i++)
+        acc[i] += weight * (double)query->form->element(v, slot * args->head_dim + i);
+}
+
 static double score(const query_t *query, const uint8_t *page, size_t slot) {
     const kri_attn_args_t *args = query->args;
     const uint8_t *k = page + args->k_offset;
     size_t at = slot * args->head_dim;
     double dot = 0;
-    if (query->form->qk_bits) {
+    if (query->form->element == NULL) {
+        dot = dot_i8(query, page, slot);
+    } else if (query->form->qk_bits) {
         dot = dot_integers(query, k, at);
     } else {
         for (size_t i = 0; i < args->head_dim; i++)
@@ -116,9 +155,7 @@ static int attend_span(const query_t *query, uint32_t span, state_t *state) {
         }
         double weight = exp(s - state->max);
         state->sum += weight;
-        for (size_t i = 0; i < args->head_dim; i++)
-            state->acc[i] += weight * (double)query->form->element(page + args->v_offset,
-                                                                   slot * args->head_dim + i);
+        add_value(query, page, slot, weight, state->acc);
     }
     return begin < end;
 }
@@ -171,7 +208,8 @@ static void attention(const kri_attn_args_t *args, element_fn *element, uint32_t
             memcpy(query.x, args->q + r * args->q_stride + head, args->head_dim * sizeof(float));
             if (qk_bits)
                 query.d = quantise(query.x, args->head_dim,
-                                   kri_attn_qk_levels(qk_bits, args->head_dim), query.q);
+                                   element != NULL ? kri_attn_qk_levels(qk_bits, args->head_dim)
+                                                   : KRI_I8_QUERY_LEVELS, query.q);
             attend(&query, (size_t)r * args->n_heads + h,
                    args->out + r * args->out_stride + head);
         }
@@ -180,6 +218,7 @@ static void attention(const kri_attn_args_t *args, element_fn *element, uint32_t
 
 void kri_attention_f32_ref(const kri_attn_args_t *args) { attention(args, element_f32, 0); }
 void kri_attention_f16_ref(const kri_attn_args_t *args) { attention(args, element_f16, 0); }
+void kri_attention_i8_ref(const kri_attn_args_t *args) { attention(args, NULL, 16); }
 void kri_attention_f32_qk8_ref(const kri_attn_args_t *args) { attention(args, element_f32, 8); }
 void kri_attention_f16_qk8_ref(const kri_attn_args_t *args) { attention(args, element_f16, 8); }
 void kri_attention_f32_qk16_ref(const kri_attn_args_t *args) { attention(args, element_f32, 16); }

@@ -1,5 +1,6 @@
 /* rowwise_ref.c: normalisation, rotation, activations and the KV cache's conversions.
  * Sums and transcendental functions in double, so that the reference is the more exact side. */
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -83,6 +84,33 @@ void kri_softcap_ref(float *restrict x, size_t n, float cap) {
 
 void kri_kv_store_f32_ref(const float *restrict x, size_t n, void *restrict dst) {
     memcpy(dst, x, n * sizeof *x);
+}
+
+float kri_kv_scale_i8(float amax, uint16_t *scale) {
+    const uint16_t infinity = 0x7c00, nan = 0x7e00;
+    *scale = nan;
+    if (!(amax <= FLT_MAX)) return 0;
+    float exact = amax / 127.0f;
+    uint16_t h = kri_f32_to_f16(exact);
+    if (kri_f16_to_f32(h) < exact) h++; /* the next half up, past the largest one infinity */
+    if (h >= infinity) return 0;
+    *scale = h;
+    return h != 0 ? 1.0f / kri_f16_to_f32(h) : 0;
+}
+
+void kri_kv_store_i8_ref(const float *restrict x, size_t n, int8_t *restrict q,
+                         uint16_t *restrict scale) {
+    uint32_t amax_bits = 0;
+    for (size_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, &x[i], sizeof bits);
+        bits &= 0x7fffffffu;
+        if (bits > amax_bits) amax_bits = bits;
+    }
+    float amax;
+    memcpy(&amax, &amax_bits, sizeof amax);
+    float inverse = kri_kv_scale_i8(amax, scale);
+    for (size_t i = 0; i < n; i++) q[i] = inverse > 0 ? (int8_t)rintf(x[i] * inverse) : 0;
 }
 
 void kri_kv_store_f16_ref(const float *restrict x, size_t n, void *restrict dst) {

@@ -504,3 +504,23 @@ TEST(rss_peak_covers_memory_that_was_touched) {
     kri_pages_free(pages, n_bytes);
     assert_true(kri_rss_peak_bytes() >= before);
 }
+
+/* The system's pages wholly inside the range are zeros again, the bytes around them stay. */
+TEST(os_pages_discard_forgets_whole_pages_only) {
+    const size_t unit = 65536; /* a multiple of the system's page on every machine */
+    uint8_t *pages = kri_pages_alloc(4 * unit);
+    assert_non_null(pages);
+    memset(pages, 5, 4 * unit);
+    kri_pages_discard(pages + unit, unit);
+    assert_int_equal(pages[unit - 1], 5);
+    assert_int_equal(pages[unit], 0);
+    assert_int_equal(pages[2 * unit - 1], 0);
+    assert_int_equal(pages[2 * unit], 5);
+    kri_pages_discard(pages + 2 * unit + 10, 100); /* inside one page: nothing */
+    assert_int_equal(pages[2 * unit + 50], 5);
+    kri_pages_discard(pages + 3 * unit - 1, unit);
+    assert_int_equal(pages[3 * unit - 1], 5);
+    assert_int_equal(pages[3 * unit], 0);
+    assert_int_equal(pages[4 * unit - 1], 5);
+    kri_pages_free(pages, 4 * unit);
+}

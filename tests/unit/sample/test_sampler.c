@@ -703,3 +703,42 @@ TEST(sampler_calls_refuse_null_and_foreign_tokens) {
     kri_sampler_destroy(NULL);
     kri_sampler_params_init(NULL);
 }
+
+/* ---- memory --------------------------------------------------------------------------------- */
+
+static uint64_t heap_bytes_now(void) {
+    kr_memory_usage_t usage;
+    kr_memory_usage_init(&usage);
+    assert_status(kr_memory_usage(&usage), KR_OK);
+    return usage.bytes_now;
+}
+
+/* A bound that is too loose would refuse requests that fit. */
+TEST(sampler_bytes_bound_what_a_sampler_takes) {
+    static const uint32_t vocabularies[] = {1, 64, 320, 32000, 151936};
+    static kr_logit_bias_t bias[1024];
+    for (uint32_t i = 0; i < 5 * 48; i++) {
+        const uint32_t n_vocab = vocabularies[i % 5], variant = i / 5;
+        kr_sampler_params_t p = variant % 2 ? plain() : defaults();
+        if (variant / 2 % 2) p.temperature = 0;
+        if (variant / 4 % 2) p.n_logprobs = 20;
+        if (variant / 8 % 2) p.top_k = 1000;
+        if (variant / 16 == 1) p.n_penalty_last = 1u << 20; /* without a penalty: no history */
+        if (variant / 16 == 2) {
+            p.n_penalty_last = 5000;
+            p.repeat_penalty = 1.1f;
+            p.n_logit_bias = n_vocab < 1024 ? n_vocab : 1024;
+            for (uint32_t b = 0; b < p.n_logit_bias; b++) bias[b].token = (kr_token_t)b;
+            p.logit_bias = bias;
+        }
+        const uint64_t before = heap_bytes_now();
+        kri_sampler_t *sampler = create(&p, n_vocab);
+        const uint64_t taken = heap_bytes_now() - before;
+        const uint64_t bound = kri_sampler_bytes(&p, n_vocab);
+        if (taken > bound || bound > 2 * taken + 1024) {
+            fail_msg("variant %u of %u tokens takes %llu, the bound is %llu", variant, n_vocab,
+                     (unsigned long long)taken, (unsigned long long)bound);
+        }
+        kri_sampler_destroy(sampler);
+    }
+}

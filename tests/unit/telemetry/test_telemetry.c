@@ -7,7 +7,34 @@
 #include <stdatomic.h>
 
 #include "base/alloc.h"
+#include "telemetry/telemetry_impl.h"
 #include "test.h"
+
+#ifdef KRI_TELEMETRY_OFF
+
+TEST(telemetry_that_is_compiled_out_is_refused_and_recording_goes_nowhere) {
+    kr_telemetry_t telemetry = NULL;
+    assert_status(kr_telemetry_create(&telemetry), KR_E_UNSUPPORTED);
+    assert_null(telemetry);
+    assert_status(kr_telemetry_create(NULL), KR_E_INVALID_ARG);
+    assert_status(kr_telemetry_record(NULL, "generate", 1), KR_E_INVALID_ARG);
+    assert_status(kr_telemetry_count(NULL, "tokens_prompt", 1), KR_E_INVALID_ARG);
+    assert_status(kr_telemetry_set(NULL, "kv_usage", 1), KR_E_INVALID_ARG);
+    assert_status(kr_telemetry_reset(NULL), KR_E_INVALID_ARG);
+    kr_telemetry_report_t report;
+    kr_telemetry_report_init(&report);
+    assert_status(kr_telemetry_report(NULL, "generate", &report), KR_E_INVALID_ARG);
+    size_t n_bytes = 7;
+    assert_status(kr_telemetry_json(NULL, NULL, 0, &n_bytes), KR_E_INVALID_ARG);
+    assert_int_equal(n_bytes, 7);
+    assert_string_equal(kr_telemetry_name(0), "queue");
+    kri_telemetry_record_ns(NULL, KRI_METRIC_decode, 1);
+    kri_telemetry_add(NULL, KRI_METRIC_tokens_prompt, 1);
+    kri_telemetry_set_gauge(NULL, KRI_METRIC_kv_usage, 1);
+    kr_telemetry_destroy(NULL);
+}
+
+#else
 
 static kr_telemetry_report_t report_of(kr_telemetry_t telemetry, const char *name) {
     kr_telemetry_report_t report;
@@ -141,6 +168,7 @@ TEST(telemetry_empty_report_is_all_zero) {
     for (uint32_t i = 0; kr_telemetry_name(i) != NULL; i++) {
         const kr_telemetry_report_t report = report_of(telemetry, kr_telemetry_name(i));
         assert_int_equal(report.count, 0);
+        assert_true(report.value == 0.0);
         assert_true(report.min_ms == 0.0 && report.max_ms == 0.0 && report.p50_ms == 0.0);
         assert_true(report.throughput_per_s == 0.0);
     }
@@ -173,8 +201,86 @@ TEST(telemetry_refuses_bad_arguments) {
     assert_int_equal(report_of(telemetry, "generate").count, 0);
     kri_telemetry_record_ns(NULL, KRI_METRIC_decode, 1);
     kri_telemetry_add(NULL, KRI_METRIC_tokens_prompt, 1);
+    kri_telemetry_set_gauge(NULL, KRI_METRIC_kv_usage, 1);
+    assert_status(kr_telemetry_set(NULL, "kv_usage", 1), KR_E_INVALID_ARG);
+    assert_status(kr_telemetry_set(telemetry, NULL, 1), KR_E_INVALID_ARG);
+    assert_status(kr_telemetry_set(telemetry, "kv_usage", -1e-9), KR_E_INVALID_ARG);
+    assert_status(kr_telemetry_set(telemetry, "kv_usage", NAN), KR_E_INVALID_ARG);
+    assert_status(kr_telemetry_set(telemetry, "kv_usage", INFINITY), KR_E_INVALID_ARG);
+    assert_status(kr_telemetry_set(telemetry, "nothing", 1), KR_E_NOT_FOUND);
+    assert_status(kr_telemetry_set(telemetry, "generate", 1), KR_E_NOT_FOUND);
+    assert_status(kr_telemetry_set(telemetry, "tokens_prompt", 1), KR_E_NOT_FOUND);
+    assert_status(kr_telemetry_record(telemetry, "kv_usage", 1), KR_E_NOT_FOUND);
+    assert_status(kr_telemetry_count(telemetry, "kv_usage", 1), KR_E_NOT_FOUND);
+    assert_true(report_of(telemetry, "kv_usage").value == 0.0);
     kr_telemetry_destroy(telemetry);
     kr_telemetry_destroy(NULL);
+}
+
+TEST(telemetry_gauge_is_what_was_set_last_and_outlives_a_reset) {
+    kr_telemetry_t telemetry = create();
+    assert_status(kr_telemetry_set(telemetry, "kv_bytes_used", 1e15), KR_OK);
+    kri_telemetry_set_gauge(telemetry, KRI_METRIC_requests_running, 3);
+    assert_status(kr_telemetry_set(telemetry, "requests_running", 2.5), KR_OK);
+    assert_true(report_of(telemetry, "kv_bytes_used").value == 1e15);
+    kr_telemetry_report_t report = report_of(telemetry, "requests_running");
+    assert_true(report.value == 2.5);
+    assert_int_equal(report.count, 0);
+    assert_true(report.sum_ms == 0.0 && report.throughput_per_s == 0.0);
+    assert_status(kr_telemetry_reset(telemetry), KR_OK);
+    assert_true(report_of(telemetry, "requests_running").value == 2.5);
+    kri_telemetry_set_gauge(telemetry, KRI_METRIC_requests_running, 0);
+    assert_true(report_of(telemetry, "requests_running").value == 0.0);
+    /* Another telemetry has gauges of its own. */
+    kr_telemetry_t other = create();
+    assert_true(report_of(other, "kv_bytes_used").value == 0.0);
+    kr_telemetry_destroy(other);
+    /* From inside the library, nothing can make a report that is no number. */
+    kri_telemetry_set_gauge(telemetry, KRI_METRIC_kv_usage, NAN);
+    assert_true(report_of(telemetry, "kv_usage").value == 0.0);
+    kri_telemetry_set_gauge(telemetry, KRI_METRIC_kv_usage, -INFINITY);
+    assert_true(report_of(telemetry, "kv_usage").value == 0.0);
+    kr_telemetry_destroy(telemetry);
+}
+
+static double seven(void) { return 7.0; }
+
+TEST(telemetry_gauge_of_the_process_is_asked_at_each_report) {
+    kr_telemetry_t telemetry = create();
+    kri_telemetry_set_gauge(telemetry, KRI_METRIC_tensor_pool_bytes, 1.0);
+    kri_telemetry_gauge_source(KRI_METRIC_tensor_pool_bytes, seven);
+    assert_true(report_of(telemetry, "tensor_pool_bytes").value == 7.0);
+    kri_telemetry_gauge_source(KRI_METRIC_tensor_pool_bytes, NULL);
+    assert_true(report_of(telemetry, "tensor_pool_bytes").value == 1.0);
+    kr_telemetry_destroy(telemetry);
+}
+
+TEST(telemetry_numbers_do_not_depend_on_the_decimal_point_of_the_locale) {
+    static const char *const cases[][2] = {
+        {"0,625", "0.625"}, {"1.5e+20", "1.5e+20"}, {"17", "17"}, {"", ""},
+        {"1,7976931348623157e+308", "1.7976931348623157e+308"}, {"-2,5e-07", "-2.5e-07"},
+        {"3\xd9\xab" "25", "3.25"}, /* U+066B, Arabic decimal separator */
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        char text[64];
+        snprintf(text, sizeof text, "%s", cases[i][0]);
+        kri_telemetry_plain_number(text);
+        assert_string_equal(text, cases[i][1]);
+    }
+}
+
+TEST(telemetry_short_report_struct_gets_the_fields_it_has) {
+    kr_telemetry_t telemetry = create();
+    kr_telemetry_report_t report;
+    memset(&report, 0x55, sizeof report);
+    report.struct_bytes = offsetof(kr_telemetry_report_t, value); /* of a caller from before it */
+    assert_status(kr_telemetry_set(telemetry, "kv_usage", 0.5), KR_OK);
+    double untouched;
+    memset(&untouched, 0x55, sizeof untouched);
+    assert_status(kr_telemetry_report(telemetry, "kv_usage", &report), KR_OK);
+    assert_true(report.value == untouched);
+    assert_true(report.throughput_per_s == 0.0);
+    kr_telemetry_destroy(telemetry);
 }
 
 TEST(telemetry_create_fails_cleanly_when_memory_runs_out) {
@@ -254,3 +360,28 @@ TEST(telemetry_survives_resets_while_threads_record) {
     assert_int_equal(report_of(telemetry, "decode").count, 0);
     kr_telemetry_destroy(telemetry);
 }
+
+static void *set_gauges(void *arg) {
+    for (uint64_t i = 1; i <= N_RECORDS; i++) {
+        kri_telemetry_set_gauge(arg, KRI_METRIC_kv_bytes_used, i % 2 ? 0.1 : 1e300);
+    }
+    atomic_fetch_sub(&writers_left, 1);
+    return NULL;
+}
+
+TEST(telemetry_gauge_is_never_half_of_two_values) {
+    kr_telemetry_t telemetry = create();
+    pthread_t threads[4];
+    atomic_store(&writers_left, 4);
+    for (int i = 0; i < 4; i++) {
+        assert_int_equal(pthread_create(&threads[i], NULL, set_gauges, telemetry), 0);
+    }
+    while (atomic_load(&writers_left) > 0) {
+        const double value = report_of(telemetry, "kv_bytes_used").value;
+        assert_true(value == 0.0 || value == 0.1 || value == 1e300);
+    }
+    for (int i = 0; i < 4; i++) pthread_join(threads[i], NULL);
+    kr_telemetry_destroy(telemetry);
+}
+
+#endif
