@@ -755,7 +755,8 @@ KR_API kr_status_t kr_engine_explain(kr_engine_t engine, const kr_request_params
 /* kr_engine_poll: takes up to capacity events; waits for the first one at most timeout_ms (0 = not,
  * UINT32_MAX = for ever). events [capacity], each prepared by the caller with struct_bytes;
  * borrowed until the next poll or destroy. *n_events 0 with KR_OK: time is over.
- * Errors  KR_E_INVALID_ARG (engine with callback, capacity 0), KR_E_BUSY (another thread polls). */
+ * Errors  KR_E_INVALID_ARG (engine with callback, capacity 0), KR_E_BUSY (another thread polls),
+ *         KR_E_UNSUPPORTED (several events of a size that is not this library's). */
 KR_API kr_status_t kr_engine_poll(kr_engine_t engine, kr_event_t *events, uint32_t capacity,
                                   uint32_t timeout_ms, uint32_t *n_events);
 /* kr_engine_event_fd: a descriptor that is readable while events wait (for poll, epoll); owned by

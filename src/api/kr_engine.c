@@ -144,6 +144,8 @@ kr_status_t kr_engine_poll(kr_engine_t engine, kr_event_t *events, uint32_t capa
     for (uint32_t i = 0; i < capacity; i++) {
         const uint32_t n_bytes = events[i].struct_bytes;
         KR_TRY(kri_struct_write(&events[i], &n_bytes, sizeof(n_bytes)));
+        /* The array's step is this size: another one would be another place. */
+        if (capacity > 1 && n_bytes != sizeof(events[i])) return KR_E_UNSUPPORTED;
     }
     int32_t fd;
     KR_TRY(kri_engine_event_fd(engine, &fd)); /* only engines without a callback have one */

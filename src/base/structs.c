@@ -8,8 +8,9 @@
 
 #include "base/error.h"
 
+/* Every public struct is whole words of 8 bytes, so that no size cuts a pointer in half. */
 static bool size_is_sane(uint32_t n_bytes) {
-    return n_bytes >= KRI_STRUCT_BYTES_MIN && n_bytes <= KRI_STRUCT_BYTES_MAX && n_bytes % 4 == 0;
+    return n_bytes >= KRI_STRUCT_BYTES_MIN && n_bytes <= KRI_STRUCT_BYTES_MAX && n_bytes % 8 == 0;
 }
 
 static uint32_t size_of(const void *any) {

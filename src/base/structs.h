@@ -15,7 +15,7 @@
  * function was called on it) and keeps them for the fields that `src` is too short to have, and
  * entirely when src is NULL. dst's own struct_bytes stays dst_bytes. `name` names the argument
  * in errors ("params").
- * KR_E_INVALID_ARG: struct_bytes below 8, over the maximum or no multiple of 4 (not initialised).
+ * KR_E_INVALID_ARG: struct_bytes below 8, over the maximum or no multiple of 8 (not initialised).
  * KR_E_UNSUPPORTED: longer than ours with a non-zero tail. dst is untouched on errors. */
 kr_status_t kri_struct_read(void *dst, size_t dst_bytes, const void *src, const char *name,
                             kr_error_t *error);

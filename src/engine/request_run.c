@@ -48,14 +48,18 @@ static void grant(kri_choice_t *choice, uint32_t n) {
     else kri_sched_add_credits(choice->request->em->sched, &choice->task, n);
 }
 
-/* Every choice without credits gets one, a lone one all; true when some choice went without. */
+/* Every choice without credits gets one, a lone one all; true when some choice went without. Those
+ * that run come first: a credit for one that waits would let a sequence stand still until it is
+ * taken from those without. */
 static bool distribute(kr_request_t r) {
     const uint32_t first = r->next_grant;
     uint32_t n = grantable(r);
     bool any_without = false;
-    for (uint32_t i = 0; i < r->n_choices; i++) {
+    for (uint32_t i = 0; i < 2 * r->n_choices; i++) {
         kri_choice_t *choice = &r->choices[(first + i) % r->n_choices];
+        const bool is_running = choice->task.state == KRI_TASK_RUNNING;
         if (choice->is_finished || choice->n_granted > 0) continue;
+        if (is_running != (i < r->n_choices)) continue;
         if (n == 0) {
             if (!any_without) r->next_grant = choice->index; /* first in turn when there are more */
             any_without = choice->is_paused = true;

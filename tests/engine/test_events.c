@@ -93,6 +93,9 @@ TEST(poll_refuses_bad_arguments) {
     assert_status(kr_engine_event_fd(g.engine, &fd), KR_E_INVALID_ARG);
     assert_status(kr_engine_event_fd(f.engine, NULL), KR_E_INVALID_ARG);
     assert_int_equal(fd, -5);
+    events[0].struct_bytes = events[1].struct_bytes = (uint32_t)sizeof(events[0]) - 8;
+    assert_status(kr_engine_poll(f.engine, events, 2, 0, &n), KR_E_UNSUPPORTED);
+    assert_status(kr_engine_poll(f.engine, events, 1, 0, &n), KR_OK); /* no array, no step */
     teardown(&f);
     teardown(&g);
 }
@@ -364,6 +367,36 @@ TEST(credits_are_shared_by_choices) {
     }
     wait_over(out);
     assert_int_equal(out->n_tokens, 60);
+    out_destroy(out);
+    teardown(&f);
+}
+
+/* Of one credit at a time, those that run have it first: nobody waits for a place while others hold
+ * one without credits. */
+TEST(credits_go_to_the_choices_that_run) {
+    fixture_t f;
+    kr_session_params_t params;
+    kr_session_params_init(&params);
+    params.n_seqs = 2;
+    setup(&f, false);
+    add_model(f.engine, "narrow", f.model, &params);
+    f.ask.params.model = "narrow";
+    f.ask.params.credits = 1;
+    f.ask.params.n_choices = 5;
+    out_t *out = submit(&f.c, &f.ask);
+    for (uint32_t n = 1; n <= 100; n++) {
+        uint32_t n_open = 0;
+        WAIT_FOR(&f.c, out->n_tokens == n);
+        pthread_mutex_lock(&f.c.mutex);
+        for (uint32_t i = 0; i < 5; i++) {
+            const out_choice_t *choice = &out->choices[i];
+            n_open += choice->n_tokens > 0 && choice->n_tokens < 20;
+        }
+        pthread_mutex_unlock(&f.c.mutex);
+        assert_true(n_open <= 2);
+        if (n < 100) assert_status(kr_request_add_credits(out->request, 1), KR_OK);
+    }
+    wait_over(out);
     out_destroy(out);
     teardown(&f);
 }

@@ -408,8 +408,9 @@ TEST(engine_params_are_checked_by_field) {
     assert_status(kr_engine_create(&bigger.p, &engine, &error), KR_OK);
     kr_engine_destroy(engine);
     engine = NULL;
-    params.struct_bytes = 12; /* n_threads and max_stall_ms only */
+    params.struct_bytes = 16; /* n_threads, max_stall_ms, queue_max */
     params.n_threads = 1;
+    params.queue_max = 0;
     assert_status(kr_engine_create(&params, &engine, &error), KR_OK);
     kr_engine_destroy(engine);
     assert_status(kr_engine_create(NULL, NULL, &error), KR_E_INVALID_ARG);

@@ -402,7 +402,7 @@ TEST(session_params_of_other_sizes_follow_the_rule) {
     session = NULL;
     bigger.tail = 1;
     assert_status(kr_session_create(model, &bigger.p, &session, &error), KR_E_UNSUPPORTED);
-    bigger.p.struct_bytes = 12; /* only n_ctx */
+    bigger.p.struct_bytes = 16; /* n_ctx, n_seqs, n_rows_max */
     bigger.p.n_ctx = 32;
     assert_status(kr_session_create(model, &bigger.p, &session, &error), KR_OK);
     kr_session_info_t info;

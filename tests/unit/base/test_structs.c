@@ -67,7 +67,7 @@ TEST(struct_read_refuses_larger_source_when_any_tail_byte_is_set) {
 }
 
 TEST(struct_read_refuses_sizes_that_no_init_function_writes) {
-    const uint32_t sizes[] = {0, 1, 4, 7, 9, 10, 4100, 0xdeadbeef, UINT32_MAX};
+    const uint32_t sizes[] = {0, 1, 4, 7, 9, 10, 12, 4100, 0xdeadbeef, UINT32_MAX};
     for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
         const params_t given = {sizes[i], 1, 2};
         params_t params = defaults();
