@@ -326,9 +326,10 @@ static int open_temp(int dir, char name[64]) {
         if (fd < 0 && errno != EEXIST && errno != EINTR) break;
         struct stat st;
         if (fd < 0) continue;
-        (void)flock(fd, LOCK_SH | LOCK_NB);
-        if (fstat(fd, &st) != 0 || st.st_nlink > 0) break;
-        close(fd); /* a cleaner was faster than the lock */
+        /* A cleaner that holds it will remove it, or has. */
+        const bool is_cleaned = flock(fd, LOCK_SH | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+        if (!is_cleaned && (fstat(fd, &st) != 0 || st.st_nlink > 0)) break;
+        close(fd);
         fd = -1;
         errno = EEXIST;
     }
