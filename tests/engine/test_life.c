@@ -422,7 +422,9 @@ TEST(resize_preempts_and_changes_no_token) {
     for (uint32_t round = 0; round < 4; round++) {
         for (uint32_t i = 0; i < 12; i++) outs[i] = submit(&f.c, &asks[i]);
         for (uint32_t i = 0; i < 8; i++) {
+            pthread_mutex_lock(&f.c.mutex);
             const uint32_t n_events = f.c.n_events + 50;
+            pthread_mutex_unlock(&f.c.mutex);
             WAIT_FOR(&f.c, f.c.n_events >= n_events || f.c.n_over == 12);
             assert_status(kr_engine_resize_kv(f.engine, "tiny", i % 2 ? full : unit, NULL), KR_OK);
         }
@@ -432,7 +434,9 @@ TEST(resize_preempts_and_changes_no_token) {
             assert_same(&outs[i]->choices[0], &wanted[i]);
             out_destroy(outs[i]);
         }
+        pthread_mutex_lock(&f.c.mutex);
         f.c.n_over = 0;
+        pthread_mutex_unlock(&f.c.mutex);
     }
     assert_true(engine_stats(f.engine, "tiny").n_preempted > 0);
     assert_idle(f.engine);
