@@ -625,7 +625,7 @@ KR_API kr_status_t kr_engine_remove_model(kr_engine_t engine, const char *name,
 /* kr_engine_resize_kv: changes a model's KV pool while requests run; cached pages go first, then
  * running requests are preempted and computed again later.
  * Errors KR_E_NOT_FOUND, KR_E_LIMIT (over the ledger, over n_seqs * n_ctx tokens and the size at
- *        creation, or too small for a request that is running). */
+ *        creation, too small for one token or for a request that is running). */
 KR_API kr_status_t kr_engine_resize_kv(kr_engine_t engine, const char *name, uint64_t kv_bytes,
                                        kr_error_t *error);
 

@@ -83,6 +83,9 @@ void kri_kv_pool_attach(kri_kv_pool_t *pool, uint32_t seq, uint64_t salt,
  * all tokens of the sequence. salt as at attach. O(1) for each new page; a no-op without cache. */
 void kri_kv_pool_publish(kri_kv_pool_t *pool, uint32_t seq, uint64_t salt,
                          const kr_token_t *tokens);
+/* Empties the sequence as release does; what was computed in it is not to be trusted: its pages,
+ * those it took from the cache too, are found by no match from now on. */
+void kri_kv_pool_discard(kri_kv_pool_t *pool, uint32_t seq);
 /* Drops everything that only the cache holds. */
 void kri_kv_pool_forget(kri_kv_pool_t *pool);
 

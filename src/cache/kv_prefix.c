@@ -137,6 +137,30 @@ void kri_kv_pool_publish(kri_kv_pool_t *pool, uint32_t seq, uint64_t salt,
     kri_kv_give_back(pool, seq);
 }
 
+/* From the last published page up to the root; a node without pages is gone. */
+static void drop_chain(kri_kv_pool_t *pool, uint32_t id) {
+    while (id != KRI_NODE_NONE) {
+        const kri_prefix_node_t *node = kri_prefix_cache_node(pool->cache, id);
+        const uint64_t parent_serial = node->parent_serial;
+        const uint32_t parent = node->parent;
+        for (uint32_t g = 0; g < pool->n_groups; g++) {
+            if (node->pages[g] != KRI_PAGE_NONE) kri_kv_page_detach(pool, g, node->pages[g]);
+        }
+        if (parent_serial == 0) return;
+        id = kri_prefix_cache_node(pool->cache, parent)->serial == parent_serial ? parent
+                                                                                 : KRI_NODE_NONE;
+    }
+}
+
+void kri_kv_pool_discard(kri_kv_pool_t *pool, uint32_t seq) {
+    const kri_kv_seq_t *s = &pool->seqs[seq];
+    if (pool->cache && s->n_published > s->first[pool->chain_group]) {
+        const uint32_t last = kri_kv_table(pool, seq, pool->chain_group)[s->n_published - 1];
+        drop_chain(pool, pool->groups[pool->chain_group].pages[last].node);
+    }
+    kri_kv_pool_release(pool, seq);
+}
+
 void kri_kv_pool_forget(kri_kv_pool_t *pool) {
     while (pool->cache && kri_kv_evict(pool)) {}
 }

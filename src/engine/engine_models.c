@@ -74,7 +74,7 @@ static kr_status_t open_work(kri_engine_model_t *em, const kr_session_params_t *
         .kv = em->kv, .n_seqs = em->info.n_seqs, .n_ctx = em->info.n_ctx,
         .n_rows_max = em->info.n_rows_max,
         .queue_max = em->engine->n_tasks_max, /* all may wait at once: none finds no place */
-        .max_stall_ns = (uint64_t)p->max_stall_ms * 1000000, .n_threads = em->info.n_threads};
+        .max_stall_ns = (uint64_t)p->max_stall_ms * 1000000};
     status = kri_sched_create(&sched, &em->sched);
     em->n_words = (uint32_t)kri_ceil_div(kri_ceil_div(em->n_vocab, 32), MASK_UNIT) * MASK_UNIT;
     KR_TRY(take_logits(em, error));
@@ -234,7 +234,9 @@ kr_status_t kri_engine_remove_model(kr_engine_t e, const char *name, kr_error_t 
 }
 
 static kr_status_t resize(kri_ask_t *ask) {
-    return kri_sched_resize(ask->em->sched, *(const uint64_t *)ask->args);
+    const uint64_t kv_bytes = *(const uint64_t *)ask->args;
+    if (kv_bytes < kri_kv_pool_need(ask->em->kv, 0, 1, 1)) return KR_E_LIMIT;
+    return kri_sched_resize(ask->em->sched, kv_bytes);
 }
 
 /* A larger size is taken from the ledger before, a smaller one given back after. */

@@ -11,16 +11,6 @@
 
 /* ---- one row, on any thread ----------------------------------------------------------------- */
 
-static bool row_is_finite(const float *x, uint32_t n) {
-    uint32_t bad = 0;
-    for (uint32_t i = 0; i < n; i++) {
-        uint32_t bits;
-        memcpy(&bits, &x[i], sizeof bits);
-        bad |= (bits & 0x7f800000u) == 0x7f800000u;
-    }
-    return !bad;
-}
-
 static kr_status_t fail_row(kri_row_result_t *row, kr_status_t status, const char *what) {
     row->status = status;
     row->what = what;
@@ -83,7 +73,7 @@ static void compute_row(kri_engine_model_t *em, kri_row_result_t *row, uint32_t 
     const kr_grammar_t *grammar = &row->choice->request->grammar;
     kr_telemetry_t t = em->engine->params.telemetry;
     uint64_t begin_ns = t ? kri_clock_ns() : 0, end_ns = begin_ns;
-    if (is_suspect && !row_is_finite(row->logits, em->n_vocab)) {
+    if (is_suspect && !kri_all_finite(row->logits, em->n_vocab)) {
         (void)fail_row(row, KR_E_NUMERIC, "the model computed a value that is not finite");
         return;
     }

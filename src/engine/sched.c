@@ -188,8 +188,9 @@ void kri_sched_start(kri_sched_t *s, kri_task_t *task, uint32_t seq, uint64_t no
 }
 
 /* Its sequence and pages are free at return. */
-static void stop_running(kri_sched_t *s, kri_task_t *task) {
-    kri_kv_pool_release(s->kv, task->seq);
+static void stop_running(kri_sched_t *s, kri_task_t *task, bool keep) {
+    if (keep) kri_kv_pool_release(s->kv, task->seq);
+    else kri_kv_pool_discard(s->kv, task->seq);
     s->seqs_free[s->n_seqs_free++] = task->seq;
     kri_task_t *last = s->running[--s->n_running];
     s->running[task->index] = last;
@@ -200,7 +201,7 @@ static void stop_running(kri_sched_t *s, kri_task_t *task) {
 }
 
 void kri_sched_preempt(kri_sched_t *s, kri_task_t *task, bool forced) {
-    stop_running(s, task);
+    stop_running(s, task, true);
     task->state = KRI_TASK_WAITING;
     if (forced) task->n_preempted++;
     s->n_preempted++;
@@ -211,8 +212,7 @@ void kri_sched_preempt(kri_sched_t *s, kri_task_t *task, bool forced) {
 void kri_sched_end(kri_sched_t *s, kri_task_t *task, bool keep) {
     if (task->state == KRI_TASK_IDLE) return;
     if (task->state == KRI_TASK_RUNNING) {
-        stop_running(s, task);
-        if (!keep) kri_kv_pool_forget(s->kv);
+        stop_running(s, task, keep);
     } else {
         kri_sched_unplace(s, task);
         s->n_waiting--;

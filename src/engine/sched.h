@@ -62,7 +62,6 @@ typedef struct kri_sched_params_s {
     uint32_t n_seqs, n_ctx, n_rows_max;
     uint32_t queue_max;      /* waiting tasks */
     uint64_t max_stall_ns;
-    uint32_t n_threads;      /* that sample: for the plan's order only; 0 = 1 */
 } kri_sched_params_t;
 
 /* KR_E_NOMEM. */

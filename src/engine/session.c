@@ -109,6 +109,15 @@ static kr_status_t check_params(const struct kr_model_s *model, const kr_session
     return KR_OK;
 }
 
+/* Whether kv.bytes_max, where given, is enough for one token. */
+static bool holds_a_token(kri_kv_params_t kv) {
+    const uint64_t given = kv.bytes_max;
+    uint64_t least = 0;
+    kv.bytes_max = 0;
+    kv.n_seqs = kv.n_ctx = kv.n_rows = 1;
+    return given == 0 || (kri_kv_pool_bytes(&kv, &least) == KR_OK && given >= least);
+}
+
 static kr_status_t plan(const struct kr_model_s *model, const kr_session_params_t *params,
                         kr_session_info_t *info, kri_kernels_t *kernels, layout_t *layout,
                         kr_error_t *error) {
@@ -120,6 +129,11 @@ static kr_status_t plan(const struct kr_model_s *model, const kr_session_params_
     if (params->invariant == KR_INVARIANT_ON) kernels->has_tiles = 0;
     info->is_invariant = !kernels->has_tiles;
     kv_params(model, params, info, &kv);
+    if (!holds_a_token(kv)) {
+        return KRI_FAIL(error, KR_E_LIMIT, "kv_bytes_max",
+                        "kv_bytes_max is %llu: that is not enough for one token",
+                        (unsigned long long)kv.bytes_max);
+    }
     if (kri_kv_pool_bytes(&kv, &info->kv_bytes) != KR_OK ||
         !make_layout(model, info, kernels->has_tiles != 0, layout)) {
         return KRI_FAIL(error, KR_E_LIMIT, "n_ctx", "session of %u x %u tokens is too large",

@@ -13,7 +13,7 @@ typedef struct run_ctx_s {
     uint32_t n_bad; /* threads that found a value that is not finite; atomic */
 } run_ctx_t;
 
-static bool all_finite(const float *x, size_t n) {
+bool kri_all_finite(const float *x, size_t n) {
     uint32_t bad = 0;
     for (size_t i = 0; i < n; i++) {
         uint32_t bits;
@@ -29,7 +29,7 @@ static kr_status_t run_thread(const kri_exec_t *exec, void *ctx) {
     KR_TRY(run->model->arch->forward(run->model, exec, run->state, run->logits));
     kri_split((uint64_t)exec->step->n_out_rows * run->model->hp.n_vocab, 16, exec->thread_index,
               exec->n_threads, &begin, &end);
-    if (begin < end && !all_finite(run->logits + begin, (size_t)(end - begin))) {
+    if (begin < end && !kri_all_finite(run->logits + begin, (size_t)(end - begin))) {
         __atomic_fetch_add(&run->n_bad, 1, __ATOMIC_RELAXED);
     }
     return KR_OK;

@@ -207,6 +207,8 @@ bool kri_state_plan(const struct kr_model_s *model, uint32_t n_rows, kri_state_p
  * nothing computed from it can be trusted. */
 kr_status_t kri_forward_run(const struct kr_model_s *model, const kri_exec_t *exec,
                             const kri_state_t *state, float *logits);
+/* No NaN and no infinity among x [n]. */
+bool kri_all_finite(const float *x, size_t n);
 /* Attention of one layer; softcap 0 = none. */
 kri_attn_desc_t kri_attn_desc(const struct kr_model_s *model, const kri_layer_t *layer,
                               bool rope_pair, float softcap);

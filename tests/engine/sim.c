@@ -498,7 +498,7 @@ static bool make_world(world_t *w, uint64_t seed) {
     w->params = (kri_sched_params_t){
         .n_seqs = sim_range(&w->rng, 1, 12), .n_ctx = contexts[sim_range(&w->rng, 0, 4)],
         .n_rows_max = rows[sim_range(&w->rng, 0, 6)], .queue_max = sim_range(&w->rng, 2, 40),
-        .max_stall_ns = sim_range(&w->rng, 1, 50) * MS, .n_threads = 1};
+        .max_stall_ns = sim_range(&w->rng, 1, 50) * MS};
     w->fault = sim_chance(&w->rng, 100) ? 0 : sim_range(&w->rng, 1, 100);
     w->n_target = 110 + sim_range(&w->rng, 0, 20);
     w->prompt_max = sim_range(&w->rng, 1, w->params.n_ctx - 2);

@@ -83,7 +83,7 @@ int sim_bench(void) {
     if (kri_kv_pool_create(&kv, &b->kv) != KR_OK) return 1;
     const kri_sched_params_t params = {
         .kv = b->kv, .n_seqs = N_SEQS, .n_ctx = N_CTX, .n_rows_max = 512, .queue_max = N_QUEUE,
-        .max_stall_ns = 50000000, .n_threads = 2};
+        .max_stall_ns = 50000000};
     if (kri_sched_create(&params, &b->sched) != KR_OK) return 1;
     uint64_t n_tasks = 0, n_rows = 0;
     run(b, &n_tasks, &n_rows);

@@ -272,6 +272,39 @@ TEST(prefix_cache_evicts_the_least_recently_used_from_its_end) {
     kri_kv_pool_destroy(pool);
 }
 
+TEST(prefix_cache_discard_drops_a_chain_and_no_other) {
+    kri_kv_pool_t *pool = make_pool(40, 0);
+    kr_token_t good[64], bad[64], branch[64];
+    kri_kv_match_t match;
+    count_up(good, 64, 0);
+    count_up(bad, 64, 1000);
+    count_up(branch, 64, 1000);
+    for (int i = 16; i < 64; i++) branch[i] = 3000 + i;
+    prefill(pool, 0, 0, good, 64);
+    prefill(pool, 1, 0, bad, 64);
+    kri_kv_pool_release(pool, 1);
+    kri_kv_pool_attach(pool, 1, 0, branch, 64, &match); /* shares the first page of the bad one */
+    assert_int_equal(match.n_cached, 16);
+    prefill(pool, 1, 0, branch, 64);
+    kri_kv_pool_release(pool, 1);
+    kri_kv_pool_attach(pool, 2, 0, bad, 64, &match);
+    assert_int_equal(match.n_cached, 48);
+    kri_kv_pool_discard(pool, 2);
+    assert_int_equal(kri_kv_pool_length(pool, 2), 0);
+    assert_true(kri_kv_pool_check(pool));
+    assert_int_equal(match_of(pool, 0, bad, 64).n_cached, 0);
+    assert_int_equal(match_of(pool, 0, branch, 64).n_cached, 0); /* its first page was suspect */
+    assert_int_equal(match_of(pool, 0, good, 64).n_cached, 48);
+    prefill(pool, 1, 0, bad, 64); /* computed anew it may enter again */
+    assert_int_equal(match_of(pool, 0, bad, 64).n_cached, 48);
+    kri_kv_pool_release(pool, 0);
+    kri_kv_pool_release(pool, 1);
+    kri_kv_pool_forget(pool);
+    assert_int_equal(stats_of(pool).bytes_cached, 0);
+    assert_true(kri_kv_pool_check(pool));
+    kri_kv_pool_destroy(pool);
+}
+
 TEST(prefix_cache_resize_evicts_and_forget_keeps_what_is_held) {
     kri_kv_pool_t *pool = make_pool(32, 0);
     kr_token_t tokens[64];

@@ -41,7 +41,7 @@ static rig_t *rig_create_at(rig_t *r, rig_params_t p) {
     assert_status(kri_kv_pool_create(&kv, &r->kv), KR_OK);
     const kri_sched_params_t sched = {
         .kv = r->kv, .n_seqs = p.n_seqs, .n_ctx = p.n_ctx, .n_rows_max = p.n_rows_max,
-        .queue_max = p.queue_max, .max_stall_ns = p.max_stall_ms * MS, .n_threads = 1};
+        .queue_max = p.queue_max, .max_stall_ns = p.max_stall_ms * MS};
     assert_status(kri_sched_create(&sched, &r->sched), KR_OK);
     return r;
 }

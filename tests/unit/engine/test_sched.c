@@ -297,7 +297,7 @@ TEST(sched_predict_knows_windows) {
                                 .n_seqs = 2, .n_ctx = 4096};
     assert_status(kri_kv_pool_create(&kv, &r->kv), KR_OK);
     const kri_sched_params_t params = {.kv = r->kv, .n_seqs = 2, .n_ctx = 4096, .n_rows_max = 64,
-                                       .queue_max = 4, .max_stall_ns = 100 * MS, .n_threads = 1};
+                                       .queue_max = 4, .max_stall_ns = 100 * MS};
     assert_status(kri_sched_create(&params, &r->sched), KR_OK);
     kri_task_t *stream = rig_submit(r, rig_task(r, 8, 3000));
     while (stream->n_tokens < 2900) { /* a step costs by its keys, as far as it sees them */
