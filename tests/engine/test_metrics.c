@@ -114,13 +114,19 @@ static void run_all_kinds(metrics_t *m) {
     for (uint32_t i = 0; i < n; i++) out_destroy(outs[i]);
 }
 
-/* Two that grow to 250 tokens each in a pool for 320. */
+/* Two that would grow to 250 tokens each in a pool for 320. Credits hold both after their first
+ * tokens, so however late the second one is submitted, the first cannot have ended before. */
 static void run_preempted(metrics_t *m) {
     ask_t ask;
     out_t *outs[2];
     for (int i = 0; i < 2; i++) {
         ask_init(&ask, m->prompt + 100 + i * 50, 100, 150);
+        ask.params.credits = 1;
         outs[i] = submit(&m->c, &ask);
+    }
+    for (int i = 0; i < 2; i++) WAIT_FOR(&m->c, outs[i]->n_tokens > 0);
+    for (int i = 0; i < 2; i++) {
+        assert_status(kr_request_add_credits(outs[i]->request, 149), KR_OK);
     }
     for (int i = 0; i < 2; i++) wait_over(outs[i]);
     for (int i = 0; i < 2; i++) out_destroy(outs[i]);
