@@ -82,7 +82,7 @@ void call_reply_json(call_t *call, int status, const kri_buffer_t *body);
 void call_reply(call_t *call, int status, const char *content_type, const char *body,
                 size_t n_bytes);
 /* Error answers, in the endpoint's style. */
-void call_fail_json(call_t *call, const json_error_t *error);
+void call_fail_json(call_t *call, const json_mistake_t *error);
 void call_fail_status(call_t *call, kr_status_t status, const kr_error_t *error);
 /* code: a row of errors.c ("model_not_found"): gives HTTP status and type. param may be NULL. */
 void call_fail(call_t *call, const char *code, const char *param, const char *format, ...)

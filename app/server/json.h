@@ -14,28 +14,28 @@
 #include "base/buffer.h"
 #include "kr.h"
 
-/* What is wrong, for an error answer. */
-typedef struct json_error_s {
+/* What is wrong, for an error answer. (json_error_t is the name of jansson.) */
+typedef struct json_mistake_s {
     bool is_set;
     const char *code;   /* static: "invalid_json", "invalid_value", "unsupported_parameter" */
     char param[128];    /* "messages.3.content"; "" = the body as a whole */
     char message[384];
-} json_error_t;
+} json_mistake_t;
 
 /* *root is the caller's; an object. text [n_bytes] followed by a NUL. False: error is set. Needs no
  * more than 256 KiB of stack. */
-bool json_parse(const char *text, size_t n_bytes, json_t **root, json_error_t *error);
+bool json_parse(const char *text, size_t n_bytes, json_t **root, json_mistake_t *error);
 
 #define JSON_FIELDS_MAX 96
 typedef struct json_reader_s {
     json_t *object;      /* borrowed */
-    json_error_t *error;
+    json_mistake_t *error;
     char path[96];       /* of the object: "" or "messages.3" */
     const char *asked[JSON_FIELDS_MAX]; /* static strings */
     uint32_t n_asked;
 } json_reader_t;
 /* path NULL = the body itself. A value that is no object is an error. */
-void json_open(json_reader_t *reader, json_t *value, const char *path, json_error_t *error);
+void json_open(json_reader_t *reader, json_t *value, const char *path, json_mistake_t *error);
 /* Names the first member that was not asked for: 400 unsupported_parameter. */
 void json_finish(json_reader_t *reader);
 
