@@ -24,6 +24,7 @@ typedef struct server_model_s {
 typedef struct keys_s keys_t;     /* keys.h */
 typedef struct pump_s pump_t;     /* pump.h */
 typedef struct counters_s counters_t; /* prometheus.h */
+typedef struct logger_s logger_t; /* log.h; NULL in `kr batch` */
 typedef struct responses_s responses_t; /* responses_store.h */
 
 /* Read by all threads; what SIGHUP may change is behind `keys` and atomics. */
@@ -35,7 +36,8 @@ struct server_s {
     http_server_t *http;   /* NULL in `kr batch` */
     pump_t *pump;
     keys_t *keys;
-    counters_t *counters;
+    counters_t *counters; /* NULL: --metrics off */
+    logger_t *logger;
     responses_t *responses;
     /* Access (access.c). */
     bool is_loopback;
@@ -44,7 +46,7 @@ struct server_s {
     const char *const *allowed_origins; /* none = requests with an Origin are refused unless it is
                                            this server's own */
     uint32_t n_allowed_origins;
-    bool log_prompts;
+    _Atomic bool log_prompts;
     _Atomic bool is_ready;    /* models are loaded, the probe has passed */
     _Atomic bool is_draining;
 };
