@@ -145,7 +145,8 @@ def release(totals):
         return
     env = suite_binaries("build", totals, env_extra={"KR_BUILD_DIR": os.path.join(ROOT, "build")})
     run_replays("build", totals, env)
-    for path in sorted(glob.glob(os.path.join(ROOT, "tests", "cli", "test_*.py"))):
+    for path in sorted(glob.glob(os.path.join(ROOT, "tests", "cli", "test_*.py")) +
+                       glob.glob(os.path.join(ROOT, "tests", "server", "test_*.py"))):
         run_unittest(os.path.relpath(path, ROOT), totals, env)
 
 
