@@ -574,6 +574,8 @@ typedef struct kr_event_s {
     uint32_t n_logprobs;
     const kr_logprob_t *logprobs; /* TOKEN: [n_logprobs] most likely tokens, descending */
     const kr_error_t *error;   /* ERROR: details; else NULL */
+    int32_t stop;              /* CHOICE with KR_FINISH_STOP: index of the stop string; else -1 */
+    uint32_t reserved;
 } kr_event_t;
 /* The event and all it points to are borrowed until return. May call any function of the library,
  * submit, cancel, kr_request_release and kr_engine_destroy included; not kr_engine_drain. */

@@ -35,7 +35,7 @@
 typedef struct kri_event_slot_s {
     int32_t type, finish;
     uint32_t choice;
-    kr_token_t token;
+    kr_token_t token;           /* TOKEN; CHOICE: index of the stop string */
     float logprob;
     uint32_t text_bytes;
     char *text_heap;            /* NULL: in text */

@@ -228,6 +228,7 @@ static void finish_choice(kri_choice_t *choice, int32_t finish) {
     kri_event_slot_t *slot = write_slot(r, KR_EVENT_CHOICE, choice->index);
     r->n_finished++;
     slot->finish = finish;
+    if (finish == KR_FINISH_STOP) slot->token = kri_detok_stop(choice->detok);
     if (status != KR_OK || !write_text(slot, text, n_bytes)) {
         kri_request_end(r, KR_E_NOMEM, "no memory for the last text of a choice", true);
     } else if (r->n_finished == r->n_choices) {

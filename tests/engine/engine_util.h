@@ -20,7 +20,7 @@ typedef struct out_choice_s {
     uint32_t n_tokens;
     char text[OUT_TEXT_MAX];
     size_t n_text;
-    int32_t finish;
+    int32_t finish, stop;
     bool is_over;
 } out_choice_t;
 
@@ -90,9 +90,12 @@ static inline const char *out_record(out_t *out, const kr_event_t *e) {
     if (e->type == KR_EVENT_CHOICE) {
         choice->is_over = true;
         choice->finish = e->finish;
+        choice->stop = e->stop;
+        if ((e->finish == KR_FINISH_STOP) != (e->stop >= 0)) return "finish and stop differ";
         return e->finish == KR_FINISH_NONE ? "CHOICE without a reason" : NULL;
     }
     if (e->type != KR_EVENT_TOKEN) return "unknown type";
+    if (e->stop != -1) return "a TOKEN with a stop string";
     if (choice->n_tokens < OUT_TOKENS_MAX) {
         choice->tokens[choice->n_tokens] = e->token;
         choice->logprobs[choice->n_tokens++] = e->logprob;

@@ -34,7 +34,8 @@ static void teardown(fixture_t *f) {
     kr_model_close(f->model);
 }
 
-static void same_as_alone(fixture_t *f) {
+/* *stop receives the stop string that ended the last choice, if one is wanted. */
+static void same_as_alone_stop(fixture_t *f, int32_t *stop) {
     static out_choice_t wanted;
     out_t *out = submit(&f->c, &f->ask);
     wait_over(out);
@@ -43,9 +44,12 @@ static void same_as_alone(fixture_t *f) {
         solo_run(&f->solo, &f->ask, i, &wanted);
         assert_same(&out->choices[i], &wanted);
         assert_memory_equal(out->choices[i].logprobs, wanted.logprobs, sizeof wanted.logprobs);
+        if (stop) *stop = out->choices[i].stop;
     }
     out_destroy(out);
 }
+
+static void same_as_alone(fixture_t *f) { same_as_alone_stop(f, NULL); }
 
 /* ---- text ----------------------------------------------------------------------------------- */
 
@@ -55,7 +59,6 @@ TEST(stop_strings_end_the_text_as_alone) {
     fixture_t f;
     setup(&f);
     char stop[2][32];
-    const char *stops[2] = {stop[0], stop[1]};
     for (uint64_t seed = 0; seed < 8; seed++) {
         ask_init(&f.ask, PROMPT, 40, 60);
         f.ask.sampler.temperature = 1.2f;
@@ -68,11 +71,16 @@ TEST(stop_strings_end_the_text_as_alone) {
             stop[0][n] = 0;
             snprintf(stop[1], sizeof stop[1], "zq%zu", at);
             kr_detokenizer_t probe = NULL;
+            /* The one that comes stands at either place. */
+            const int32_t place = (int32_t)(at / 5 % 2);
+            int32_t found = -1;
+            const char *stops[2] = {stop[place], stop[1 - place]};
             f.ask.params.stops = stops;
             f.ask.params.n_stops = 2;
             if (kr_detokenizer_create(f.model, stops, 2, &probe, NULL) != KR_OK) continue;
             kr_detokenizer_destroy(probe);
-            same_as_alone(&f);
+            same_as_alone_stop(&f, &found);
+            assert_int_equal(found, place);
         }
     }
     teardown(&f);
