@@ -81,8 +81,10 @@ json_t *call_body(call_t *call);
 void call_reply_json(call_t *call, int status, const kri_buffer_t *body);
 void call_reply(call_t *call, int status, const char *content_type, const char *body,
                 size_t n_bytes);
-/* Error answers, in the endpoint's style. */
+/* Error answers, in the endpoint's style. What is 429 or 503 gets a Retry-After. */
 void call_fail_json(call_t *call, const json_mistake_t *error);
+/* KR_E_BUSY is 429 here (not accepted); a request that has waited too long in the queue is
+ * call_fail(call, "overloaded", ...). */
 void call_fail_status(call_t *call, kr_status_t status, const kr_error_t *error);
 /* code: a row of errors.c ("model_not_found"): gives HTTP status and type. param may be NULL. */
 void call_fail(call_t *call, const char *code, const char *param, const char *format, ...)
@@ -90,6 +92,9 @@ void call_fail(call_t *call, const char *code, const char *param, const char *fo
 /* The error body alone, for events of a stream that fails late. */
 void call_error_body(const call_t *call, kr_status_t status, const kr_error_t *error,
                      kri_buffer_t *out);
+
+/* Measured: when a place in a full queue is likely to be free; 1..600. server may be NULL. */
+uint32_t call_retry_after_s(const server_t *server);
 
 void call_begin(call_t *call, const char *content_type, bool is_event_stream);
 bool call_write(call_t *call, const char *data, size_t n_bytes);
