@@ -59,7 +59,7 @@ static bool takes_option(const subcommand_t *subcommand, cli_option_id_t id) {
 static int check_options(const cli_options_t *options, const subcommand_t *subcommand) {
     for (cli_option_id_t id = 0; id < CLI_N_OPTIONS; id++) {
         const cli_value_t *value = &options->values[id];
-        if (!value->is_given || value->is_from_environment) continue;
+        if (!cli_is_typed(value)) continue;
         if (takes_option(subcommand, id)) continue;
         const char *name = cli_option_rows[id].long_name;
         return cli_usage(name, "`kr bench %s` does not take %s", subcommand->name, name);

@@ -43,7 +43,7 @@ static int check_mode(const cli_options_t *options, const bench_mode_t *mode) {
     };
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         const cli_value_t *value = &options->values[rows[i].id];
-        if (!value->is_given || value->is_from_environment || rows[i].is_taken) continue;
+        if (!cli_is_typed(value) || rows[i].is_taken) continue;
         const char *name = cli_option_rows[rows[i].id].long_name;
         return cli_usage(name, "`kr bench engine --mode %s` does not take %s", mode->name, name);
     }

@@ -1,7 +1,7 @@
 /* log.h: what the server says on stderr: one line a request and a few about itself, for people or
- * as JSON. No caller ever waits for stderr: lines go through a bounded queue to a thread of their own;
- * what does not fit, and what is more than 100 lines a second of one kind, is dropped and counted.
- * Control bytes are escaped, a line is cut at 8 KiB. Any thread. */
+ * as JSON. No caller ever waits for stderr: lines go through a bounded queue to a thread of their
+ * own; what does not fit, and what is more than 100 lines a second of one kind, is dropped and
+ * counted. Control bytes are escaped, a line is cut at 8 KiB. Any thread. */
 #ifndef SERVER_LOG_H
 #define SERVER_LOG_H
 
