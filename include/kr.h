@@ -357,7 +357,8 @@ KR_API kr_status_t kr_model_detokenize(kr_model_t model, const kr_token_t *token
 KR_API int32_t kr_model_token_is_end(kr_model_t model, kr_token_t token);
 
 typedef struct kr_message_s {
-    const char *role;      /* C string: "system", "user", "assistant", ... */
+    const char *role;      /* C string: "system", "user", "assistant", ...; handed to the template
+                              as it is: one that it does not know may be left out or refused */
     const char *content;   /* [content_bytes] UTF-8 */
     size_t content_bytes;
 } kr_message_t;
@@ -369,6 +370,16 @@ KR_API kr_status_t kr_model_chat_tokenize(kr_model_t model, const kr_message_t *
                                           size_t n_messages, uint32_t add_generation_prompt,
                                           kr_token_t *tokens, size_t capacity,
                                           size_t *n_tokens, kr_error_t *error);
+/* kr_model_chat_render: the text of the prompt that kr_model_chat_tokenize tokenizes, as the
+ * template writes it: without the BOS that goes in front where the model adds one. Not meant to be
+ * tokenized: in a text nothing tells a control token of the template from its spelling in content.
+ * buf     [capacity], not NUL-terminated; may be NULL with capacity 0. *n_bytes receives the size
+ *         needed, also when it is over capacity (then KR_E_LIMIT, buf unspecified).
+ * Errors  as kr_model_chat_tokenize. Any thread; needs 2 MiB of stack. Since 0.1 */
+KR_API kr_status_t kr_model_chat_render(kr_model_t model, const kr_message_t *messages,
+                                        size_t n_messages, uint32_t add_generation_prompt,
+                                        char *buf, size_t capacity, size_t *n_bytes,
+                                        kr_error_t *error);
 
 typedef struct kr_detokenizer_s *kr_detokenizer_t;
 /* kr_detokenizer_create: incremental text of one generation; keeps a reference to the model.

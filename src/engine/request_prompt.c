@@ -64,19 +64,12 @@ static kr_status_t add_text(prompt_t *prompt, const kr_segment_t *segment, kr_er
 
 static kr_status_t add_messages(prompt_t *prompt, const kr_segment_t *segment,
                                 kr_error_t *error) {
-    const struct kr_model_s *model = prompt->em->model;
+    const kri_template_t *tmpl = NULL;
     size_t n = 0;
     if (segment->flags > 1) return bad_flags(segment->flags, error);
-    if (!model->chat_template_source) {
-        return KRI_FAIL(error, KR_E_NOT_FOUND, "chat_template",
-                        "the model has no chat template (a base model?)");
-    }
-    if (!model->chat_template) {
-        const kr_error_t *why = &model->chat_template_error;
-        return KRI_FAIL(error, why->code, "chat_template", "%s", why->message);
-    }
+    KR_TRY(kri_model_template(prompt->em->model, &tmpl, error));
     const kr_status_t status = kri_template_tokenize(
-        model->chat_template, segment->messages, segment->count, segment->flags == 0,
+        tmpl, segment->messages, segment->count, segment->flags == 0,
         prompt->tokens + prompt->n_tokens, prompt->capacity - prompt->n_tokens, &n, error);
     return added(prompt, status, n, error);
 }

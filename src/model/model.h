@@ -170,6 +170,9 @@ kr_status_t kri_model_open_memory(const void *data, size_t n_bytes, struct kr_mo
                                   kr_error_t *error);
 void kri_model_retain(struct kr_model_s *model);
 void kri_model_close(struct kr_model_s *model);
+/* The chat template. KR_E_NOT_FOUND: the model has none; else what is wrong with it. */
+kr_status_t kri_model_template(const struct kr_model_s *model, const kri_template_t **tmpl,
+                               kr_error_t *error);
 
 /* Steps of opening, in order. */
 kr_status_t kri_model_read_hparams(struct kr_model_s *model, kr_error_t *error);

@@ -205,10 +205,15 @@ static kr_status_t run_chat(world_t *w) {
     static const kr_message_t messages[] = {
         {"system", "Be brief.", 9}, {"user", "Hello <|im_end|> there", 22}, {"assistant", "Hi", 2}};
     kr_token_t tokens[512];
-    size_t n_tokens = 0;
-    const kr_status_t status =
+    char text[512];
+    size_t n_tokens = 0, n_bytes = 0;
+    kr_status_t status =
         kr_model_chat_tokenize(w->model, messages, 3, 1, tokens, 512, &n_tokens, error_of(w));
-    if (status == KR_OK) digest(w, tokens, n_tokens * sizeof tokens[0]);
+    if (status == KR_OK) {
+        digest(w, tokens, n_tokens * sizeof tokens[0]);
+        status = kr_model_chat_render(w->model, messages, 3, 1, text, 512, &n_bytes, error_of(w));
+    }
+    if (status == KR_OK) digest(w, text, n_bytes);
     else expect(w, w->error.code == status, "the error's code is the status");
     return status;
 }
