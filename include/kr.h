@@ -182,12 +182,27 @@ KR_API void kr_telemetry_destroy(kr_telemetry_t telemetry);
  * Errors KR_E_INVALID_ARG (NULL, negative, not finite), KR_E_NOT_FOUND (name). Since 0.1 */
 KR_API kr_status_t kr_telemetry_record(kr_telemetry_t telemetry, const char *name,
                                        double duration_ms);
-/* kr_telemetry_count: adds n to a counter ("tokens_generated", ...). Errors as above. */
+/* kr_telemetry_count: adds n to a counter ("tokens_generated", ...), which stays at 2^64 - 1 when
+ * it would be more. Errors as above. */
 KR_API kr_status_t kr_telemetry_count(kr_telemetry_t telemetry, const char *name, uint64_t n);
 KR_API void kr_telemetry_report_init(kr_telemetry_report_t *report);
 /* kr_telemetry_report: sums all threads' records of one metric. Since 0.1 */
 KR_API kr_status_t kr_telemetry_report(kr_telemetry_t telemetry, const char *name,
                                        kr_telemetry_report_t *report);
+/* kr_telemetry_histogram: one histogram as cumulative counts, for Prometheus and the like.
+ * bounds_ms  [n_bounds] finite, not negative, each greater than the one before; NULL with 0.
+ * counts     [n_bounds] receives how many records are known to be at most bounds_ms[i]: a record of
+ *            d ms never counts under a bound below d, and always under one of d * 33/32 or more (in
+ *            between it may do either, the same way in every call). Records over 39 hours count
+ *            under none.
+ * count, sum_ms  of all records. Counts ascend, and *count is at least the last of them, also while
+ *            others record; then *sum_ms may hold records that *count does not hold yet, never the
+ *            reverse. Between resets nothing falls from one call to the next.
+ * Errors     KR_E_INVALID_ARG, KR_E_NOT_FOUND (no histogram of that name). Allocates nothing.
+ * Threads    any. Since 0.1 */
+KR_API kr_status_t kr_telemetry_histogram(kr_telemetry_t telemetry, const char *name,
+                                          const double *bounds_ms, uint32_t n_bounds,
+                                          uint64_t *counts, uint64_t *count, double *sum_ms);
 /* kr_telemetry_name: name of metric `index`, or NULL past the last. Static. Since 0.1 */
 KR_API const char *kr_telemetry_name(uint32_t index);
 /* kr_telemetry_reset: empties histograms and counters. Gauges say what is now and stay. */

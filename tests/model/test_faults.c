@@ -600,7 +600,13 @@ static kr_status_t run_telemetry(world_t *w) {
     expect(w, kr_telemetry_set(telemetry, "kv_usage", 0.5) == KR_OK, "nor do gauges");
     expect(w, kr_telemetry_report(telemetry, "ttft", &report) == KR_OK, "nor do reports");
     expect(w, kr_telemetry_json(telemetry, json, sizeof json, &n_bytes) == KR_OK, "nor does JSON");
-    expect(w, report.count == 1 && n_bytes > 1000, "reports hold what was recorded");
+    const double bound_ms = 2.0;
+    uint64_t n_under = 0, count = 0;
+    double sum_ms = 0.0;
+    expect(w, kr_telemetry_histogram(telemetry, "ttft", &bound_ms, 1, &n_under, &count, &sum_ms) ==
+                  KR_OK, "nor do histograms");
+    expect(w, report.count == 1 && n_bytes > 1000 && n_under == 1 && count == 1 && sum_ms == 1.5,
+           "reports hold what was recorded");
     kr_telemetry_destroy(telemetry);
     return KR_OK;
 }
