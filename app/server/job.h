@@ -21,12 +21,13 @@
 
 typedef struct job_s job_t;
 
-typedef struct job_top_s { kr_token_t token; float logprob; } job_top_t;
+typedef kr_logprob_t job_top_t; /* {token, logprob} */
 
 typedef struct job_choice_s {
     uint32_t prompt, choice;   /* index of the prompt, of the choice within it */
     kri_buffer_t text;         /* what has come so far; in streams too when style->keeps_text */
     int32_t finish;            /* KR_FINISH_NONE until its CHOICE event */
+    int32_t stop;              /* KR_FINISH_STOP: index of the stop string; else -1 */
     uint32_t n_tokens;         /* in token(): with the token of the event */
     uint64_t n_chars;          /* of all text so far, code points; the event's included */
     /* With n_tops >= 0, in answers in one piece and where text is kept; [n_tokens] each, in the
@@ -112,6 +113,8 @@ struct job_s {
 
 /* Retains the call. NULL: without memory, answered. */
 job_t *job_create(call_t *call, const char *id_prefix, const job_style_t *style);
+/* prefix and 24 random letters and digits. */
+void job_make_id(const char *prefix, char *id, size_t cap);
 /* Zeroed memory that lives as long as the job; NULL: the caller answers KR_E_NOMEM. */
 void *job_alloc(job_t *job, size_t n_bytes);
 /* Fields that generating endpoints share, with their bounds (docs/limits.md); the mask says which a
