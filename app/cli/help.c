@@ -30,9 +30,10 @@ void cli_help_print(bool to_stderr) {
                    "`kr help COMMAND` shows its options and examples.\n"
                    "Exit codes: 0 done, 1 other failure, 2 usage, 3 not found or unreadable, "
                    "4 bad model,\n5 digest mismatch, 6 out of memory, 9 disk full or I/O, "
-                   "11 bad input, 12 timed out,\n13 slower than the baseline, 70 internal error, "
-                   "130 interrupted. `run` and `chat` treat\nthe first Ctrl-C as "
-                   "\"stop here\": what was generated so far stands and the exit code is 0.\n");
+                   "10 cannot listen, 11 bad input,\n12 timed out, 13 slower than the baseline, "
+                   "70 internal error, 130 interrupted. `run` and `chat`\ntreat the first Ctrl-C "
+                   "as \"stop here\": what was generated so far stands and the exit code is\n"
+                   "0.\n");
 }
 
 static void put_option(cli_option_id_t id, cli_command_id_t command) {

@@ -24,7 +24,7 @@ enum { SCOPE_NONE = 0, SCOPE_GENERATE = 1, SCOPE_METRICS = 2, SCOPE_ADMIN = 4 };
 typedef struct endpoint_s {
     const char *name;     /* "chat_completions": metric label, log */
     const char *method;   /* "GET", "POST" or "DELETE"; HEAD goes with GET */
-    const char *path;     /* "/v1/chat/completions"; "{id}" at its end takes one segment */
+    const char *path;     /* "/v1/chat/completions"; "{id}" at its end takes the rest */
     uint32_t scope;
     call_style_t style;
     bool has_body;        /* a JSON object; media type application/json required */

@@ -44,6 +44,7 @@ static const error_row_t rows[] = {
     {"headers_too_large", 431, INVALID, NULL, false},
     {"cancelled", 499, INVALID, "the request was cancelled", false},
     {"unsupported_transfer_coding", 501, INVALID, NULL, false},
+    {"not_ready", 503, SERVER, NULL, true},
     {"model_loading", 503, SERVER, "the model is loading", true},
     {"overloaded", 503, SERVER, "the server has no room for this request now", true},
     {"shutting_down", 503, SERVER, "the server is shutting down", true},

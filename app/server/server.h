@@ -27,29 +27,58 @@ typedef struct counters_s counters_t; /* prometheus.h */
 typedef struct logger_s logger_t; /* log.h; NULL in `kr batch` */
 typedef struct responses_s responses_t; /* responses_store.h */
 
+typedef struct probe_s probe_t;   /* probe.h; NULL in `kr batch` */
+
 /* Read by all threads; what SIGHUP may change is behind `keys` and atomics. */
 struct server_s {
     kr_engine_t engine;
-    kr_telemetry_t telemetry;
+    kr_telemetry_t telemetry; /* NULL: --metrics off */
     server_model_t models[SERVER_MODELS_MAX];
-    uint32_t n_models;     /* fixed once serving */
+    uint32_t n_models;     /* fixed once is_loaded */
+    uint32_t deadline_ms;  /* of a request that names none; none may name more */
     http_server_t *http;   /* NULL in `kr batch` */
     pump_t *pump;
+    probe_t *probe;
     keys_t *keys;
-    counters_t *counters; /* NULL: --metrics off */
+    counters_t *counters;  /* NULL: --metrics off */
     logger_t *logger;
     responses_t *responses;
-    /* Access (access.c). */
-    bool is_loopback;
+    /* Access (access.h); the lists are borrowed. */
+    char host[64];         /* that is bound, as --host gives it; "" = none */
+    bool is_loopback;      /* or a Unix socket */
+    bool is_tls;
     const char *const *allowed_hosts;   /* beside the loopback names and the bound address */
     uint32_t n_allowed_hosts;
-    const char *const *allowed_origins; /* none = requests with an Origin are refused unless it is
-                                           this server's own */
+    const char *const *allowed_origins; /* beside this server's own */
     uint32_t n_allowed_origins;
+    uint64_t body_bytes_max;
     _Atomic bool log_prompts;
-    _Atomic bool is_ready;    /* models are loaded, the probe has passed */
+    _Atomic bool is_loaded;      /* all models can be asked */
     _Atomic bool is_draining;
+    _Atomic uint64_t token_ns;   /* monotonic: when a token was last produced; 0 = never */
 };
+
+/* ---- life (server.c) ------------------------------------------------------------------------- */
+
+/* An engine without models. params NULL = defaults; its telemetry is the server's from now on. */
+kr_status_t server_create(const kr_engine_params_t *params, server_t **server,
+                          kr_error_t *error);
+/* Loads nothing: the model is open, a reference of its own is taken. name: 1..255 bytes of one line,
+ * unique. */
+kr_status_t server_add_model(server_t *server, const char *name, const char *path,
+                             kr_model_t model, const kr_session_params_t *params,
+                             kr_error_t *error);
+/* Binds and answers from now on, before the models are there: probes truly, all else with 503
+ * model_loading. params: on_* and user are filled in. KR_E_IO: cannot bind. */
+kr_status_t server_listen(server_t *server, http_params_t *params, kr_error_t *error);
+/* All models are there: starts the pump and, with HTTP, the probe. */
+kr_status_t server_begin(server_t *server, kr_error_t *error);
+/* Ends what is left and frees. NULL: a no-op. */
+void server_destroy(server_t *server);
+/* P10: models are loaded, nothing drains, a token was produced within the last 30 s. */
+bool server_is_ready(const server_t *server);
+
+/* ---- use ------------------------------------------------------------------------------------- */
 
 /* The model of this name; NULL name = the first. NULL when there is none: call_fail with
  * "model_not_found". */
