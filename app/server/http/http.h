@@ -32,8 +32,8 @@ typedef struct http_field_s {
 /* Borrowed for as long as the exchange is held. */
 typedef struct http_request_s {
     http_text_t method;    /* token, e.g. "POST" */
-    http_text_t path;      /* percent-decoded, begins with '/'; no NUL, no control bytes, no "." or
-                              ".." segment, no empty segment ("//"): those are refused with 400 */
+    http_text_t path;      /* percent-decoded, begins with '/'; valid UTF-8, no control bytes, no
+                              "." or ".." segment, no empty one ("//"): refused with 400 */
     http_text_t query;     /* as received, without '?' */
     const http_field_t *fields;
     uint32_t n_fields;
@@ -41,8 +41,8 @@ typedef struct http_request_s {
     size_t body_bytes;
     uint64_t body_declared; /* Content-Length; UINT64_MAX = chunked */
     char peer[48];         /* numeric address, or "unix" */
-    char id[65];           /* X-Request-Id: the client's where it is [A-Za-z0-9._-]{1,64}, else ours;
-                              the transport adds it to every answer */
+    char id[65];           /* X-Request-Id: the client's where it is [A-Za-z0-9._-]{1,64}, else
+                              ours; the transport adds it to every answer */
     uint64_t begin_ns;     /* monotonic: first byte of the request */
 } http_request_t;
 
@@ -71,8 +71,8 @@ void http_limits_init(http_limits_t *limits);
 typedef struct http_params_s {
     const char *host;       /* C string, numeric address or "localhost"; NULL = no TCP */
     uint16_t port;          /* 0 = any free one: http_server_port */
-    const char *unix_path;  /* C string; NULL = none. Created 0600; a stale socket is replaced, a file
-                               of another kind is KR_E_EXISTS */
+    const char *unix_path;  /* C string; NULL = none. Created 0600; a stale socket is replaced, one
+                               in use or a file of another kind is KR_E_EXISTS */
     const char *tls_cert, *tls_key; /* C strings, PEM files; both or none */
     http_limits_t limits;
     uint32_t n_workers;     /* 1..64 */
@@ -101,6 +101,7 @@ void http_server_drain(http_server_t *server);
 typedef struct http_stats_s {
     uint32_t n_connections, n_exchanges; /* now; exchanges: between head and end of the answer */
     uint64_t n_accepted, n_refused;      /* connections since the start */
+    uint64_t n_misused;                  /* answers dropped because one had begun: a bug of ours */
 } http_stats_t;
 void http_server_stats(const http_server_t *server, http_stats_t *stats);
 /* Cuts what is left, joins the threads, removes the Unix socket. Exchanges that are still held stay
@@ -132,7 +133,8 @@ typedef struct http_answer_s {
     size_t body_bytes;
     bool close;               /* Connection: close; also where the parser's framing is in doubt */
 } http_answer_t;
-/* The whole answer. HEAD requests get it without the body. A second answer is dropped and logged. */
+/* The whole answer. HEAD requests get it without the body. A second answer is dropped and
+ * counted (n_misused). */
 void http_reply(http_exchange_t *exchange, const http_answer_t *answer);
 
 /* An answer in pieces (chunked; closed at the end for HTTP/1.0). Bytes are appended to the
