@@ -32,9 +32,10 @@ uint32_t keys_count(keys_t *keys);
 /* Whether others than the owner's group may read the file, as of the last load. */
 bool keys_is_world_readable(keys_t *keys);
 
-/* Who asks: "Authorization: Bearer KEY" or "x-api-key: KEY". False: no key, an unknown one, or more
- * than one; the answer is the same 401 for all of these. Takes the same time for every wrong key.
- * Scopes are not looked at: principal->scopes. Does not block longer than a few microseconds. */
+/* Who asks: "Authorization: Bearer KEY" or "x-api-key: KEY"; both must then be the same key. False:
+ * no key, an unknown one, or a repeated field; the answer is the same 401 for all of these. Takes
+ * the same time for every wrong key. Scopes are not looked at: principal->scopes. Does not block
+ * longer than some microseconds. */
 bool keys_identify(keys_t *keys, const http_request_t *request, principal_t *principal);
 
 /* One more request of this key is being answered; false: it has max_in_flight already (429
