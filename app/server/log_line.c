@@ -1,5 +1,5 @@
-/* log_line.c: lines of the log. What comes from outside is escaped, so that nobody can write lines
- * of his own or move a terminal's cursor; a JSON line stays one valid object also when it is cut. */
+/* log_line.c: lines of the log. What comes from outside is escaped, so that nobody can forge a line
+ * or move a terminal's cursor; a JSON line stays one valid object also when it is cut. */
 #include "log_line.h"
 
 #include <stdio.h>
