@@ -179,6 +179,11 @@ void call_error_body(const call_t *call, kr_status_t status, const kr_error_t *e
                          message_of(row, status, error), call->id, out);
 }
 
+void call_note_tokens(call_t *call, uint64_t n_prompt, uint64_t n_cached, uint64_t n_generated) {
+    const call_sink_t *sink = call->params.sink;
+    if (sink->note != NULL) sink->note(call->params.sink_user, n_prompt, n_cached, n_generated);
+}
+
 /* ---- streams ------------------------------------------------------------------------------- */
 
 void call_begin(call_t *call, const char *content_type, bool is_event_stream) {

@@ -49,6 +49,8 @@ typedef struct call_sink_s {
                   void *user);
     void (*destroy)(void *sink); /* with the last reference of the call */
     bool can_stream;      /* false: stream = true is refused (batch) */
+    /* What the call has cost, before its answer ends; may be NULL. */
+    void (*note)(void *sink, uint64_t n_prompt, uint64_t n_cached, uint64_t n_generated);
 } call_sink_t;
 
 /* What a new call is made of; strings are copied where they are not the server's. */
@@ -89,6 +91,8 @@ void call_fail_status(call_t *call, kr_status_t status, const kr_error_t *error)
 /* code: a row of errors.c ("model_not_found"): gives HTTP status and type. param may be NULL. */
 void call_fail(call_t *call, const char *code, const char *param, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
+/* Tokens of the generation, for the log: before the answer ends, any number of times. */
+void call_note_tokens(call_t *call, uint64_t n_prompt, uint64_t n_cached, uint64_t n_generated);
 /* The error body alone, for events of a stream that fails late. */
 void call_error_body(const call_t *call, kr_status_t status, const kr_error_t *error,
                      kri_buffer_t *out);

@@ -11,9 +11,9 @@
 extern const endpoint_t endpoints[];
 extern const uint32_t n_endpoints;
 
-/* The endpoint of method and path. NULL: none; then *allow is "" when no endpoint has the path, else
- * the methods that it has ("GET, HEAD"). HEAD finds GET's. tail: what "{id}" stands for, a part of
- * path; "" where there is none. */
+/* The endpoint of method and path. NULL: none; then allow is "" when no endpoint has the path, else
+ * the methods that it has ("GET, HEAD"). HEAD finds GET's. tail: what "{id}" stands for, a part
+ * of path; "" where there is none. */
 typedef struct endpoint_match_s {
     const endpoint_t *endpoint;
     const char *tail;

@@ -63,8 +63,8 @@ struct server_s {
 /* An engine without models. params NULL = defaults; its telemetry is the server's from now on. */
 kr_status_t server_create(const kr_engine_params_t *params, server_t **server,
                           kr_error_t *error);
-/* Loads nothing: the model is open, a reference of its own is taken. name: 1..255 bytes of one line,
- * unique. */
+/* Loads nothing: the model is open, a reference of its own is taken. name: 1..255 bytes of one
+ * line, unique. */
 kr_status_t server_add_model(server_t *server, const char *name, const char *path,
                              kr_model_t model, const kr_session_params_t *params,
                              kr_error_t *error);
@@ -73,7 +73,7 @@ kr_status_t server_add_model(server_t *server, const char *name, const char *pat
 kr_status_t server_listen(server_t *server, http_params_t *params, kr_error_t *error);
 /* All models are there: starts the pump and, with HTTP, the probe. */
 kr_status_t server_begin(server_t *server, kr_error_t *error);
-/* Ends what is left and frees. NULL: a no-op. */
+/* Ends what is left and frees all but the logger. NULL: a no-op. */
 void server_destroy(server_t *server);
 /* P10: models are loaded, nothing drains, a token was produced within the last 30 s. */
 bool server_is_ready(const server_t *server);

@@ -1,5 +1,5 @@
-"""What the tests of the server share: `kr serve` on a free port, ready when constructed; requests in
-plain HTTP; waiting for conditions. A server is named after its model's file: `llama`."""
+"""What the tests of the server share: `kr serve` on a free port, ready when constructed; requests
+in plain HTTP; waiting for conditions. A model is named after its file: `llama`."""
 import http.client
 import json
 import re

@@ -133,7 +133,7 @@ uint32_t http_field_count(const http_request_t *request, const char *name) {
 }
 
 void http_set_user(http_exchange_t *exchange, void *user, void (*destroy)(void *user)) {
-    exchange->user = user;
+    exchange->user = exchange->request.user = user;
     exchange->destroy = destroy;
 }
 

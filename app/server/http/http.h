@@ -44,6 +44,7 @@ typedef struct http_request_s {
     char id[65];           /* X-Request-Id: the client's where it is [A-Za-z0-9._-]{1,64}, else
                               ours; the transport adds it to every answer */
     uint64_t begin_ns;     /* monotonic: first byte of the request */
+    void *user;            /* of http_set_user; NULL before it */
 } http_request_t;
 
 typedef struct http_limits_s {

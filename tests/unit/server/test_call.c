@@ -37,8 +37,9 @@ static void on_watch(void *sink, void (*gone)(void *user), void (*taken)(void *u
 }
 static void on_destroy(void *sink) { ((fake_t *)sink)->n_destroyed++; }
 
-static const call_sink_t fake_sink = {on_reply, on_begin, on_write, on_end, on_watch, on_destroy,
-                                      true};
+static const call_sink_t fake_sink = {
+    .reply = on_reply, .begin = on_begin, .write = on_write, .end = on_end, .watch = on_watch,
+    .destroy = on_destroy, .can_stream = true};
 
 static call_t *make(fake_t *f, call_style_t style, const char *body) {
     static endpoint_t endpoints[3];
