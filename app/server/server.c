@@ -126,11 +126,11 @@ void server_destroy(server_t *server) {
     atomic_store(&server->is_draining, true);
     probe_stop(server);
     (void)kr_engine_drain(server->engine, 0); /* nothing new is taken */
-    http_server_destroy(server->http);
     if (server->pump != NULL) {
         end_jobs();
         pump_stop(server);
     }
+    http_server_destroy(server->http); /* behind the pump, which flushes it */
     kr_engine_destroy(server->engine);
     for (uint32_t i = 0; i < server->n_models; i++) kr_model_close(server->models[i].model);
     kr_telemetry_destroy(server->telemetry);
