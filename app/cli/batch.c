@@ -1,5 +1,5 @@
-/* batch.c: `kr batch`: a file of requests in, a file of answers out, as fast as the engine goes. The
- * files are checked before a model is loaded. */
+/* batch.c: `kr batch`: a file of requests in, a file of answers out, as fast as the engine goes.
+ * The files are checked before a model is loaded. */
 #include <jansson.h>
 #include <string.h>
 
@@ -76,7 +76,7 @@ static void print_result(const cli_options_t *options, const batch_result_t *res
 
 int cli_batch(const cli_options_t *given) {
     if (given->n_positional != 2) {
-        return cli_usage(NULL, "kr batch wants two files: requests and answers (IN.jsonl OUT.jsonl)");
+        return cli_usage(NULL, "kr batch wants two files: IN.jsonl and OUT.jsonl");
     }
     const uint64_t begin_ns = kri_clock_ns();
     cli_options_t options;

@@ -30,6 +30,7 @@ static void refresh_usage(job_t *job, job_request_t *request) {
     keep_max(&usage->ttft_ms, stats.ttft_ms);
     keep_max(&usage->decode_ms, stats.decode_ms);
     usage->total_ms = (double)(kri_clock_ns() - job->created_ns) / 1e6;
+    call_note_tokens(job->call, usage->n_prompt, usage->n_cached, usage->n_generated);
 }
 
 /* ---- failures -------------------------------------------------------------------------------- */

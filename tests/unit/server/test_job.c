@@ -123,7 +123,9 @@ static void on_destroy(void *sink) {
     pthread_mutex_unlock(&client->mutex);
 }
 
-static const call_sink_t sink = {on_reply, on_begin, on_write, on_end, on_watch, on_destroy, true};
+static const call_sink_t sink = {
+    .reply = on_reply, .begin = on_begin, .write = on_write, .end = on_end, .watch = on_watch,
+    .destroy = on_destroy, .can_stream = true};
 
 static void client_leave(client_t *client) {
     pthread_mutex_lock(&client->mutex);
