@@ -23,6 +23,7 @@
 #define HTTP_READ_BODY_BYTES 65536u
 #define HTTP_DISCARD_BYTES_MAX 262144u /* of a body that is not wanted; over it: close */
 #define HTTP_LINGER_MS 2000u        /* after a last answer, for the client to read it */
+#define HTTP_REFUSALS_MAX 64u       /* connections of one address, over its limit, that get a 503 */
 #define HTTP_LISTENERS_MAX 3
 #define HTTP_WORKERS_MAX 64
 #define HTTP_WORKER_STACK_BYTES ((size_t)4 << 20)
@@ -57,7 +58,7 @@ struct http_exchange_s {
     /* I/O thread. */
     http_conn_t *conn;      /* NULL once the exchange is over for the connection */
     bool in_on_head, is_accepted;
-    uint64_t n_body_max;
+    uint64_t n_body_max, n_body_counted; /* counted: in the server's n_body_bytes */
 
     pthread_mutex_t mutex;  /* the following */
     pthread_cond_t called;  /* a callback has returned */
@@ -214,6 +215,7 @@ struct http_server_s {
     http_conn_t *conns, *closed; /* closed: to be freed after this turn */
     http_timers_t timers;
     http_addresses_t addresses;
+    uint64_t n_body_bytes;   /* of exchanges that are not over */
     bool is_paused;          /* nothing is accepted */
     bool is_short;           /* of descriptors or memory: retried at retry_ns */
     uint64_t retry_ns;

@@ -105,13 +105,15 @@ static void admit(http_server_t *server, const http_listener_t *listener, int fd
             return;
         }
     }
-    const bool is_over = n_conns > server->limits.connections_per_address;
-    /* No handshake only to refuse. */
-    http_conn_t *conn = is_over && listener->is_tls
-                            ? NULL : http_conn_create(server, fd, peer, address, listener->is_tls);
+    const uint32_t n_max = server->limits.connections_per_address;
+    const bool is_over = n_conns > n_max;
+    /* No handshake only to refuse, and no flood of refusals. */
+    const bool is_dropped = is_over && (listener->is_tls || n_conns - n_max > HTTP_REFUSALS_MAX);
+    http_conn_t *conn =
+        is_dropped ? NULL : http_conn_create(server, fd, peer, address, listener->is_tls);
     if (is_over || conn == NULL) atomic_fetch_add(&server->n_refused, 1);
     if (conn == NULL) {
-        if (is_over && listener->is_tls) (void)close(fd);
+        if (is_dropped) (void)close(fd);
         if (address != NULL) http_addresses_remove(&server->addresses, address);
     } else if (is_over) {
         http_conn_refuse(conn, (http_refusal_t){503, "too_many_connections",
@@ -195,7 +197,7 @@ static void drain(http_server_t *server) {
     http_listeners_close(server);
     for (http_conn_t *conn = server->conns, *next; conn != NULL; conn = next) {
         next = conn->next;
-        if (http_conn_is_idle(conn)) http_conn_close(conn, 0);
+        if (http_conn_is_idle(conn) || conn->in == IN_TLS) http_conn_close(conn, 0);
     }
 }
 
