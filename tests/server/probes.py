@@ -282,7 +282,7 @@ CHUNKS = [  # bodies behind Transfer-Encoding: chunked, (body, status)
     (b"0" * 256 + b"1\r\nx\r\n", 400), ((b"1;" + b"a" * 200 + b"\r\nx\r\n") * 21, 400),
     (b"ffffffffffffffff\r\nx", 413), (b"10000000000000000\r\nx", 413),
     (b"8000000000000000\r\n", 413),
-        (b"1\r\nx\r\nffffffffffffffff\r\nx", 413), (b"7fffffffffffffff\r\nx", 413),
+    (b"1\r\nx\r\nffffffffffffffff\r\nx", 413), (b"7fffffffffffffff\r\nx", 413),
     (b"0\n\r\n", 400), (b"0\r\n\n", 400), (b"0\r\nA\r\n\r\n", 400), (b"0\r\nA : b\r\n\r\n", 400),
     (b"0\r\n A: b\r\n\r\n", 400), (b"0\r\nA: b\r\n c\r\n\r\n", 400), (b"0\r\nA: b\n\r\n", 400),
     (b"0\r\nA: \x00\r\n\r\n", 400), (b"0\r\n: b\r\n\r\n", 400), (b"0\r\n" + b"A: b\r\n" * 17, 400),
