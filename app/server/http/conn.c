@@ -266,6 +266,7 @@ static void take_head(http_conn_t *conn) {
         http_conn_refuse(conn, message->refusal);
     } else {
         kri_buffer_init(&exchange->body, (size_t)exchange->n_body_max);
+        conn->is_last_answer = false;
         conn->in = IN_BODY;
     }
 }
