@@ -10,6 +10,7 @@
 #include "server/access.h"
 #include "server/keys.h"
 #include "server/prometheus.h"
+#include "server/responses_store.h"
 #include "server_setup.h"
 #include "terminal.h"
 
@@ -61,7 +62,7 @@ static int read_access(const cli_options_t *options, access_lists_t *lists, serv
     return 0;
 }
 
-/* Keys and counters: what a request needs from the first on. */
+/* Keys, kept responses and counters: what a request needs from the first on. */
 static int prepare(const cli_options_t *options, server_t *server) {
     kr_error_t error;
     kr_error_init(&error);
@@ -71,6 +72,12 @@ static int prepare(const cli_options_t *options, server_t *server) {
     if (status != KR_OK) return cli_report(CLI_PHASE_SETUP, status, &error);
     if (keys_is_world_readable(server->keys)) {
         cli_note("warning: everybody on this machine may read the key file");
+    }
+    if (cli_integer(options, CLI_OPT_responses_max) > 0) {
+        const kr_status_t made = responses_store_create(
+            cli_u32(options, CLI_OPT_responses_max),
+            (size_t)cli_integer(options, CLI_OPT_responses_size) << 20, &server->responses);
+        if (made != KR_OK) return cli_report(CLI_PHASE_SETUP, made, NULL);
     }
     if (strcmp(cli_text(options, CLI_OPT_metrics), "on") != 0) return 0;
     server->counters = counters_create();

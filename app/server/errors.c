@@ -30,6 +30,8 @@ static const error_row_t rows[] = {
     {"permission_denied", 403, "permission_error", NULL, false},
     {"not_found", 404, INVALID, NULL, false},
     {"model_not_found", 404, INVALID, NULL, false},
+    {"response_not_found", 404, INVALID, NULL, false},
+    {"previous_response_not_found", 404, INVALID, NULL, false},
     {"unknown_route", 404, INVALID, NULL, false},
     {"method_not_allowed", 405, INVALID, NULL, false},
     {"not_acceptable", 406, INVALID, NULL, false},

@@ -15,6 +15,7 @@
 #include "prometheus.h"
 #include "probe.h"
 #include "pump.h"
+#include "responses_store.h"
 
 #define END_MS 10000u /* for jobs to end once they are told to */
 
@@ -136,5 +137,6 @@ void server_destroy(server_t *server) {
     kr_telemetry_destroy(server->telemetry);
     counters_destroy(server->counters);
     keys_destroy(server->keys);
+    responses_store_destroy(server->responses);
     free(server);
 }

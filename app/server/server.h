@@ -42,7 +42,7 @@ struct server_s {
     keys_t *keys;
     counters_t *counters;  /* NULL: --metrics off */
     logger_t *logger;
-    responses_t *responses;
+    responses_t *responses; /* NULL: none are kept */
     /* Access (access.h); the lists are borrowed. */
     char host[64];         /* that is bound, as --host gives it; "" = none */
     bool is_loopback;      /* or a Unix socket */
