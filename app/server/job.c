@@ -9,6 +9,7 @@
 #include <time.h>
 
 #include "base/clock.h"
+#include "endpoints/dry.h"
 #include "job_impl.h"
 
 typedef struct job_block_s {
@@ -198,6 +199,13 @@ static void fill_params(job_t *job, kr_request_params_t *params) {
     if (job->n_tops >= 0) job->sampler.n_logprobs = job->n_tops > 0 ? (uint32_t)job->n_tops : 1;
 }
 
+void job_fill_request(job_t *job, uint32_t index, kr_request_params_t *params,
+                      kr_segment_t *segment) {
+    fill_params(job, params);
+    fill_segment(&job->prompts[index], segment);
+    params->segments = segment;
+}
+
 static bool is_over(const job_run_t *run) {
     return atomic_load(&run->is_gone) || atomic_load(&run->is_failed) ||
            atomic_load(&run->abort_status) != KR_OK;
@@ -272,6 +280,12 @@ static void rename_param(const job_t *job, uint32_t index, kr_error_t *error) {
     }
 }
 
+void job_name_error(job_t *job, const server_model_t *model, uint32_t index, kr_status_t status,
+                    kr_error_t *error) {
+    if (status == KR_E_CONTEXT_LENGTH) name_numbers(job, model, index, error);
+    rename_param(job, index, error);
+}
+
 static void submit_all(job_t *job, const server_model_t *model) {
     job_run_t *run = job->run;
     kr_request_params_t params;
@@ -283,8 +297,7 @@ static void submit_all(job_t *job, const server_model_t *model) {
     for (; i < job->n_prompts && status == KR_OK; i++) {
         status = is_over(run) ? KR_E_CANCELLED : submit(job, i, &params, &error);
     }
-    if (status == KR_E_CONTEXT_LENGTH) name_numbers(job, model, i - 1, &error);
-    if (status != KR_OK) rename_param(job, i - 1, &error);
+    if (status != KR_OK) job_name_error(job, model, i - 1, status, &error);
     kri_mutex_lock(&run->lock);
     if (status != KR_OK && run->status == KR_OK) {
         run->is_refused = true;
@@ -311,6 +324,7 @@ void job_run(job_t *job) {
     job->model_handle = model->model;
     const bool is_sane = job->n_prompts > 0 && job->n_prompts <= JOB_PROMPTS_MAX &&
                          job->n_choices > 0 && job->n_choices <= JOB_CHOICES_MAX;
+    if (is_sane && dry_run(job, model)) return;
     if (!is_sane || !take_memory(job)) {
         call_fail_status(job->call, is_sane ? KR_E_NOMEM : KR_E_INTERNAL, NULL);
         job_discard(job);

@@ -106,7 +106,14 @@ void job_add_mark(job_t *job, uint64_t end, uint32_t prompt, uint32_t n);
  * next one is due, ms; -1 = none waits. The pump only. */
 int job_open_waiting(uint64_t now_ns);
 
-/* job.c */
+/* ---- job.c ------------------------------------------------------------------------------------ */
+
 void job_free(job_t *job);
+/* What submit gives to the engine for a prompt; model_name is set. All is borrowed from the job. */
+void job_fill_request(job_t *job, uint32_t index, kr_request_params_t *params,
+                      kr_segment_t *segment);
+/* Puts the request's names and numbers in place of the library's. */
+void job_name_error(job_t *job, const server_model_t *model, uint32_t index, kr_status_t status,
+                    kr_error_t *error);
 
 #endif
