@@ -106,7 +106,7 @@ void job_add_mark(job_t *job, uint64_t end, uint32_t prompt, uint32_t n);
  * next one is due, ms; -1 = none waits. The pump only. */
 int job_open_waiting(uint64_t now_ns);
 
-/* ---- job.c ------------------------------------------------------------------------------------ */
+/* ---- job.c ----------------------------------------------------------------------------------- */
 
 void job_free(job_t *job);
 /* What submit gives to the engine for a prompt; model_name is set. All is borrowed from the job. */

@@ -148,10 +148,14 @@ def error_fault(head, body):
     if re.search(rb"(?im)^server:", head):
         return "a Server header"
     try:
-        error = json.loads(body)["error"]
+        data = json.loads(body)
+        error = data["error"]
     except (ValueError, KeyError, TypeError):
         return f"no error body: {body[:100]!r}"
-    if not all(isinstance(error.get(k), str) and error[k] for k in ("message", "type", "code")):
+    if isinstance(error, str) and error:  # the endpoint's own, of the Ollama family
+        return None
+    fields = ("message", "type") if data.get("type") == "error" else ("message", "type", "code")
+    if not all(isinstance(error.get(k), str) and error[k] for k in fields):
         return f"error body lacks a field: {error}"
     return None
 

@@ -6,7 +6,7 @@
 #include "server/job.h"
 #include "server/server.h"
 
-/* For job_run: true when the call's endpoint is one of these; then the job is answered and freed. */
+/* For job_run: true when the call's endpoint is one of these: the job is answered and freed. */
 bool dry_run(job_t *job, const server_model_t *model);
 
 /* The two of them. */

@@ -1,7 +1,7 @@
 /* explain.c: POST /v1/explain: the body of a chat completion or of a completion -> what the engine
- * would do with each prompt: its tokens, how much of it is in the prefix cache and where it begins to
- * differ, its place in the queue, memory, and the time to the first token as measured steps predict
- * it. Nothing runs. What would be refused is refused alike. */
+ * would do with each prompt: its tokens, how much of it is in the prefix cache and where it begins
+ * to differ, its place in the queue, memory, and the time to the first token as measured steps
+ * predict it. Nothing runs. What would be refused is refused alike. */
 #include <stdlib.h>
 #include <string.h>
 
