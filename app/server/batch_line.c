@@ -65,7 +65,10 @@ kr_status_t batch_line_read(const char *text, size_t n_bytes, batch_line_t *line
     json_mistake_t mistake = {0};
     *line = (batch_line_t){0};
     if (!json_parse(text, n_bytes, &root, &mistake)) {
-        return KRI_FAIL(error, KR_E_BAD_FORMAT, NULL, "%s", mistake.message);
+        static const char subject[] = "the body"; /* of a request, says the parser */
+        const bool is_same = strncmp(mistake.message, subject, sizeof subject - 1) == 0;
+        return KRI_FAIL(error, KR_E_BAD_FORMAT, NULL, "it%s%s", is_same ? "" : ": ",
+                        mistake.message + (is_same ? sizeof subject - 1 : 0));
     }
     kr_status_t status = check_members(root, error);
     if (status == KR_OK) {
