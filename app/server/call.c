@@ -147,6 +147,22 @@ void call_fail(call_t *call, const char *code, const char *param, const char *fo
     fail_row(call, error_find(code), param, message);
 }
 
+void call_fail_over_long(call_t *call, const char *param, uint64_t n_prompt, uint32_t n_ctx) {
+    char message[256];
+    kri_buffer_t body;
+    (void)snprintf(message, sizeof message,
+                   "the prompt has %llu tokens (n_prompt), the context of %u (n_ctx) leaves room "
+                   "for %u", (unsigned long long)n_prompt, n_ctx, n_ctx > 0 ? n_ctx - 1 : 0);
+    kri_buffer_init(&body, ERROR_BYTES_MAX);
+    if (error_put_over_long(call->params.endpoint->style, param, message, call->id, n_prompt, n_ctx,
+                            &body) == KR_OK) {
+        call_reply_json(call, error_find("context_length_exceeded")->status, &body);
+    } else {
+        call_fail(call, "context_length_exceeded", param, "%s", message);
+    }
+    kri_buffer_deinit(&body);
+}
+
 void call_fail_json(call_t *call, const json_mistake_t *mistake) {
     fail_row(call, error_find(mistake->code), mistake->param, mistake->message);
 }

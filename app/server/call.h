@@ -91,6 +91,8 @@ void call_fail_status(call_t *call, kr_status_t status, const kr_error_t *error)
 /* code: a row of errors.c ("model_not_found"): gives HTTP status and type. param may be NULL. */
 void call_fail(call_t *call, const char *code, const char *param, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
+/* 400 context_length_exceeded with the two numbers. */
+void call_fail_over_long(call_t *call, const char *param, uint64_t n_prompt, uint32_t n_ctx);
 /* Tokens of the generation, for the log: before the answer ends, any number of times. */
 void call_note_tokens(call_t *call, uint64_t n_prompt, uint64_t n_cached, uint64_t n_generated);
 /* The error body alone, for events of a stream that fails late. */

@@ -159,6 +159,16 @@ kr_status_t error_put_body(call_style_t style, const error_row_t *row, const cha
     return put_openai(row, param, message, out);
 }
 
+kr_status_t error_put_over_long(call_style_t style, const char *param, const char *message,
+                                const char *id, uint64_t n_prompt, uint32_t n_ctx,
+                                kri_buffer_t *out) {
+    KR_TRY(error_put_body(style, error_find("context_length_exceeded"), param, message, id, out));
+    if (style != STYLE_OPENAI || out->n_bytes < 2) return KR_OK;
+    out->n_bytes -= 2; /* the two braces */
+    return kri_buffer_printf(out, ",\"n_prompt\":%llu,\"n_ctx\":%u}}",
+                             (unsigned long long)n_prompt, n_ctx);
+}
+
 call_style_t error_style_of_path(const char *path, size_t n_bytes) {
     static const char ollama[] = "/api/", anthropic[] = "/v1/messages";
     const size_t n_ollama = sizeof ollama - 1, n_anthropic = sizeof anthropic - 1;

@@ -27,6 +27,10 @@ const error_row_t *error_at(uint32_t index);
  * are no UTF-8 become U+FFFD. */
 kr_status_t error_put_body(call_style_t style, const error_row_t *row, const char *param,
                            const char *message, const char *id, kri_buffer_t *out);
+/* That of a prompt that is too long: OpenAI's form also has the members n_prompt and n_ctx. */
+kr_status_t error_put_over_long(call_style_t style, const char *param, const char *message,
+                                const char *id, uint64_t n_prompt, uint32_t n_ctx,
+                                kri_buffer_t *out);
 /* Which style a path speaks, for errors before a route is found. */
 call_style_t error_style_of_path(const char *path, size_t n_bytes);
 

@@ -245,14 +245,10 @@ static size_t count_tokens(const job_t *job, const job_prompt_t *prompt) {
     return n;
 }
 
-static void name_numbers(job_t *job, const server_model_t *model, uint32_t index,
-                         kr_error_t *error) {
+static void name_numbers(job_t *job, const server_model_t *model, uint32_t index) {
     const uint32_t n_ctx = model->session.n_ctx;
     const size_t n = count_tokens(job, &job->prompts[index]);
     if (n < n_ctx) return; /* the library's message has what is known */
-    (void)snprintf(error->message, sizeof error->message,
-                   "the prompt has %zu tokens (n_prompt), the context of %u (n_ctx) leaves room "
-                   "for %u", n, n_ctx, n_ctx - 1);
     job->run->n_prompt_over = n;
     job->run->n_ctx = n_ctx;
 }
@@ -282,7 +278,7 @@ static void rename_param(const job_t *job, uint32_t index, kr_error_t *error) {
 
 void job_name_error(job_t *job, const server_model_t *model, uint32_t index, kr_status_t status,
                     kr_error_t *error) {
-    if (status == KR_E_CONTEXT_LENGTH) name_numbers(job, model, index, error);
+    if (status == KR_E_CONTEXT_LENGTH) name_numbers(job, model, index);
     rename_param(job, index, error);
 }
 

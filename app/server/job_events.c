@@ -54,18 +54,18 @@ void job_note_failure(job_t *job, kr_status_t status, const kr_error_t *error) {
     job_cancel_requests(job);
 }
 
-/* As a status: nothing has been sent. */
-static void fail_early(job_t *job) {
-    job_run_t *run = job->run;
-    const kr_error_t *error = &run->error;
-    if (run->status == KR_E_NOT_FOUND && strcmp(error->param, "chat_template") == 0) {
+void job_fail_early(job_t *job, kr_status_t status, const kr_error_t *error, bool is_refused) {
+    const job_run_t *run = job->run;
+    if (status == KR_E_NOT_FOUND && strcmp(error->param, "chat_template") == 0) {
         call_fail(job->call, "template_error", job->prompt_name, "%s", error->message);
-    } else if (run->status == KR_E_NOT_FOUND && strcmp(error->param, "model") == 0) {
+    } else if (status == KR_E_NOT_FOUND && strcmp(error->param, "model") == 0) {
         call_fail(job->call, "model_not_found", "model", "%s", error->message);
-    } else if (run->status == KR_E_BUSY && !run->is_refused) {
+    } else if (status == KR_E_CONTEXT_LENGTH && run->n_prompt_over > 0) {
+        call_fail_over_long(job->call, error->param, run->n_prompt_over, run->n_ctx);
+    } else if (status == KR_E_BUSY && !is_refused) {
         call_fail(job->call, "overloaded", NULL, "it has waited too long for its turn");
     } else {
-        call_fail_status(job->call, run->status, error);
+        call_fail_status(job->call, status, error);
     }
 }
 
@@ -75,7 +75,7 @@ static void answer_failure(job_t *job) {
     job_run_t *run = job->run;
     run->is_answered = true;
     if (!run->is_open) {
-        fail_early(job);
+        job_fail_early(job, run->status, &run->error, run->is_refused);
     } else if (atomic_load(&run->is_gone)) {
         call_end(job->call, false);
     } else {

@@ -88,6 +88,9 @@ void job_send(job_t *job);
 void job_leave(job_t *job, uint32_t n);
 /* Remembers the first failure. With the lock. */
 void job_note_failure(job_t *job, kr_status_t status, const kr_error_t *error);
+/* Answers with a status: nothing has been sent. is_refused: by submit, not later. error: as
+ * job_name_error has left it. */
+void job_fail_early(job_t *job, kr_status_t status, const kr_error_t *error, bool is_refused);
 /* Sends, or answers with the failure. With the lock. */
 void job_advance(job_t *job);
 void job_cancel_requests(job_t *job);

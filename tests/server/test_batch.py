@@ -14,7 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from serve_program import KR, WAIT_S, environment, eventually  # noqa: E402
 from kr_program import ProgramTest, kr  # noqa: E402
 
-ANSWERED = '{"id":"batch_req_AAAAAAAAAAAAAAAAAAAAAAAA","custom_id":"%s","response":null,"error":{}}\n'
+ANSWERED = ('{"id":"batch_req_AAAAAAAAAAAAAAAAAAAAAAAA","custom_id":"%s",'
+            '"response":null,"error":{}}\n')
 
 
 def request(custom_id, url="/v1/chat/completions", method="POST", **body):

@@ -95,7 +95,7 @@ static bool explain_one(job_t *job, const server_model_t *model, uint32_t index,
         put_prompt(job, index, &explain, tokens, n_tokens, out);
     } else {
         job_name_error(job, model, index, status, &error);
-        call_fail_status(job->call, status, &error);
+        job_fail_early(job, status, &error, true);
     }
     free(tokens);
     return status == KR_OK;
