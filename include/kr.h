@@ -485,6 +485,13 @@ typedef struct kr_batch_s {
     const int32_t *positions;     /* [n_rows, 3]; not built: must be NULL (rows are appended) */
     const float *embeddings;      /* [n_rows, n_embd]; not built: must be NULL */
     const int32_t *adapters;      /* [n_rows] adapter ids; not built: must be NULL */
+    const uint32_t *hidden_rows;  /* [n_hidden_rows] ascending row indices that give hidden states;
+                                     a row may give logits too */
+    float *hidden;                /* [n_hidden_rows, n_embd] f32 receives what the head would read:
+                                     after the last layer and the final norm; written only on
+                                     KR_OK. It costs no product with the head */
+    uint32_t n_hidden_rows;
+    uint32_t reserved;
 } kr_batch_t;
 KR_API void kr_batch_init(kr_batch_t *batch);
 /* kr_session_decode: appends the batch's tokens to their sequences and computes logits.
@@ -579,9 +586,10 @@ typedef struct kr_engine_s *kr_engine_t;
 typedef struct kr_request_s *kr_request_t;
 
 /* Every accepted request gives, for each choice, its tokens in order (TOKEN) and then one CHOICE;
- * then, exactly once and last, DONE or ERROR (which may come at any point, also after some tokens
- * and choices). */
-enum { KR_EVENT_TOKEN = 1, KR_EVENT_CHOICE = 2, KR_EVENT_DONE = 3, KR_EVENT_ERROR = 4 };
+ * with pooling instead one EMBEDDING; then, exactly once and last, DONE or ERROR (which may come at
+ * any point, also after some tokens and choices). */
+enum { KR_EVENT_TOKEN = 1, KR_EVENT_CHOICE = 2, KR_EVENT_DONE = 3, KR_EVENT_ERROR = 4,
+       KR_EVENT_EMBEDDING = 5 };
 /* Why a choice ended: an end token, a stop string, the token budget or the context. */
 enum { KR_FINISH_NONE = 0, KR_FINISH_END = 1, KR_FINISH_STOP = 2, KR_FINISH_LENGTH = 3 };
 typedef struct kr_event_s {
@@ -601,7 +609,8 @@ typedef struct kr_event_s {
     const kr_logprob_t *logprobs; /* TOKEN: [n_logprobs] most likely tokens, descending */
     const kr_error_t *error;   /* ERROR: details; else NULL */
     int32_t stop;              /* CHOICE with KR_FINISH_STOP: index of the stop string; else -1 */
-    uint32_t reserved;
+    uint32_t n_embd;           /* EMBEDDING; else 0 */
+    const float *embedding;    /* EMBEDDING: [n_embd] f32, finite; else NULL */
 } kr_event_t;
 /* The event and all it points to are borrowed until return. May call any function of the library,
  * submit, cancel, kr_request_release and kr_engine_destroy included; not kr_engine_drain. */
@@ -701,6 +710,11 @@ typedef struct kr_segment_s {
     const kr_message_t *messages;
 } kr_segment_t;
 
+/* What a request is for: NONE generates. The others make one vector of the prompt's final hidden
+ * states (after the last layer and the final norm, what the head would read) and generate nothing:
+ * the mean over all tokens, or the last token's. */
+enum { KR_POOLING_NONE = 0, KR_POOLING_MEAN = 1, KR_POOLING_LAST = 2 };
+
 typedef struct kr_request_params_s {
     uint32_t struct_bytes;
     uint32_t n_segments;       /* 1..256 */
@@ -716,22 +730,31 @@ typedef struct kr_request_params_s {
     uint32_t deadline_ms;      /* from submit; 0 = 600000: then KR_E_TIMEOUT */
     uint32_t credits;          /* 0: events count as consumed when the callback returns or at the
                                   next poll. Else: TOKEN events that may come before
-                                  kr_request_add_credits must grant more, at most 2^20 */
+                                  kr_request_add_credits must grant more, at most 2^20; an
+                                  EMBEDDING takes one */
     uint32_t reserved;
     uint64_t key;              /* on whose behalf: fair share and key_in_flight_max; 0 = nobody's */
     uint64_t cache_salt;       /* prefixes are shared among equal salts only */
     const kr_grammar_t *grammar; /* NULL = none; copied */
     void *user;
+    /* Embeddings ride in the steps of everyone else and are the same bits in any batch and chunking
+     * (KR_INVARIANT_*): MEAN adds in the order of positions in f64. MEAN computes every token, for
+     * the prefix cache holds no hidden states; LAST uses the cache. Both may hold n_ctx tokens and
+     * leave their pages in the cache. sampler, stops, n_stops, n_tokens_max, ignore_end and grammar
+     * must be 0, n_choices 0 or 1. */
+    int32_t pooling;           /* KR_POOLING_* */
+    uint32_t normalize;        /* 1, with pooling: divided by its Euclidean length (zeros stay) */
 } kr_request_params_t;
 KR_API void kr_request_params_init(kr_request_params_t *params);
 /* kr_engine_submit: renders and tokenizes on the calling thread, checks everything, and queues.
  * request  receives a handle to be released by kr_request_release; may be NULL. It is set before
  *          the first event comes.
  * Errors   KR_E_INVALID_ARG (param names the field), KR_E_NOT_FOUND (model, template),
- *          KR_E_CONTEXT_LENGTH (prompt of n_ctx tokens or more), KR_E_LIMIT (would need more pages
- *          than the whole pool, or alone more heap than all requests may hold, which is a quarter
- *          of the memory available at create, at least 256 MiB; param names the field), KR_E_BUSY
- *          (queue full, key_in_flight_max: kr_engine_stats tells when to retry),
+ *          KR_E_CONTEXT_LENGTH (prompt of n_ctx tokens or more; with pooling of more), KR_E_LIMIT
+ *          (would need more pages than the whole pool, or alone more heap than all requests may
+ *          hold, which is a quarter of the memory available at create, at least 256 MiB; param
+ *          names the field), KR_E_BUSY (queue full, key_in_flight_max: kr_engine_stats tells when
+ *          to retry),
  *          KR_E_SHUTTING_DOWN, KR_E_NOMEM, those of tokenizing and templates. A refused request
  *          gives no events.
  * Threads  any; needs 2 MiB of stack. Since 0.1 */
@@ -757,8 +780,9 @@ typedef struct kr_request_stats_s {
     uint32_t n_preempted;
     uint32_t n_stalls;         /* gaps over max_stall_ms, as gap_max_ms counts them */
     kr_status_t status;        /* once ended */
-    double template_ms, tokenize_ms, queue_ms, prefill_ms; /* prefill: first step to first token */
-    double ttft_ms;            /* submit to first token; 0 before */
+    double template_ms, tokenize_ms, queue_ms, prefill_ms; /* prefill: first step to first token,
+                                                              or to the embedding */
+    double ttft_ms;            /* submit to first token, or to the embedding; 0 before */
     double decode_ms;          /* first to last token */
     double gap_max_ms;         /* longest time between two tokens of a choice, from the
                                  credits on where it had none */

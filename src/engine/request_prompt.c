@@ -106,10 +106,11 @@ kr_status_t kri_request_prompt(kri_engine_model_t *em, const kr_request_params_t
                         "n_segments is %u, allowed are 1 to %u", p->n_segments, SEGMENTS_MAX);
     }
     if (!p->segments) return KRI_FAIL(error, KR_E_INVALID_ARG, "segments", "segments is NULL");
-    if (em->info.n_ctx < 2) {
+    prompt_t prompt = {.em = em, .capacity = em->info.n_ctx};
+    if (p->pooling == KR_POOLING_NONE) prompt.capacity--; /* room for a token */
+    if (prompt.capacity == 0) {
         return KRI_FAIL(error, KR_E_CONTEXT_LENGTH, "segments", "the context holds no prompt");
     }
-    prompt_t prompt = {.em = em, .capacity = em->info.n_ctx - 1};
     prompt.tokens = kri_alloc(prompt.capacity * sizeof *prompt.tokens, "prompt");
     if (!prompt.tokens) return KRI_FAIL(error, KR_E_NOMEM, NULL, "no memory for the prompt");
     kr_status_t status = KR_OK;

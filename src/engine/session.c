@@ -1,6 +1,8 @@
 /* session.c: see session.h. */
 #include "engine/session_impl.h"
 
+#include <string.h>
+
 #include "base/alloc.h"
 #include "base/checked.h"
 #include "base/clock.h"
@@ -237,7 +239,8 @@ static kr_status_t run_step(struct kr_session_s *s, const kri_step_t *step, floa
     kri_telemetry_record_ns(s->telemetry, is_decode ? KRI_METRIC_decode : KRI_METRIC_prefill,
                             kri_clock_ns() - begin_ns);
     if (status == KR_OK) return KR_OK;
-    return KRI_FAIL(error, status, "logits", "the model computed a value that is not finite");
+    return KRI_FAIL(error, status, step->n_out_rows > 0 ? "logits" : "hidden",
+                    "the model computed a value that is not finite");
 }
 
 kr_status_t kri_session_run(struct kr_session_s *s, const kri_step_t *step, float *logits,
@@ -268,6 +271,10 @@ kr_status_t kri_session_decode(struct kr_session_s *s, const kr_batch_t *batch, 
     KR_TRY(kri_batch_prepare(batch, s->kv, &s->space, &step, error));
     const kr_status_t status = kri_session_run(s, &step, logits, error);
     if (status == KR_OK || status == KR_E_NUMERIC) count_rows(s, &step);
+    if (status == KR_OK && step.n_hidden_rows > 0) {
+        memcpy(batch->hidden, kri_session_hidden(s),
+               (size_t)step.n_hidden_rows * s->model->hp.n_embd * sizeof(float));
+    }
     for (uint32_t i = 0; i < step.n_seqs; i++) {
         const kri_step_seq_t *q = &step.seqs[i];
         if (status == KR_OK) kri_kv_pool_commit(s->kv, q->seq, q->pos_begin + q->n_rows);
@@ -303,3 +310,7 @@ kr_status_t kri_session_fork(struct kr_session_s *session, uint32_t src, uint32_
 }
 
 kri_kv_pool_t *kri_session_kv(struct kr_session_s *session) { return session->kv; }
+
+const float *kri_session_hidden(const struct kr_session_s *session) {
+    return session->state.branch;
+}

@@ -113,6 +113,7 @@ typedef struct norm_job_s {
     kri_rms_norm_fn *kernel;
     const float *x, *w;
     float eps;
+    const uint32_t *rows; /* NULL: all */
     uint32_t n_rows, n;
     float *out;
 } norm_job_t;
@@ -122,14 +123,14 @@ static void norm_rows(void *ctx, uint32_t thread_index, uint32_t n_threads) {
     uint64_t begin, end;
     kri_split(job->n_rows, 1, thread_index, n_threads, &begin, &end);
     for (uint64_t r = begin; r < end; r++) {
-        size_t offset = (size_t)r * job->n;
-        job->kernel(job->x + offset, job->w, job->eps, job->n, job->out + offset);
+        const float *x = job->x + (job->rows ? job->rows[r] : r) * job->n;
+        job->kernel(x, job->w, job->eps, job->n, job->out + r * job->n);
     }
 }
 
 void kri_op_rms_norm(const kri_exec_t *exec, const float *x, const float *w, float eps,
-                     uint32_t n_rows, uint32_t n, float *out) {
-    norm_job_t job = {exec->kernels->rms_norm, x, w, eps, n_rows, n, out};
+                     const uint32_t *rows, uint32_t n_rows, uint32_t n, float *out) {
+    norm_job_t job = {exec->kernels->rms_norm, x, w, eps, rows, n_rows, n, out};
     uint64_t work = n_rows > 1 ? (uint64_t)n_rows * n : 0; /* one row cannot be split */
     kri_exec_split(exec, work, norm_rows, &job);
 }

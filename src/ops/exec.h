@@ -74,9 +74,10 @@ kr_status_t kri_exec_continue(const kri_exec_t *exec);
 
 /* out [n_tokens, n_embd] = scale * table[token]; table [n_vocab, n_embd] in file blocks. */
 void kri_op_embed(const kri_exec_t *exec, const kri_tensor_t *table, float scale, float *out);
-/* out [n_rows, n] = rms_norm(x [n_rows, n]) * w [n]. out may be x. */
+/* out [n_rows, n] = rms_norm(x [.., n]) * w [n]. rows [n_rows]: which rows of x are read; NULL =
+ * the first n_rows, and out may be x. */
 void kri_op_rms_norm(const kri_exec_t *exec, const float *x, const float *w, float eps,
-                     uint32_t n_rows, uint32_t n, float *out);
+                     const uint32_t *rows, uint32_t n_rows, uint32_t n, float *out);
 /* x [n_rows, n] += rms_norm(branch [n_rows, n]) * w [n]; overwrites branch. */
 void kri_op_norm_add(const kri_exec_t *exec, float *branch, const float *w, float eps,
                      uint32_t n_rows, uint32_t n, float *x);

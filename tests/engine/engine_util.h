@@ -32,6 +32,8 @@ typedef struct out_s {
     kr_status_t status;
     char message[512];
     const char *broken;     /* what was out of order; NULL = nothing */
+    float *embedding;       /* [n_embd] of EMBEDDING; NULL = none came */
+    uint32_t n_embd;
     uint32_t n_tokens;      /* all choices */
     bool is_over;
     struct collector_s *collector;
@@ -62,8 +64,22 @@ static inline out_t *out_create(collector_t *c, uint32_t n_choices) {
 
 static inline void out_destroy(out_t *out) {
     kr_request_release(out->request);
+    free(out->embedding);
     free(out->choices);
     free(out);
+}
+
+/* It stands for the whole of its only choice. */
+static inline const char *out_record_embedding(out_t *out, const kr_event_t *e) {
+    if (e->n_embd == 0 || e->text_bytes > 0 || e->token != -1 || e->stop != -1) {
+        return "an embedding has fields of other events";
+    }
+    if (out->n_choices != 1 || out->n_tokens > 0) return "an embedding of what generates";
+    out->n_embd = e->n_embd;
+    out->embedding = malloc(e->n_embd * sizeof *out->embedding);
+    memcpy(out->embedding, e->embedding, e->n_embd * sizeof *out->embedding);
+    out->choices[0].is_over = true;
+    return NULL;
 }
 
 static inline const char *out_record(out_t *out, const kr_event_t *e) {
@@ -83,6 +99,8 @@ static inline const char *out_record(out_t *out, const kr_event_t *e) {
     if (e->choice >= out->n_choices) return "unknown choice";
     out_choice_t *choice = &out->choices[e->choice];
     if (choice->is_over) return "an event of a choice after its CHOICE";
+    if ((e->type == KR_EVENT_EMBEDDING) != (e->embedding != NULL)) return "type and vector differ";
+    if (e->type == KR_EVENT_EMBEDDING) return out_record_embedding(out, e);
     if (e->text_bytes > 0 && choice->n_text + e->text_bytes < OUT_TEXT_MAX) {
         memcpy(choice->text + choice->n_text, e->text, e->text_bytes);
         choice->n_text += e->text_bytes;
