@@ -9,13 +9,12 @@
 #include "report.h"
 #include "terminal.h"
 
-/* "ALIAS", "FILE" or "NAME=FILE": what the model is called, and what is opened. An "=" behind a "/"
- * belongs to a path. */
+/* "ALIAS", "FILE" or "NAME=FILE": what the model is called, and what is opened. What begins with "/"
+ * or "." is a path, "=" or not. */
 static int split_model(const char *item, char *name, size_t cap, const char **file) {
-    const char *equals = strchr(item, '='), *slash = strchr(item, '/');
-    const char *begin = item;
+    const char *equals = strchr(item, '='), *begin = item;
     size_t n = strlen(item);
-    if (equals != NULL && (slash == NULL || equals < slash)) {
+    if (equals != NULL && item[0] != '/' && item[0] != '.') {
         n = (size_t)(equals - item);
         *file = equals + 1;
     } else {
@@ -34,19 +33,25 @@ static int split_model(const char *item, char *name, size_t cap, const char **fi
 }
 
 int cli_server_check_models(const cli_options_t *options) {
-    char name[256], path[CLI_PATH_BYTES_MAX];
+    char names[SERVER_MODELS_MAX][256], path[CLI_PATH_BYTES_MAX];
     uint32_t n_models = 0;
     for (size_t i = 0; i < options->n_items; i++) {
         const char *file = NULL;
         if (options->items[i].id != CLI_OPT_models) continue;
-        int failed = split_model(options->items[i].text, name, sizeof name, &file);
+        if (n_models == SERVER_MODELS_MAX) {
+            return cli_usage("model", "at most %d models: -m is given too often",
+                             SERVER_MODELS_MAX);
+        }
+        char *name = names[n_models];
+        int failed = split_model(options->items[i].text, name, sizeof names[0], &file);
+        for (uint32_t k = 0; k < n_models && failed == 0; k++) {
+            if (strcmp(names[k], name) != 0) continue;
+            failed = cli_usage("model", "two models are called '%.64s': -m NAME=FILE names them",
+                               name);
+        }
         if (failed == 0) failed = cli_engine_find_model(options, file, path, sizeof path);
         if (failed != 0) return failed;
         n_models++;
-    }
-    if (n_models > SERVER_MODELS_MAX) {
-        return cli_usage("model", "at most %d models; -m is given %u times", SERVER_MODELS_MAX,
-                         n_models);
     }
     if (n_models == 0) {
         return cli_usage("model", "which model? give -m FILE or an alias: smollm2 is the starter, "
