@@ -86,6 +86,11 @@ json_t *call_body(call_t *call) {
     return call->body;
 }
 
+void call_drop_body(call_t *call) {
+    json_decref(call->body);
+    call->body = NULL;
+}
+
 /* ---- answers ------------------------------------------------------------------------------- */
 
 static bool move_answer(call_t *call, int from, int to) {

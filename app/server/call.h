@@ -79,6 +79,8 @@ const char *call_tail(const call_t *call); /* C string */
 bool call_can_stream(const call_t *call);
 /* The body as an object, which belongs to the call; NULL: already answered with the error. */
 json_t *call_body(call_t *call);
+/* Frees it: the endpoint holds nothing of it any more. */
+void call_drop_body(call_t *call);
 
 void call_reply_json(call_t *call, int status, const kri_buffer_t *body);
 void call_reply(call_t *call, int status, const char *content_type, const char *body,

@@ -299,10 +299,14 @@ static void submit_all(job_t *job, const server_model_t *model) {
         run->is_refused = true;
         job_note_failure(job, status, &error);
     }
+    if (job->style->drops_body) {
+        call_drop_body(job->call);
+        job->prompts = NULL;
+    }
     run->is_submitted = true;
     job_advance(job);
     const bool waits = job->is_stream && !run->is_open && !run->is_answered;
-    if (waits) atomic_store(&run->is_waiting, true);
+    if (waits) job_set_waiting(job, true);
     kri_mutex_unlock(&run->lock);
     if (waits) pump_wake(call_server(job->call)->pump);
 }

@@ -50,6 +50,8 @@ typedef struct job_usage_s {
 typedef struct job_style_s {
     const char *content_type;  /* of a stream: "text/event-stream", "application/x-ndjson" */
     bool keeps_text;
+    bool drops_body;           /* once the prompts are submitted nothing of the call's JSON is
+                                  looked at any more: it is freed (stops are the job's anyway) */
     /* Streams; each appends to out, which is sent as it stands. What does not fit or finds no
      * memory is seen by job.c (kri_buffer_t.status). Any may be NULL. begin: with the first event;
      * what fails before is a real 4xx or 5xx. done: all choices have ended well. failed: after
@@ -87,7 +89,7 @@ struct job_s {
     uint32_t n_prompts;        /* 1..256 */
     uint32_t n_choices;        /* per prompt, 1..JOB_CHOICES_MAX */
     kr_sampler_params_t sampler; /* job_create: temperature 1, top_p 1, no top_k, random seed */
-    const char *stops[16];     /* C strings */
+    const char *stops[16];     /* C strings; job_read_stop: the job's own */
     uint32_t n_stops;
     uint32_t n_tokens_max;     /* 0 = what the context leaves */
     bool ignore_end;

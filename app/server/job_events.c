@@ -103,7 +103,7 @@ static bool write_out(job_t *job) {
     job_run_t *run = job->run;
     if (!run->is_open) {
         run->is_open = true;
-        atomic_store(&run->is_waiting, false);
+        job_set_waiting(job, false);
         const char *type = job->style->content_type;
         call_begin(job->call, type, strcmp(type, "text/event-stream") == 0);
     }
@@ -186,7 +186,7 @@ void job_send(job_t *job) {
 
 void job_begin(job_t *job) {
     kri_mutex_lock(&job->run->lock);
-    atomic_store(&job->run->is_waiting, false);
+    job_set_waiting(job, false);
     if (job->run->status == KR_OK && !job->run->is_answered) begin(job, NULL);
     job_advance(job);
     kri_mutex_unlock(&job->run->lock);

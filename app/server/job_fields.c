@@ -47,7 +47,13 @@ static bool add_stop(job_t *job, json_reader_t *reader, const char *name, const 
         json_fail(reader, "invalid_value", name, "%s: a stop string holds a NUL", name);
         return false;
     }
-    job->stops[job->n_stops++] = text;
+    char *copy = job_alloc(job, n_bytes + 1);
+    if (copy == NULL) {
+        json_fail(reader, "overloaded", name, "no memory");
+        return false;
+    }
+    memcpy(copy, text, n_bytes);
+    job->stops[job->n_stops++] = copy;
     return true;
 }
 

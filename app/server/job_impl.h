@@ -62,7 +62,8 @@ typedef struct job_run_s {
     atomic_bool is_gone;       /* the client */
     atomic_bool is_failed;     /* status is set: what is submitted from now on is cancelled */
     atomic_int abort_status;   /* KR_OK = none */
-    atomic_bool is_waiting;    /* a stream that is not open, whose prompts are accepted */
+    bool is_waiting;           /* registry's lock: a stream whose prompts are accepted and that is
+                                  not open */
     uint64_t ticket;           /* in the registry */
     job_t *registry_next, *registry_prev; /* registry's lock */
 
@@ -105,6 +106,7 @@ void job_on_gone(void *ticket);
 void job_on_taken(void *ticket, size_t n_bytes);
 /* A mark for what is about to be written. */
 void job_add_mark(job_t *job, uint64_t end, uint32_t prompt, uint32_t n);
+void job_set_waiting(job_t *job, bool is_waiting);
 /* Begins streams that have waited for their first token longer than JOB_HOLD_NS. How long until the
  * next one is due, ms; -1 = none waits. The pump only. */
 int job_open_waiting(uint64_t now_ns);

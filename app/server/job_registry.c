@@ -11,7 +11,7 @@
 static struct {
     pthread_mutex_t mutex;
     uint64_t last_ticket;
-    uint32_t n_jobs;
+    uint32_t n_jobs, n_waiting;
     job_t *buckets[N_BUCKETS];
 } registry = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
@@ -43,6 +43,7 @@ void job_unregister(job_t *job) {
     else registry.buckets[run->ticket % N_BUCKETS] = run->registry_next;
     if (run->registry_next != NULL) run->registry_next->run->registry_prev = run->registry_prev;
     registry.n_jobs--;
+    if (run->is_waiting) registry.n_waiting--;
     unlock();
 }
 
@@ -126,14 +127,21 @@ static bool hold(job_t *job) {
     return false;
 }
 
+void job_set_waiting(job_t *job, bool is_waiting) {
+    lock();
+    if (job->run->is_waiting != is_waiting) registry.n_waiting += is_waiting ? 1u : UINT32_MAX;
+    job->run->is_waiting = is_waiting;
+    unlock();
+}
+
 int job_open_waiting(uint64_t now_ns) {
     job_t *due[N_OPENED_MAX];
     uint32_t n_due = 0;
     uint64_t next_ns = UINT64_MAX;
     lock();
-    for (uint32_t i = 0; i < N_BUCKETS; i++) {
+    for (uint32_t i = 0; i < N_BUCKETS && registry.n_waiting > 0; i++) {
         for (job_t *job = registry.buckets[i]; job != NULL; job = job->run->registry_next) {
-            if (!atomic_load(&job->run->is_waiting)) continue;
+            if (!job->run->is_waiting) continue;
             const uint64_t due_ns = job->created_ns + JOB_HOLD_NS;
             if (due_ns <= now_ns && n_due < N_OPENED_MAX && hold(job)) due[n_due++] = job;
             else if (due_ns < next_ns) next_ns = due_ns;

@@ -140,7 +140,7 @@ static void on_destroy(job_t *job) {
 }
 
 static const job_style_t style = {
-    .content_type = "text/event-stream", .begin = on_begin, .token = on_token,
+    .content_type = "text/event-stream", .drops_body = true, .begin = on_begin, .token = on_token,
     .choice = on_choice, .done = on_done, .failed = openai_put_failed, .whole = on_whole,
     .destroy = on_destroy};
 

@@ -7,12 +7,19 @@
 
 #define TOKENS_MAX_DEFAULT 16u
 #define ECHO_BYTES_MAX 131072u
+#define ECHO_TEXT_BYTES_MAX ((size_t)64 << 20)
 #define TOKEN_BYTES 16u /* of text, assumed */
+
+typedef struct echo_s {
+    kri_buffer_t text;         /* of a prompt */
+    const kr_token_t *tokens;  /* not yet spelled: they need the model; the job's memory */
+    size_t n_tokens;
+} echo_t;
 
 typedef struct completions_s {
     kri_buffer_t head;         /* "data: {...," of every chunk */
     bool echo;
-    kri_buffer_t *prompts;     /* [n_prompts] what echo says */
+    echo_t *echoes;            /* [n_prompts] with echo, else NULL */
 } completions_t;
 
 /* ---- answers --------------------------------------------------------------------------------- */
@@ -60,36 +67,48 @@ static void put_chunk_head(job_t *job, const job_choice_t *choice, kri_buffer_t 
     (void)kri_buffer_printf(out, "\"choices\":[{\"index\":%u,\"text\":", index_of(job, choice));
 }
 
-/* The text of a prompt of token ids, and that of texts as it came. */
-static bool spell_prompts(job_t *job, kri_buffer_t *out) {
+/* Token ids to the text that echo says. */
+static void spell(const job_t *job, echo_t *echo, kri_buffer_t *out) {
+    size_t n_bytes = 0;
+    if (echo->tokens == NULL) return;
+    (void)kr_model_detokenize(job->model_handle, echo->tokens, echo->n_tokens, 0, NULL, 0, &n_bytes,
+                              NULL);
+    char *text = calloc(1, n_bytes + 1);
+    kr_status_t status = text == NULL ? KR_E_NOMEM : KR_OK;
+    if (status == KR_OK && n_bytes > 0) {
+        status = kr_model_detokenize(job->model_handle, echo->tokens, echo->n_tokens, 0, text,
+                                     n_bytes, &n_bytes, NULL);
+    }
+    if (status == KR_OK) status = kri_buffer_append(&echo->text, text, n_bytes);
+    if (status != KR_OK) out->status = status;
+    free(text);
+    echo->tokens = NULL;
+}
+
+static void spell_echoes(job_t *job, kri_buffer_t *out) {
     completions_t *own = job->user;
-    if (!own->echo) return true;
-    own->prompts = job_alloc(job, job->n_prompts * sizeof *own->prompts);
-    if (own->prompts == NULL) {
-        out->status = KR_E_NOMEM;
-        return false;
+    for (uint32_t i = 0; own->echoes != NULL && i < job->n_prompts; i++) {
+        spell(job, &own->echoes[i], out);
     }
-    for (uint32_t i = 0; i < job->n_prompts; i++) {
+}
+
+/* Keeps what echo will need: the body is gone by then. */
+static void keep_echoes(job_t *job, json_reader_t *reader) {
+    completions_t *own = job->user;
+    if (!own->echo || reader->error->is_set) return;
+    own->echoes = job_alloc(job, job->n_prompts * sizeof *own->echoes);
+    kr_status_t status = own->echoes == NULL ? KR_E_NOMEM : KR_OK;
+    for (uint32_t i = 0; status == KR_OK && i < job->n_prompts; i++) {
         const job_prompt_t *prompt = &job->prompts[i];
-        size_t n_bytes = prompt->n_bytes;
-        const char *text = prompt->text;
-        char *spelled = NULL;
-        if (text == NULL) {
-            (void)kr_model_detokenize(job->model_handle, prompt->tokens, prompt->n_tokens, 0, NULL,
-                                      0, &n_bytes, NULL);
-            text = spelled = calloc(1, n_bytes + 1);
-            if (spelled != NULL) {
-                (void)kr_model_detokenize(job->model_handle, prompt->tokens, prompt->n_tokens, 0,
-                                          spelled, n_bytes, &n_bytes, NULL);
-            }
+        echo_t *echo = &own->echoes[i];
+        kri_buffer_init(&echo->text, ECHO_TEXT_BYTES_MAX);
+        echo->tokens = prompt->tokens;
+        echo->n_tokens = prompt->n_tokens;
+        if (prompt->text != NULL) {
+            status = kri_buffer_append(&echo->text, prompt->text, prompt->n_bytes);
         }
-        kri_buffer_init(&own->prompts[i], (size_t)64 << 20);
-        const kr_status_t status = text == NULL
-            ? KR_E_NOMEM : kri_buffer_append(&own->prompts[i], text, n_bytes);
-        free(spelled);
-        if (status != KR_OK) out->status = status;
     }
-    return out->status == KR_OK;
+    if (status != KR_OK) json_fail(reader, "overloaded", "echo", "no memory");
 }
 
 static void on_begin(job_t *job, kri_buffer_t *out) {
@@ -97,10 +116,11 @@ static void on_begin(job_t *job, kri_buffer_t *out) {
     openai_put(&own->head, "data: ");
     openai_put_head(job, "text_completion", &own->head);
     if (own->head.status != KR_OK) out->status = own->head.status;
-    if (!spell_prompts(job, out) || !own->echo) return;
+    if (own->echoes == NULL) return;
+    spell_echoes(job, out);
     for (uint32_t i = 0; i < job->n_choices_all; i++) {
         const job_choice_t *choice = &job->choices[i];
-        const kri_buffer_t *text = &own->prompts[choice->prompt];
+        const kri_buffer_t *text = &own->echoes[choice->prompt].text;
         put_chunk_head(job, choice, out);
         (void)json_put_string(out, text->data != NULL ? text->data : "", text->n_bytes);
         openai_put(out, ",\"logprobs\":null,\"finish_reason\":null}]");
@@ -176,8 +196,8 @@ static void put_choice(job_t *job, const job_choice_t *choice, kri_buffer_t *out
     const completions_t *own = job->user;
     kri_buffer_t text;
     kri_buffer_init(&text, (size_t)128 << 20);
-    if (own->prompts != NULL) {
-        const kri_buffer_t *echo = &own->prompts[choice->prompt];
+    if (own->echoes != NULL) {
+        const kri_buffer_t *echo = &own->echoes[choice->prompt].text;
         (void)kri_buffer_append(&text, echo->data, echo->n_bytes);
     }
     (void)kri_buffer_append(&text, choice->text.data, choice->text.n_bytes);
@@ -192,7 +212,7 @@ static void put_choice(job_t *job, const job_choice_t *choice, kri_buffer_t *out
 }
 
 static void on_whole(job_t *job, kri_buffer_t *out) {
-    (void)spell_prompts(job, out);
+    spell_echoes(job, out);
     openai_put_head(job, "text_completion", out);
     openai_put(out, "\"choices\":[");
     for (uint32_t i = 0; i < job->n_choices_all; i++) {
@@ -210,13 +230,13 @@ static void on_destroy(job_t *job) {
     completions_t *own = job->user;
     if (own == NULL) return;
     kri_buffer_deinit(&own->head);
-    for (uint32_t i = 0; own->prompts != NULL && i < job->n_prompts; i++) {
-        kri_buffer_deinit(&own->prompts[i]);
+    for (uint32_t i = 0; own->echoes != NULL && i < job->n_prompts; i++) {
+        kri_buffer_deinit(&own->echoes[i].text);
     }
 }
 
 static const job_style_t style = {
-    .content_type = "text/event-stream", .begin = on_begin, .token = on_token,
+    .content_type = "text/event-stream", .drops_body = true, .begin = on_begin, .token = on_token,
     .choice = on_choice, .done = on_done, .failed = openai_put_failed, .whole = on_whole,
     .destroy = on_destroy};
 
@@ -328,6 +348,7 @@ static void read_rest(job_t *job, json_reader_t *reader) {
     json_read_neutral(reader, "suffix", "\"\"");
     (void)json_read_bool(reader, "echo", &own->echo);
     check_echo(job, reader);
+    keep_echoes(job, reader);
     if (own->echo && job->n_tops >= 0) {
         json_fail(reader, "unsupported_parameter", "echo",
                   "echo with logprobs is not supported: prompts have no log-probabilities");

@@ -132,6 +132,7 @@ static void failed(job_t *job, kr_status_t status, const kr_error_t *error, kri_
 
 static const job_style_t style = {
     .content_type = "text/event-stream",
+    .drops_body = true,
     .begin = begin,
     .token = token,
     .choice = ended,
