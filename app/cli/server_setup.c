@@ -9,8 +9,8 @@
 #include "report.h"
 #include "terminal.h"
 
-/* "ALIAS", "FILE" or "NAME=FILE": what the model is called, and what is opened. What begins with "/"
- * or "." is a path, "=" or not. */
+/* "ALIAS", "FILE" or "NAME=FILE": what the model is called, and what is opened. What begins with
+ * "/" or "." is a path, "=" or not. */
 static int split_model(const char *item, char *name, size_t cap, const char **file) {
     const char *equals = strchr(item, '='), *begin = item;
     size_t n = strlen(item);

@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "errors.h"
+#include "log.h"
 #include "server.h"
 
 #define ERROR_BYTES_MAX 65536u
@@ -183,8 +184,19 @@ static const char *param_of(const error_row_t *row, const kr_error_t *error) {
     return row->status < 429 && error != NULL ? error->param : NULL;
 }
 
+/* What the client is not told is for the operator. */
+static void log_hidden(const call_t *call, const error_row_t *row, kr_status_t status,
+                       const kr_error_t *error) {
+    const server_t *server = call->params.server;
+    if (row->fixed_text == NULL || server == NULL || status == KR_E_CANCELLED) return;
+    const char *text = error != NULL ? error->message : "";
+    logger_line(server->logger, LOG_KIND_SERVER, KR_LOG_WARN, "%s: %s%s%s", call->id,
+                kr_status_text(status), text[0] != '\0' ? ": " : "", text);
+}
+
 void call_fail_status(call_t *call, kr_status_t status, const kr_error_t *error) {
     const error_row_t *row = error_of_status(status);
+    log_hidden(call, row, status, error);
     if (status == KR_E_BUSY && error != NULL && strcmp(error->param, "key") == 0) {
         row = error_find("too_many_requests");
     }
@@ -196,6 +208,7 @@ void call_error_body(const call_t *call, kr_status_t status, const kr_error_t *e
     /* Once accepted, busy means that it has waited too long. */
     const error_row_t *row = status == KR_E_BUSY ? error_find("overloaded")
                                                  : error_of_status(status);
+    log_hidden(call, row, status, error);
     (void)error_put_body(call->params.endpoint->style, row, param_of(row, error),
                          message_of(row, status, error), call->id, out);
 }
