@@ -1,8 +1,9 @@
 #!/bin/sh
 # Installs what building and testing kr needs on Debian 12 or Ubuntu 24.04; does nothing when all
-# is there. usage: tools/setup.sh [run|test|fuzz|bench]   ("test" adds the second compiler, C++, and
-# where it is not ARM the compiler and emulator for that; "fuzz" the second compiler's sanitizers;
-# "bench" C++ and Python environments for bench/peers.py)
+# is there. usage: tools/setup.sh [run|test|fuzz|bench]   ("test" adds the second compiler, C++,
+# where it is not ARM the compiler and emulator for that, and the official clients of the server's
+# protocols in build/clients; "fuzz" the second compiler's sanitizers; "bench" C++ and Python
+# environments for bench/peers.py)
 set -eu
 what=${1:-run}
 rust_min_minor=89
@@ -16,6 +17,7 @@ run) ;;
 bench) packages="$packages g++:g++" ;;
 *) packages="$packages g++:g++ clang:clang" ;;
 esac
+[ "$what" != test ] || packages="$packages node:nodejs npm:npm"
 cross=no
 if [ "$what" = test ] && [ "$(uname -m)" != aarch64 ]; then
     cross=yes
@@ -79,6 +81,8 @@ install() {
 }
 # shellcheck disable=SC2086
 [ -z "$missing" ] || install $missing
+
+[ "$what" != test ] || python3 "$(dirname "$0")/client_packages.py"
 
 # Rust for the text library: at least 1.89 (edition 2024 and what the tokenizer crates need).
 # A toolchain of the user's own goes before the system's, as the Makefile has it.
