@@ -226,7 +226,7 @@ struct http_server_s {
     http_list_t written, flushed;
     atomic_bool is_woken, is_draining, is_stopping;
     atomic_uint n_conns, n_exchanges;
-    atomic_ullong n_accepted, n_refused, n_misused;
+    atomic_ullong n_accepted, n_refused, n_misused, n_turns; /* turns of the loop */
 
     pthread_t workers[HTTP_WORKERS_MAX];
     uint32_t n_workers;

@@ -211,6 +211,7 @@ static void free_closed(http_server_t *server) {
 
 static void turn(http_server_t *server) {
     struct epoll_event events[EVENTS_MAX];
+    atomic_fetch_add_explicit(&server->n_turns, 1, memory_order_relaxed);
     const int n = epoll_wait(server->epoll_fd, events, EVENTS_MAX, sleep_ms(server));
     for (int i = 0; i < n; i++) handle(server, &events[i]);
     send_flushed(server);

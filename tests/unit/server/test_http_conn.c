@@ -22,7 +22,8 @@ TEST(http_conn_answers_one_request_after_another) {
     const int fd = rig_connect();
     kri_buffer_t in = new_input();
     char head[1024];
-    rig_send(fd, "POST /a?q HTTP/1.1\r\nHost: a\r\nX-Request-Id: my.id-1\r\nContent-Length: 5\r\n\r\n"
+    rig_send(fd, "POST /a?q HTTP/1.1\r\nHost: a\r\nX-Request-Id: my.id-1\r\n"
+                 "Content-Length: 5\r\n\r\n"
                  "hello");
     assert_int_equal(rig_answer(fd, &in, head, sizeof head), 200);
     assert_string_equal(in.data, "hello");
@@ -61,7 +62,7 @@ TEST(http_conn_gives_bodies_whole_whatever_their_size_and_pieces) {
         for (size_t k = 0; k < sizes[i]; k++) body[k] = (char)(k * 7 + k / 251);
         for (int is_chunked = 0; is_chunked < 2; is_chunked++) {
             kri_buffer_clear(&out);
-            assert_status(kri_buffer_printf(&out, POST_HEAD ""), KR_OK);
+            assert_status(kri_buffer_printf(&out, POST_HEAD), KR_OK);
             if (is_chunked) {
                 assert_status(kri_buffer_printf(&out, "Transfer-Encoding: chunked\r\n\r\n"), KR_OK);
                 for (size_t at = 0; at < sizes[i];) {
