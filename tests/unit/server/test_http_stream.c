@@ -82,13 +82,14 @@ TEST(http_stream_sends_what_was_written_at_the_flush_in_one_chunk) {
     rig_read_until(fd, &in, "\r\n");
     assert_memory_equal(in.data, "bb8\r\n", 5); /* 3000 bytes, one chunk */
     while (in.n_bytes < 3007) assert_true(rig_receive(fd, &in));
+    RIG_UNTIL(atomic_load(&n_taken) == 3004);
     kri_buffer_clear(&in);
-    put(exchange, "last");
+    put(exchange, "last"); /* what comes with the end is not reported */
     http_stream_end(exchange, true);
     rig_read_until(fd, &in, "0\r\n\r\n");
     assert_string_equal(in.data, "4\r\nlast\r\n0\r\n\r\n");
-    RIG_UNTIL(atomic_load(&n_taken) == 3004); /* what comes with the end is not reported */
     const rig_done_t done = rig_done_at(0);
+    assert_int_equal(n_taken, 3004);
     assert_int_equal(done.status, 200);
     assert_int_equal(done.n_bytes, 3008);
     assert_false(http_stream_write(exchange, "x", 1));
