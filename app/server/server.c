@@ -18,8 +18,6 @@
 #include "responses_store.h"
 
 #define END_MS 10000u /* for jobs to end once they are told to */
-#define RESPONSES_MAX 1024u /* of /v1/responses, kept for previous_response_id */
-#define RESPONSES_BYTES_MAX ((size_t)64 << 20)
 
 kr_status_t server_create(const kr_engine_params_t *params, server_t **server,
                           kr_error_t *error) {
@@ -98,7 +96,6 @@ kr_status_t server_listen(server_t *server, http_params_t *params, kr_error_t *e
     params->on_request = server_on_request;
     params->on_done = server_on_done;
     params->user = server;
-    KR_TRY(responses_store_create(RESPONSES_MAX, RESPONSES_BYTES_MAX, &server->responses));
     return http_server_start(params, &server->http, error);
 }
 
