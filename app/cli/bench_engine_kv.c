@@ -199,24 +199,32 @@ int cli_engine_bench_kv(cli_engine_bench_t *bench, json_t *reports) {
 
 /* ---- growth --------------------------------------------------------------------------------- */
 
-/* A row whenever the context has doubled, and one at the end, a token before its own. */
+/* A row whenever the context has doubled, and one at the end, a token before its own. Credits hold
+ * the request at each, so that its pages are seen and not what it has left behind. */
 static kr_status_t grow(const cli_engine_bench_t *bench, cli_bench_engine_t *engine,
                         json_t *points) {
     cli_request_t request;
     uint32_t n_seen = bench->n_prompt, n_total = bench->n_prompt + bench->n_generate;
-    uint64_t moved_before = 0, begin_ns = 0;
+    uint64_t moved_before = 0;
+    uint32_t n_granted = 1;
     cli_bench_random(engine, engine->tokens, bench->n_prompt);
     kr_status_t status = cli_bench_submit(engine, NULL, engine->tokens, bench->n_prompt,
-                                          bench->n_generate + 1, 0, &request);
+                                          bench->n_generate + 1, n_granted, &request);
     if (status == KR_OK) status = cli_bench_wait(engine, &request, 1, 1);
-    begin_ns = kri_clock_ns();
     while (status == KR_OK && n_seen < n_total) {
         uint32_t n_next = n_seen < n_total / 2 ? 2 * n_seen : n_total;
         kr_engine_stats_t stats;
         kr_engine_stats_init(&stats);
         cli_progress("bench", n_seen, n_total);
-        status = cli_bench_wait(engine, &request, 1, n_next - bench->n_prompt);
-        uint64_t now_ns = kri_clock_ns();
+        const uint64_t begin_ns = kri_clock_ns();
+        if (n_next - bench->n_prompt > n_granted) {
+            status = kr_request_add_credits(request.handle, n_next - bench->n_prompt - n_granted);
+            n_granted = n_next - bench->n_prompt;
+        }
+        if (status == KR_OK) {
+            status = cli_bench_wait(engine, &request, 1, n_next - bench->n_prompt);
+        }
+        const uint64_t now_ns = kri_clock_ns();
         if (status == KR_OK) status = kr_engine_stats(engine->engine, NULL, &stats);
         if (status != KR_OK) break;
         double n = n_next - n_seen;
@@ -229,7 +237,6 @@ static kr_status_t grow(const cli_engine_bench_t *bench, cli_bench_engine_t *eng
                             cli_json_real((double)(now_ns - begin_ns) / 1e6 / n));
         json_array_append_new(points, point);
         moved_before = stats.kv_bytes_moved;
-        begin_ns = now_ns;
         n_seen = n_next;
     }
     kr_status_t stopped = cli_bench_stop(engine, &request, 1);

@@ -332,6 +332,11 @@ TEST(models_share_one_ledger) {
     kr_error_init(&error);
     assert_status(kr_engine_add_model(f.engine, "b", model, &session, &error), KR_E_LIMIT);
     assert_string_equal(error.param, "kv_bytes_max");
+    session.kv_bytes_max = 1; /* not one token */
+    kr_error_init(&error);
+    assert_status(kr_engine_add_model(f.engine, "b", model, &session, &error), KR_E_LIMIT);
+    assert_string_equal(error.param, "kv_bytes_max");
+    assert_status(kr_engine_resize_kv(f.engine, "tiny", 1, NULL), KR_E_LIMIT);
     session.kv_bytes_max = 0; /* what is left */
     add_model(f.engine, "b", model, &session);
     assert_int_equal(engine_stats(f.engine, "b").kv_bytes_max, unit);

@@ -262,7 +262,10 @@ static kr_model_t open_with_nan(void) {
 TEST(numeric_failure_ends_its_request_alone) {
     fixture_t f;
     setup_model(&f, open_with_nan(), NULL);
-    static kr_token_t bad[60];
+    static kr_token_t bad[60], other[60];
+    for (int i = 0; i < 60; i++) other[i] = 200 + i;
+    ask_init(&f.ask, other, 60, 1);
+    same_as_alone(&f);
     for (int round = 0; round < 5; round++) {
         /* NAN_TOKEN in the second of three pages: the first page is clean, later ones are not. */
         for (int i = 0; i < 60; i++) bad[i] = i == 20 ? NAN_TOKEN : 100 + i;
@@ -282,6 +285,10 @@ TEST(numeric_failure_ends_its_request_alone) {
         kr_explain_init(&explain);
         assert_status(kr_engine_explain(f.engine, &f.ask.params, &explain, NULL), KR_OK);
         assert_true(explain.n_cached <= 16);
+        ask_init(&f.ask, other, 60, 1); /* another prompt's pages are not lost with it */
+        kr_explain_init(&explain);
+        assert_status(kr_engine_explain(f.engine, &f.ask.params, &explain, NULL), KR_OK);
+        assert_int_equal(explain.n_cached, 48);
         out_destroy(lost);
     }
     /* The token comes up while decoding: what came before stays good. */

@@ -174,6 +174,31 @@ TEST(session_kv_bytes_max_bounds_the_pages) {
     kr_model_close(model);
 }
 
+TEST(session_kv_bytes_max_holds_a_token_or_is_refused) {
+    static const char *const names[] = {"llama", "gemma3"};
+    for (size_t i = 0; i < 2; i++) {
+        kr_session_params_t params;
+        kr_session_info_t info;
+        kr_error_t error;
+        kr_error_init(&error);
+        kr_session_params_init(&params);
+        kr_session_info_init(&info);
+        kr_model_t model = open_tiny(names[i]);
+        params.n_ctx = params.n_rows_max = 1;
+        assert_status(kr_session_plan(model, &params, &info, NULL), KR_OK);
+        params.n_ctx = params.n_rows_max = 64;
+        params.kv_bytes_max = info.kv_bytes;
+        kr_session_t session = open_session(model, &params);
+        static float logits[N_VOCAB];
+        assert_status(append(session, 0, (kr_token_t[]){1}, 1, logits), KR_OK);
+        kr_session_destroy(session);
+        params.kv_bytes_max--;
+        assert_status(kr_session_create(model, &params, &session, &error), KR_E_LIMIT);
+        assert_string_equal(error.param, "kv_bytes_max");
+        kr_model_close(model);
+    }
+}
+
 TEST(session_refuses_a_prefix_cache_and_reserved_bits) {
     kr_session_params_t params;
     kr_session_info_t info;
@@ -355,6 +380,7 @@ TEST(session_restore_refuses_what_another_session_saved) {
     kr_session_destroy(session);
     for (int i = 0; i < 6; i++) {
         kr_session_params_t params;
+        kr_session_info_t info;
         tiny_config_t config = tiny_config(i == 0 ? "qwen2" : "llama");
         if (i == 1) config.seed = 77; /* the same shape, other weights */
         kr_model_t other = open_tiny_config(&config);
@@ -364,7 +390,13 @@ TEST(session_restore_refuses_what_another_session_saved) {
         params.kv_dtype = i == 2 ? KR_DTYPE_F32 : KR_DTYPE_F16;
         params.attn_qk = i == 3 ? KR_ATTN_QK_INT8 : KR_ATTN_QK_F32;
         params.n_ctx = i == 4 ? 64 : 128;
-        params.kv_bytes_max = i == 5 ? 1000 : 0;
+        if (i == 5) {
+            params.n_ctx = 64; /* room for 64 of the 90 tokens */
+            kr_session_info_init(&info);
+            assert_status(kr_session_plan(other, &params, &info, NULL), KR_OK);
+            params.kv_bytes_max = info.kv_bytes / 2;
+            params.n_ctx = 128;
+        }
         session = open_session(other, &params);
         refuse(session, bytes, n, i < 4 ? KR_E_UNSUPPORTED
                                   : i == 4 ? KR_E_CONTEXT_LENGTH : KR_E_LIMIT);
