@@ -129,8 +129,10 @@ static void fail_row(call_t *call, const error_row_t *row, const char *param,
     char retry[48];
     const char *fields = NULL;
     if (row->has_retry) {
+        /* What needs no key is answered by the I/O thread, which waits for no engine. */
+        const bool may_wait = call->params.endpoint->scope != SCOPE_NONE;
         (void)snprintf(retry, sizeof retry, "Retry-After: %u\r\n",
-                       call_retry_after_s(call->params.server));
+                       may_wait ? call_retry_after_s(call->params.server) : 1u);
         fields = retry;
     }
     kri_buffer_t body;

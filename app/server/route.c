@@ -245,6 +245,7 @@ static bool check_state(server_t *server, http_exchange_t *exchange, const endpo
 static void visit_destroy(void *user) {
     visit_t *visit = user;
     if (visit->is_entered) keys_leave(visit->server->keys, visit->principal.key_id);
+    atomic_fetch_sub(&visit->server->bodies_bytes, visit->body_bytes);
     free(visit);
 }
 
@@ -277,6 +278,19 @@ static bool enter(visit_t *visit) {
     return false;
 }
 
+/* Room for the body: as much as it says it has, or may have. */
+static bool reserve_body(visit_t *visit) {
+    server_t *server = visit->server;
+    const uint64_t declared = http_request(visit->exchange)->body_declared;
+    const uint64_t n = declared < server->body_bytes_max ? declared : server->body_bytes_max;
+    const uint64_t before = atomic_fetch_add(&server->bodies_bytes, n);
+    visit->body_bytes = n;
+    if (n == 0 || before + n <= server->bodies_bytes_max) return true;
+    refuse(visit->exchange, visit->endpoint->style, "overloaded", NULL,
+           "the bodies of other requests take all the memory there is for them");
+    return false;
+}
+
 static void run(visit_t *visit) {
     const http_request_t *request = http_request(visit->exchange);
     http_retain(visit->exchange); /* the sink's */
@@ -303,15 +317,21 @@ void server_on_head(void *user, http_exchange_t *exchange) {
     if (!check_body(server, exchange, match.endpoint)) return;
     if (!check_state(server, exchange, match.endpoint)) return;
     visit_t *visit = visit_create(server, exchange, &match, &principal);
-    if (visit == NULL || !enter(visit)) return;
+    if (visit == NULL || !enter(visit) || !reserve_body(visit)) return;
     /* What needs no key answers at once: on this thread, whose turning /livez tells about. */
     if (match.endpoint->scope == SCOPE_NONE) run(visit);
     else http_accept(exchange, match.endpoint->has_body ? server->body_bytes_max : 0);
 }
 
 void server_on_request(void *user, http_exchange_t *exchange) {
-    (void)user;
-    run(http_user(exchange));
+    server_t *server = user;
+    visit_t *visit = http_user(exchange);
+    const uint64_t n_bytes = http_request(exchange)->body_bytes;
+    if (n_bytes < visit->body_bytes) { /* chunked: now it is known how much it is */
+        atomic_fetch_sub(&server->bodies_bytes, visit->body_bytes - n_bytes);
+        visit->body_bytes = n_bytes;
+    }
+    run(visit);
 }
 
 void server_on_done(void *user, const http_request_t *request, int status, uint64_t n_bytes) {

@@ -17,6 +17,7 @@
 #include "pump.h"
 #include "responses_store.h"
 
+#define BODIES_BYTES_MAX ((uint64_t)1 << 30)
 #define END_MS 10000u /* for jobs to end once they are told to */
 
 kr_status_t server_create(const kr_engine_params_t *params, server_t **server,
@@ -35,6 +36,7 @@ kr_status_t server_create(const kr_engine_params_t *params, server_t **server,
     made->deadline_ms = 600000;
     made->is_loopback = true;
     made->body_bytes_max = (uint64_t)16 << 20;
+    made->bodies_bytes_max = BODIES_BYTES_MAX;
     *server = made;
     return KR_OK;
 }

@@ -52,6 +52,8 @@ struct server_s {
     const char *const *allowed_origins; /* beside this server's own */
     uint32_t n_allowed_origins;
     uint64_t body_bytes_max;
+    uint64_t bodies_bytes_max;   /* of all requests together, read or being read; more: 503 */
+    _Atomic uint64_t bodies_bytes;
     _Atomic bool log_prompts;
     _Atomic bool is_loaded;      /* all models can be asked */
     _Atomic bool is_draining;

@@ -13,6 +13,7 @@ typedef struct visit_s {
     size_t tail_bytes;
     principal_t principal;
     bool is_entered;       /* counted among what its key has in flight */
+    uint64_t body_bytes;   /* counted in server->bodies_bytes */
     bool has_first_byte;   /* of the answer has been counted */
     atomic_bool has_tokens; /* of a generation; may be written while the client goes */
     _Atomic uint64_t n_prompt, n_cached, n_generated;

@@ -34,20 +34,11 @@ static void end(fixture_t *f) {
     keys_destroy(f->server.keys);
 }
 
-/* The whole answer to a request without a body, or with "{}". */
-static const char *ask(fixture_t *f, const endpoint_t *row) {
-    char request[512];
+/* The whole answer. */
+static const char *send_text(fixture_t *f, const char *request) {
+    const ssize_t n = (ssize_t)strlen(request);
     const struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(f->port),
                                         .sin_addr = {htonl(INADDR_LOOPBACK)}};
-    const char *id = strstr(row->path, "{id}");
-    const int n_path = (int)(id != NULL ? (size_t)(id - row->path) : strlen(row->path));
-    const int n = snprintf(request, sizeof request,
-                           "%s %.*s%s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
-                           "%s\r\n%s",
-                           row->method, n_path, row->path, id != NULL ? "x" : "",
-                           row->has_body ? "Content-Type: application/json\r\nContent-Length: 2\r\n"
-                                         : "",
-                           row->has_body ? "{}" : "");
     const int fd = socket(AF_INET, SOCK_STREAM, 0);
     assert_true(fd >= 0);
     assert_int_equal(connect(fd, (const struct sockaddr *)&address, sizeof address), 0);
@@ -61,6 +52,21 @@ static const char *ask(fixture_t *f, const endpoint_t *row) {
     (void)close(fd);
     f->answer[at] = '\0';
     return f->answer;
+}
+
+/* To a request without a body, or with "{}". */
+static const char *ask(fixture_t *f, const endpoint_t *row) {
+    char request[512];
+    const char *id = strstr(row->path, "{id}");
+    const int n_path = (int)(id != NULL ? (size_t)(id - row->path) : strlen(row->path));
+    (void)snprintf(request, sizeof request,
+                   "%s %.*s%s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+                   "%s\r\n%s",
+                   row->method, n_path, row->path, id != NULL ? "x" : "",
+                   row->has_body ? "Content-Type: application/json\r\nContent-Length: 2\r\n"
+                                 : "",
+                   row->has_body ? "{}" : "");
+    return send_text(f, request);
 }
 
 static const endpoint_t *find(const char *path) {
@@ -127,4 +133,36 @@ TEST(route_draining_generates_nothing) {
         assert_non_null(strstr(f.answer, "the server is shutting down"));
     }
     end(&f);
+}
+
+TEST(route_bounds_all_bodies_together) {
+    fixture_t f;
+    begin(&f);
+    f.server.bodies_bytes_max = 100;
+    atomic_store(&f.server.is_loaded, true);
+    static const char head[] = "POST /tokenize HTTP/1.1\r\nHost: localhost\r\n"
+                               "Content-Type: application/json\r\n";
+    static const char *const tails[] = {"Content-Length: 101\r\n\r\n",
+                                        "Transfer-Encoding: chunked\r\n\r\n"};
+    for (size_t i = 0; i < 2; i++) {
+        char request[512];
+        (void)snprintf(request, sizeof request, "%sConnection: close\r\n%s", head, tails[i]);
+        const char *answer = send_text(&f, request);
+        if (strncmp(answer, "HTTP/1.1 503", 12) != 0 || strstr(answer, "overloaded") == NULL) {
+            fail_msg("%s", answer);
+        }
+        assert_non_null(strstr(answer, "Retry-After: "));
+    }
+    /* What has gone is given back, what fits is read. */
+    char request[512], body[101];
+    memset(body, ' ', sizeof body);
+    body[0] = '[', body[99] = ']', body[100] = '\0';
+    (void)snprintf(request, sizeof request,
+                   "%sConnection: close\r\nContent-Length: 100\r\n\r\n%s", head, body);
+    for (int i = 0; i < 3; i++) {
+        const char *answer = send_text(&f, request);
+        if (strstr(answer, "invalid_json") == NULL) fail_msg("%s", answer);
+    }
+    end(&f);
+    assert_int_equal(atomic_load(&f.server.bodies_bytes), 0);
 }
