@@ -31,12 +31,16 @@ static volatile sig_atomic_t n_interrupts;
 static volatile sig_atomic_t last_signal;
 static _Atomic(kr_session_t) watched;
 
-static void on_interrupt(int number) {
-    int saved_errno = errno;
+void cli_interrupt(int number) {
     last_signal = number;
     if (n_interrupts++ > 0) _exit(128 + number);
     kr_session_t session = atomic_load(&watched);
     if (session != NULL) kr_session_cancel(session);
+}
+
+static void on_interrupt(int number) {
+    int saved_errno = errno;
+    cli_interrupt(number);
     errno = saved_errno;
 }
 

@@ -1,7 +1,7 @@
-/* life.h: signals, reload and the end of a server. One per process.
+/* life.h: signals, reload, the log and the end of a server. One per process.
  *
  * SIGTERM and the first SIGINT drain: readyz is false at once, nothing new is accepted, what runs
- * goes on for at most drain_s, then ends with error events; exit 0. A second one ends the process
+ * goes on for at most --drain-s, then ends with error events; exit 0. A second one ends the process
  * within a second with 143 or 130. SIGHUP reloads.
  * Signals are blocked in all threads and taken by one of life's own (sigwait): no handler runs. */
 #ifndef SERVER_LIFE_H
@@ -11,24 +11,32 @@
 #include "log.h"
 #include "server.h"
 
-/* On the main thread before any other thread is started, so that all inherit the mask. Until
- * life_serve the first SIGTERM or SIGINT counts as cli_interrupted(), which ends a load. logger may
- * be NULL. Errors KR_E_NOMEM, KR_E_IO. */
-kr_status_t life_begin(logger_t *logger, kr_error_t *error);
+/* On the main thread before any other thread is started, so that all inherit the mask. Closed
+ * standard descriptors are opened on /dev/null, or a socket would take their place. *logger is
+ * life's, also the library's lines go there. Until life_serve the first SIGTERM or SIGINT counts as
+ * cli_interrupted(), which ends a load. Errors KR_E_NOMEM, KR_E_IO. */
+kr_status_t life_begin(const cli_options_t *options, logger_t **logger, kr_error_t *error);
 
-/* Blocks until the server shall end and its exchanges have been answered or cut. The caller then
- * takes it apart: http_server_destroy, pump, engine, logger. options are those of the command line:
- * a reload reads the config file again and takes over what may change (--drain-s, --log-format,
- * --log-prompts, the keys). Returns the exit code. */
-int life_serve(server_t *server, const cli_options_t *options);
+/* Blocks until the server shall end and its exchanges have been answered or ended with errors. The
+ * caller then takes it apart. options: as life_begin. Returns the exit code. */
+int life_serve(server_t *server);
 
-/* From any thread, for the endpoints of /admin. Drain: as SIGTERM. Reload: done when it returns; on
- * an error nothing has changed. refused: appended names of options that the file changes but that
- * need a restart, as a JSON array; changed: those taken over. */
-void life_drain(void);
-kr_status_t life_reload(kri_buffer_t *changed, kri_buffer_t *refused, kr_error_t *error);
-
-/* After everything has been taken apart: stops the signal thread. */
+/* After everything else: stops the threads, frees the logger. A no-op without life_begin. */
 void life_end(void);
+
+/* ---- for /admin: any thread, while the server is there ---------------------------------------- */
+
+/* As SIGTERM. */
+void life_drain(void);
+
+typedef struct life_reload_s {
+    uint32_t n_keys;
+    const char *changed[CLI_N_OPTIONS]; /* keys of the configuration file, taken over now */
+    const char *refused[CLI_N_OPTIONS]; /* that need a restart to change */
+    uint32_t n_changed, n_refused;
+} life_reload_t;
+/* As SIGHUP: reads the configuration file and the key file again. On an error nothing has changed.
+ * What happened is logged too. */
+kr_status_t life_reload(life_reload_t *reload, kr_error_t *error);
 
 #endif
