@@ -1,4 +1,4 @@
-/* test_prometheus.c: the exposition of /metrics, without an engine: grammar, names, sums, bounds. */
+/* test_prometheus.c: the text of /metrics, without an engine: grammar, names, sums, bounds. */
 #include <ctype.h>
 
 #include "server/counters.h"
