@@ -3,16 +3,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "options.h"
 #include "report.h"
 #include "server/access.h"
 #include "server/keys.h"
+#include "server/life.h"
 #include "server/prometheus.h"
 #include "server/responses_store.h"
 #include "server_setup.h"
-#include "terminal.h"
 
 #define ACCESS_NAMES_MAX 64
 
@@ -70,9 +69,7 @@ static int prepare(const cli_options_t *options, server_t *server) {
                                            cli_u32(options, CLI_OPT_key_in_flight), &server->keys,
                                            &error);
     if (status != KR_OK) return cli_report(CLI_PHASE_SETUP, status, &error);
-    if (keys_is_world_readable(server->keys)) {
-        cli_note("warning: everybody on this machine may read the key file");
-    }
+    atomic_store(&server->log_prompts, cli_given(options, CLI_OPT_log_prompts));
     if (cli_integer(options, CLI_OPT_responses_max) > 0) {
         const kr_status_t made = responses_store_create(
             cli_u32(options, CLI_OPT_responses_max),
@@ -98,15 +95,18 @@ static void read_limits(const cli_options_t *options, http_limits_t *limits) {
     limits->connections_per_address = cli_u32(options, CLI_OPT_max_connections_per_address);
 }
 
+/* Through the log, like all that a server says once it runs: stderr may be blocked. */
+#define say(server, ...) logger_line((server)->logger, LOG_KIND_LIFE, KR_LOG_INFO, __VA_ARGS__)
+
 static void say_where(const cli_options_t *options, const server_t *server) {
     if (wants_tcp(options)) {
         const bool is_v6 = strchr(server->host, ':') != NULL;
-        cli_note("listening on %s://%s%s%s:%u", server->is_tls ? "https" : "http",
+        say(server, "listening on %s://%s%s%s:%u", server->is_tls ? "https" : "http",
                  is_v6 ? "[" : "", server->host, is_v6 ? "]" : "",
                  http_server_port(server->http));
     }
     if (cli_given(options, CLI_OPT_unix_socket)) {
-        cli_note("listening on unix:%s", cli_text(options, CLI_OPT_unix_socket));
+        say(server, "listening on unix:%s", cli_text(options, CLI_OPT_unix_socket));
     }
 }
 
@@ -144,24 +144,35 @@ static int serve(const cli_options_t *options, server_t *server) {
     if (status != KR_OK) return cli_report(CLI_PHASE_SETUP, status, &error);
     for (uint32_t i = 0; i < server->n_models; i++) {
         const server_model_t *model = &server->models[i];
-        cli_note("model %s: %u sequences of %u tokens, kv %s, %s", model->name,
+        say(server, "model %s: %u sequences of %u tokens, kv %s, %s", model->name,
                  model->session.n_seqs, model->session.n_ctx,
                  kr_dtype_name(model->session.kv_dtype), model->session.isa);
     }
-    const struct timespec pause = {.tv_nsec = 20000000};
-    while (!cli_interrupted()) (void)nanosleep(&pause, NULL);
-    return 0;
+    return life_serve(server);
 }
 
-int cli_serve(const cli_options_t *options) {
+static int serve_all(const cli_options_t *options, logger_t *logger) {
     server_t *server = NULL;
     access_lists_t lists = {0};
-    int failed = check_options(options);
-    if (failed == 0) failed = cli_server_create(options, &server);
+    int failed = cli_server_create(options, &server);
     if (failed != 0) return failed;
+    server->logger = logger;
     failed = read_access(options, &lists, server);
     if (failed == 0) failed = prepare(options, server);
     if (failed == 0) failed = serve(options, server);
     server_destroy(server);
+    return failed;
+}
+
+int cli_serve(const cli_options_t *options) {
+    int failed = check_options(options);
+    if (failed != 0) return failed;
+    logger_t *logger = NULL;
+    kr_error_t error;
+    kr_error_init(&error);
+    const kr_status_t status = life_begin(options, &logger, &error);
+    if (status != KR_OK) return cli_report(CLI_PHASE_SETUP, status, &error);
+    failed = serve_all(options, logger);
+    life_end();
     return failed;
 }
