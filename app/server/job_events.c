@@ -107,14 +107,16 @@ static bool write_out(job_t *job) {
         const char *type = job->style->content_type;
         call_begin(job->call, type, strcmp(type, "text/event-stream") == 0);
     }
-    if (run->out.n_bytes == 0) return true;
     run->n_written += run->out.n_bytes;
+    /* Also without bytes: tokens that show nothing (parts of characters, control tokens) must not
+     * use the credits up. */
     for (uint32_t i = 0; i < job->n_prompts; i++) {
         job_request_t *request = &run->requests[i];
         if (request->n_unmarked == 0) continue;
         job_add_mark(job, run->n_written, i, request->n_unmarked);
         request->n_unmarked = 0;
     }
+    if (run->out.n_bytes == 0) return true;
     const bool is_there = call_write(job->call, run->out.data, run->out.n_bytes);
     kri_buffer_clear(&run->out);
     return is_there;

@@ -102,6 +102,7 @@ void job_add_mark(job_t *job, uint64_t end, uint32_t prompt, uint32_t n) {
         run->marks[at] = (job_mark_t){.end = end, .prompt = prompt, .n = n};
         run->n_marks++;
     }
+    if (end <= run->n_taken) give_credits(run); /* nothing of it is on the way */
     unlock();
 }
 

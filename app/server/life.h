@@ -24,7 +24,7 @@ int life_serve(server_t *server);
 /* After everything else: stops the threads, frees the logger. A no-op without life_begin. */
 void life_end(void);
 
-/* ---- for /admin: any thread, while the server is there ---------------------------------------- */
+/* ---- for /admin: any thread, while the server is there --------------------------------------- */
 
 /* As SIGTERM. */
 void life_drain(void);

@@ -1,5 +1,5 @@
-"""What the tests of access, life cycle, metrics and logs share: key files, models with room for long
-generations, streams that are read event by event."""
+"""What the tests of access, life cycle, metrics and logs share: key files, models with room for
+long generations, streams that are read event by event."""
 import hashlib
 import http.client
 import json

@@ -1,9 +1,10 @@
-"""The life of a server: draining, its end, signals, reload of options. Streams run on a model that can
-go on for very long, so that what is cut short is seen to be cut."""
+"""The life of a server: draining, its end, signals, reload of options. Streams run on a model that
+can go on for very long, so that what is cut short is seen to be cut."""
 import http.client
 import json
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import unittest
@@ -11,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from ops_program import Held, Stream, bearer, key_line, long_server, metric  # noqa: E402
-from serve_program import WAIT_S, Server, environment, eventually, make_tiny  # noqa: E402
+from serve_program import KR, WAIT_S, Server, environment, eventually, make_tiny  # noqa: E402
 
 
 def refuses_connections(server):
@@ -266,22 +267,20 @@ class Reload(LifeTest):
 
 class Descriptors(LifeTest):
     def test_closed_standard_descriptors_are_not_reused(self):
-        import subprocess
         model = make_tiny(self.scratch / "tiny.gguf")
         path = self.scratch / "socket"
-        from kr_program import KR
         process = subprocess.Popen(
             ["sh", "-c", 'exec "$0" "$@" <&- >&- 2>&-', KR, "serve", "-m", model,
              "--unix-socket", path], env=environment())
         self.addCleanup(process.kill)
 
-        def answer():
+        def answer(path_asked="/livez"):
             client = socket.socket(socket.AF_UNIX)
             client.settimeout(WAIT_S)
             try:
                 client.connect(str(path))
-                client.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n"
-                               b"Connection: close\r\n\r\n")
+                client.sendall(f"GET {path_asked} HTTP/1.1\r\nHost: localhost\r\n"
+                               "Connection: close\r\n\r\n".encode())
                 data = b""
                 while chunk := client.recv(4096):
                     data += chunk
@@ -291,6 +290,7 @@ class Descriptors(LifeTest):
             finally:
                 client.close()
 
+        eventually(lambda: b" 200 " in answer("/readyz")[:16], "readiness")
         for _ in range(20):
             data = eventually(answer, "an answer")
             self.assertTrue(data.startswith(b"HTTP/1.1 200 "), data)
