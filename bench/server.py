@@ -2,7 +2,7 @@
 """`kr serve` beside llama-server on the same file: every line of the server's table is a word here.
 
 usage: server.py [FIGURE...] [--quick] [--models smollm2,qwen25] [--rounds 5] [--threads N]
-                 [--isa LEVEL] [--kr build/kr] [--out bench/out]
+                 [--ctx 1024] [--isa LEVEL] [--kr build/kr] [--out bench/out]
 Figures (all without arguments):
   total       8 streaming clients: tokens a second of all together, kr / llama-server -np 8
   ttft        first token of an idle server after a new prompt of 512 tokens, kr / llama-server
@@ -34,7 +34,6 @@ from run import ROOT, Failed, call, model_paths, say
 from sse import Loop, Stream, fetch, request
 
 CLIENTS = 8
-CTX = 1024            # tokens of one client
 START_S = 600
 LOCAL = re.compile(rb"http://127\.0\.0\.1:(\d+)")
 LIMIT_MS = 100        # of a disconnect, beside one step
@@ -95,10 +94,10 @@ class Server:
 class Kr(Server):
     name = "kr"
 
-    def __init__(self, args, model, *words, ctx=CTX, clients=CLIENTS):
+    def __init__(self, args, model, *words, ctx=None, clients=CLIENTS):
         isa = ["--isa", args.isa] if args.isa else []
-        super().__init__([args.kr, "serve", "-m", model, "--port", 0, "-c", ctx, "--parallel",
-                          clients, "-t", args.threads, *isa, *words], "/readyz")
+        super().__init__([args.kr, "serve", "-m", model, "--port", 0, "-c", ctx or args.ctx,
+                          "--parallel", clients, "-t", args.threads, *isa, *words], "/readyz")
 
     def metrics(self):
         """Sum over the labels of each sample of /metrics."""
@@ -118,11 +117,12 @@ class Llama(Server):
     """Greedy with the cheapest sampler chain that it has; flash attention, which is faster."""
     name = "llama-server"
 
-    def __init__(self, args, model, ctx=CTX, clients=CLIENTS):
+    def __init__(self, args, model):
         port = free_port()
         super().__init__([peers.server(), "-m", model, "--host", "127.0.0.1", "--port", port, "-c",
-                          ctx * clients, "-np", clients, "-t", args.threads, "-tb", args.threads,
-                          "-fa", "on", "--no-webui", "--log-disable"], "/health", port)
+                          args.ctx * CLIENTS, "-np", CLIENTS, "-t", args.threads, "-tb",
+                          args.threads, "-fa", "on", "--no-webui", "--log-disable"], "/health",
+                         port)
 
     def body(self, tokens, n):
         return {"prompt": tokens, "max_tokens": n, "temperature": 0, "ignore_eos": True,
@@ -382,10 +382,10 @@ def disconnect_round(server, prompts, n_long):
 
 def disconnect(bench, models):
     args = bench.args
-    n_long, rounds = (600, 1) if args.quick else (3000, 2 * args.rounds)
+    n_long, rounds = 3 * args.ctx - 72, args.rounds if args.quick else 2 * args.rounds
     for model in models:
         prompts = Prompts(args, model)
-        with Kr(args, model, ctx=4096, clients=1) as server:
+        with Kr(args, model, ctx=4 * args.ctx, clients=1) as server:
             rows = []
             for turn in range(rounds):
                 say(f"disconnect, {model.stem}: {turn + 1} of {rounds}")
@@ -413,6 +413,7 @@ def parse():
     p.add_argument("--models")
     p.add_argument("--rounds", type=int)
     p.add_argument("--threads", type=int)
+    p.add_argument("--ctx", type=int, default=1024)
     p.add_argument("--isa")
     p.add_argument("--kr", default=ROOT / "build" / "kr", type=Path)
     p.add_argument("--out", default=ROOT / "bench" / "out", type=Path)
