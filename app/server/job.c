@@ -135,7 +135,8 @@ static uint32_t choose_credits(const job_t *job) {
 /* Choices, requests, marks. False: no memory. */
 static bool take_memory(job_t *job) {
     job_run_t *run = job->run;
-    const uint32_t n_all = job->n_prompts * job->n_choices; /* 256 * 8 at most */
+    const bool is_pooled = job->pooling != KR_POOLING_NONE;
+    const uint32_t n_all = is_pooled ? 0 : job->n_prompts * job->n_choices; /* 256 * 8 at most */
     run->requests = job_alloc(job, job->n_prompts * sizeof *run->requests);
     job->choices = job_alloc(job, n_all * sizeof *job->choices);
     if (run->requests == NULL || job->choices == NULL) return false;
@@ -182,12 +183,6 @@ static void fill_params(job_t *job, kr_request_params_t *params) {
     kr_request_params_init(params);
     params->n_segments = 1;
     params->model = job->model_name;
-    params->sampler = &job->sampler;
-    params->stops = job->stops;
-    params->n_stops = job->n_stops;
-    params->n_choices = job->n_choices;
-    params->n_tokens_max = job->n_tokens_max;
-    params->ignore_end = job->ignore_end ? 1 : 0;
     params->priority = job->priority;
     params->deadline_ms = job->deadline_ms > 0 ? job->deadline_ms
                                                : call_server(job->call)->deadline_ms;
@@ -196,6 +191,17 @@ static void fill_params(job_t *job, kr_request_params_t *params) {
     params->cache_salt = key;
     /* Nobody has a prefix under a salt of its own. */
     if (job->no_cache) random_bytes(&params->cache_salt, sizeof params->cache_salt);
+    params->pooling = job->pooling;
+    if (job->pooling != KR_POOLING_NONE) {
+        params->normalize = 1;
+        return;
+    }
+    params->sampler = &job->sampler;
+    params->stops = job->stops;
+    params->n_stops = job->n_stops;
+    params->n_choices = job->n_choices;
+    params->n_tokens_max = job->n_tokens_max;
+    params->ignore_end = job->ignore_end ? 1 : 0;
     if (job->n_tops >= 0) job->sampler.n_logprobs = job->n_tops > 0 ? (uint32_t)job->n_tops : 1;
 }
 
@@ -282,15 +288,50 @@ void job_name_error(job_t *job, const server_model_t *model, uint32_t index, kr_
     rename_param(job, index, error);
 }
 
+/* The deadline is the whole job's: those that come later have what is left of it. */
+static kr_status_t submit_late(job_t *job, uint32_t index, kr_request_params_t *params,
+                               kr_error_t *error) {
+    const uint64_t passed_ms = (kri_clock_ns() - job->created_ns) / 1000000;
+    kr_request_params_t late = *params;
+    if (is_over(job->run)) return KR_E_CANCELLED;
+    if (passed_ms >= params->deadline_ms) return KR_E_TIMEOUT;
+    late.deadline_ms = params->deadline_ms - (uint32_t)passed_ms;
+    return submit(job, index, &late, error);
+}
+
+void job_submit_more(job_t *job) {
+    job_run_t *run = job->run;
+    kr_request_params_t params;
+    kr_error_t error;
+    fill_params(job, &params);
+    while (run->status == KR_OK) {
+        const uint32_t n = atomic_load(&run->n_submitted), n_ahead = n - run->n_ended;
+        if (n == job->n_prompts || n_ahead >= JOB_POOLED_AHEAD) return;
+        kr_error_init(&error);
+        const kr_status_t status = submit_late(job, n, &params, &error);
+        if (status == KR_E_BUSY && n > 0) {
+            /* There is room again when one of ours ends; or of others, who do not tell. */
+            if (n_ahead == 0) job_try_later(job);
+            return;
+        }
+        if (status == KR_OK) continue;
+        rename_param(job, n, &error);
+        run->is_refused = true;
+        job_note_failure(job, status, &error);
+    }
+}
+
 static void submit_all(job_t *job, const server_model_t *model) {
     job_run_t *run = job->run;
+    const bool is_pooled = job->pooling != KR_POOLING_NONE;
+    const uint32_t n_first = is_pooled ? 0 : job->n_prompts;
     kr_request_params_t params;
     kr_error_t error;
     kr_status_t status = KR_OK;
     uint32_t i = 0;
     kr_error_init(&error);
     fill_params(job, &params);
-    for (; i < job->n_prompts && status == KR_OK; i++) {
+    for (; i < n_first && status == KR_OK; i++) {
         status = is_over(run) ? KR_E_CANCELLED : submit(job, i, &params, &error);
     }
     if (status != KR_OK) job_name_error(job, model, i - 1, status, &error);
@@ -301,12 +342,13 @@ static void submit_all(job_t *job, const server_model_t *model) {
     }
     if (job->style->drops_body) {
         call_drop_body(job->call);
-        job->prompts = NULL;
+        if (!is_pooled) job->prompts = NULL;
     }
     run->is_submitted = true;
+    if (is_pooled) job_submit_more(job);
     job_advance(job);
     const bool waits = job->is_stream && !run->is_open && !run->is_answered;
-    if (waits) job_set_waiting(job, true);
+    if (waits) job_set_waiting(job, job->created_ns + JOB_HOLD_NS);
     kri_mutex_unlock(&run->lock);
     if (waits) pump_wake(call_server(job->call)->pump);
 }
@@ -322,7 +364,9 @@ void job_run(job_t *job) {
     }
     job->model_name = model->name;
     job->model_handle = model->model;
-    const bool is_sane = job->n_prompts > 0 && job->n_prompts <= JOB_PROMPTS_MAX &&
+    const bool is_pooled = job->pooling != KR_POOLING_NONE;
+    const uint32_t n_prompts_max = is_pooled ? JOB_INPUTS_MAX : JOB_PROMPTS_MAX;
+    const bool is_sane = job->n_prompts > 0 && job->n_prompts <= n_prompts_max &&
                          job->n_choices > 0 && job->n_choices <= JOB_CHOICES_MAX;
     if (is_sane && dry_run(job, model)) return;
     if (!is_sane || !take_memory(job)) {

@@ -18,6 +18,7 @@
 
 #define JOB_CHOICES_MAX 8u   /* per prompt */
 #define JOB_PROMPTS_MAX 256u
+#define JOB_INPUTS_MAX 2048u /* prompts of a job with pooling */
 
 typedef struct job_s job_t;
 
@@ -51,7 +52,8 @@ typedef struct job_style_s {
     const char *content_type;  /* of a stream: "text/event-stream", "application/x-ndjson" */
     bool keeps_text;
     bool drops_body;           /* once the prompts are submitted nothing of the call's JSON is
-                                  looked at any more: it is freed (stops are the job's anyway) */
+                                  looked at any more: it is freed (stops are the job's anyway;
+                                  with pooling the prompts must be) */
     /* Streams; each appends to out, which is sent as it stands. What does not fit or finds no
      * memory is seen by job.c (kri_buffer_t.status). Any may be NULL. begin: with the first event;
      * what fails before is a real 4xx or 5xx. done: all choices have ended well. failed: after
@@ -62,6 +64,8 @@ typedef struct job_style_s {
     void (*choice)(job_t *job, job_choice_t *choice, const kr_event_t *event, kri_buffer_t *out);
     void (*done)(job_t *job, kri_buffer_t *out);
     void (*failed)(job_t *job, kr_status_t status, const kr_error_t *error, kri_buffer_t *out);
+    /* Jobs with pooling: the vector of a prompt, in any order. */
+    void (*embedding)(job_t *job, uint32_t prompt, const kr_event_t *event);
     /* Answers in one piece: the whole body, 200. */
     void (*whole)(job_t *job, kri_buffer_t *out);
     /* Once, whatever the end, before the job is freed, on the thread that ends it: frees `user`. */
@@ -86,8 +90,11 @@ struct job_s {
     const char *prompt_name;   /* the request's field that holds the prompts: "prompt" */
     const char *length_name;   /* the one with n_tokens_max: "max_tokens" */
     job_prompt_t *prompts;     /* job_alloc'd */
-    uint32_t n_prompts;        /* 1..256 */
+    uint32_t n_prompts;        /* 1..JOB_PROMPTS_MAX */
     uint32_t n_choices;        /* per prompt, 1..JOB_CHOICES_MAX */
+    int32_t pooling;           /* KR_POOLING_*: not NONE makes vectors of length 1 in place of text.
+                                  Prompts are tokens then, checked by the endpoint; they are
+                                  submitted a few at a time */
     kr_sampler_params_t sampler; /* job_create: temperature 1, top_p 1, no top_k, random seed */
     const char *stops[16];     /* C strings; job_read_stop: the job's own */
     uint32_t n_stops;
@@ -134,8 +141,8 @@ enum {
     JOB_FIELD_META = 512,    /* user, safety_identifier, prompt_cache_key: not used; metadata: 16
                                 pairs, not used; store: false; service_tier: auto, default */
     JOB_FIELD_OPENAI = 1023, /* all of these */
-    JOB_FIELD_OWN = 1024     /* top_k, min_p, typical_p, repeat_penalty, priority, deadline_ms,
-                                ignore_eos, cache_prompt */
+    JOB_FIELD_SCHEDULE = 1024, /* priority, deadline_ms, cache_prompt: our own */
+    JOB_FIELD_OWN = 1024 | 2048 /* those and top_k, min_p, typical_p, repeat_penalty, ignore_eos */
 };
 void job_read_fields(job_t *job, json_reader_t *reader, uint32_t mask);
 /* "stop": null, a string or an array of up to 16 strings of 1..256 bytes. */

@@ -103,7 +103,7 @@ static bool write_out(job_t *job) {
     job_run_t *run = job->run;
     if (!run->is_open) {
         run->is_open = true;
-        job_set_waiting(job, false);
+        job_set_waiting(job, 0);
         const char *type = job->style->content_type;
         call_begin(job->call, type, strcmp(type, "text/event-stream") == 0);
     }
@@ -186,9 +186,21 @@ void job_send(job_t *job) {
     kri_mutex_unlock(&run->lock);
 }
 
-void job_begin(job_t *job) {
+void job_try_later(job_t *job) {
+    atomic_fetch_add(&job->run->n_left, 1);
+    job_set_waiting(job, kri_clock_ns() + JOB_RETRY_NS);
+    pump_wake(call_server(job->call)->pump);
+}
+
+void job_wait_over(job_t *job) {
     kri_mutex_lock(&job->run->lock);
-    job_set_waiting(job, false);
+    job_set_waiting(job, 0);
+    if (job->pooling != KR_POOLING_NONE) {
+        job_submit_more(job);
+        kri_mutex_unlock(&job->run->lock);
+        job_leave(job, 1); /* that of job_try_later */
+        return;
+    }
     if (job->run->status == KR_OK && !job->run->is_answered) begin(job, NULL);
     job_advance(job);
     kri_mutex_unlock(&job->run->lock);
@@ -267,6 +279,12 @@ static void take_text(job_t *job, job_request_t *request, const kr_event_t *even
     if (!is_token && job->style->choice != NULL) job->style->choice(job, choice, event, &run->out);
 }
 
+static void end_request(job_t *job, job_request_t *request) {
+    refresh_usage(job, request);
+    job->run->n_ending++;
+    job->run->n_ended++;
+}
+
 void job_take_event(pump_user_t *user, pump_t *pump, const kr_event_t *event) {
     job_request_t *request = (job_request_t *)(void *)user;
     job_t *job = request->job;
@@ -279,14 +297,16 @@ void job_take_event(pump_user_t *user, pump_t *pump, const kr_event_t *event) {
     case KR_EVENT_CHOICE:
         if (is_wanted) take_text(job, request, event);
         break;
+    case KR_EVENT_EMBEDDING:
+        if (is_wanted) job->style->embedding(job, request->prompt, event);
+        break;
     case KR_EVENT_DONE:
-        refresh_usage(job, request);
-        run->n_ending++;
+        end_request(job, request);
+        if (job->pooling != KR_POOLING_NONE && run->is_submitted) job_submit_more(job);
         break;
     default:
-        refresh_usage(job, request);
         job_note_failure(job, event->status, event->error);
-        run->n_ending++;
+        end_request(job, request);
         break;
     }
     kri_mutex_unlock(&run->lock);

@@ -192,16 +192,9 @@ static void read_model(job_t *job, json_reader_t *reader) {
     if (strlen(text) != n_bytes) json_fail(reader, "invalid_value", "model", "model holds a NUL");
 }
 
-static void read_own(job_t *job, json_reader_t *reader) {
-    kr_sampler_params_t *sampler = &job->sampler;
+static void read_schedule(job_t *job, json_reader_t *reader) {
     int64_t integer = 0;
     bool caches = true;
-    if (json_read_integer(reader, "top_k", -1, INT32_MAX, &integer)) {
-        sampler->top_k = (int32_t)integer;
-    }
-    read_float(reader, "min_p", 0, 1, &sampler->min_p);
-    read_fraction(reader, "typical_p", 1, &sampler->typical_p);
-    read_fraction(reader, "repeat_penalty", 2, &sampler->repeat_penalty);
     if (json_read_integer(reader, "priority", -PRIORITY_MAX, PRIORITY_MAX, &integer)) {
         job->priority = (int32_t)integer;
     }
@@ -209,8 +202,19 @@ static void read_own(job_t *job, json_reader_t *reader) {
     if (json_read_integer(reader, "deadline_ms", 1, deadline_ms_max, &integer)) {
         job->deadline_ms = (uint32_t)integer;
     }
-    (void)json_read_bool(reader, "ignore_eos", &job->ignore_end);
     if (json_read_bool(reader, "cache_prompt", &caches)) job->no_cache = !caches;
+}
+
+static void read_own(job_t *job, json_reader_t *reader) {
+    kr_sampler_params_t *sampler = &job->sampler;
+    int64_t integer = 0;
+    if (json_read_integer(reader, "top_k", -1, INT32_MAX, &integer)) {
+        sampler->top_k = (int32_t)integer;
+    }
+    read_float(reader, "min_p", 0, 1, &sampler->min_p);
+    read_fraction(reader, "typical_p", 1, &sampler->typical_p);
+    read_fraction(reader, "repeat_penalty", 2, &sampler->repeat_penalty);
+    (void)json_read_bool(reader, "ignore_eos", &job->ignore_end);
 }
 
 void job_read_fields(job_t *job, json_reader_t *reader, uint32_t mask) {
@@ -237,7 +241,8 @@ void job_read_fields(job_t *job, json_reader_t *reader, uint32_t mask) {
     if (mask & JOB_FIELD_STREAM) read_stream(job, reader);
     if (mask & JOB_FIELD_STREAM_OPTIONS) read_stream_options(job, reader);
     if (mask & JOB_FIELD_META) read_meta(reader);
-    if (mask & JOB_FIELD_OWN) read_own(job, reader);
+    if (mask & JOB_FIELD_SCHEDULE) read_schedule(job, reader);
+    if ((mask & JOB_FIELD_OWN) == JOB_FIELD_OWN) read_own(job, reader);
 }
 
 /* ---- content --------------------------------------------------------------------------------- */

@@ -23,6 +23,8 @@
                                       transport keeps for a slow reader */
 #define JOB_TEXT_BYTES_MAX ((size_t)64 << 20)  /* of one choice */
 #define JOB_OUT_BYTES_MAX ((size_t)256 << 20)  /* of an answer in one piece, of a stream's write */
+#define JOB_POOLED_AHEAD 64u       /* prompts with pooling that one job has submitted */
+#define JOB_RETRY_NS 20000000ull   /* a job with pooling that found the queue full tries again */
 #define JOB_HOLD_NS 5000000000ull  /* a stream without a token begins after this time anyway */
 
 typedef struct job_request_s {
@@ -51,6 +53,7 @@ typedef struct job_run_s {
     kr_status_t status;        /* why it failed; KR_OK = it has not */
     kr_error_t error;
     bool is_refused;           /* by submit */
+    uint32_t n_ended;          /* requests whose last event has come */
     size_t n_prompt_over;      /* KR_E_CONTEXT_LENGTH: tokens of the prompt; 0 = unknown */
     uint32_t n_ctx;
     uint64_t n_written;        /* bytes of the stream */
@@ -62,8 +65,9 @@ typedef struct job_run_s {
     atomic_bool is_gone;       /* the client */
     atomic_bool is_failed;     /* status is set: what is submitted from now on is cancelled */
     atomic_int abort_status;   /* KR_OK = none */
-    bool is_waiting;           /* registry's lock: a stream whose prompts are accepted and that is
-                                  not open */
+    uint64_t due_ns;           /* registry's lock: when job_wait_over is called; 0 = never. For a
+                                  stream whose prompts are accepted and that is not open, for a
+                                  job that tries later */
     uint64_t ticket;           /* in the registry */
     job_t *registry_next, *registry_prev; /* registry's lock */
 
@@ -81,8 +85,11 @@ typedef struct job_run_s {
 /* ---- job_events.c ---------------------------------------------------------------------------- */
 
 void job_take_event(pump_user_t *user, pump_t *pump, const kr_event_t *event);
-/* The stream begins without a token. The pump only. */
-void job_begin(job_t *job);
+/* A job with pooling found the queue full and has nothing under way: it is held until it has tried
+ * again. With the lock. */
+void job_try_later(job_t *job);
+/* It is due: a stream begins without a token, a job with pooling tries again. The pump only. */
+void job_wait_over(job_t *job);
 /* Writes what the events since the last call gave, without http_flush. The pump only. */
 void job_send(job_t *job);
 /* One thread less. May free the job. */
@@ -106,14 +113,17 @@ void job_on_gone(void *ticket);
 void job_on_taken(void *ticket, size_t n_bytes);
 /* A mark for what is about to be written. */
 void job_add_mark(job_t *job, uint64_t end, uint32_t prompt, uint32_t n);
-void job_set_waiting(job_t *job, bool is_waiting);
-/* Begins streams that have waited for their first token longer than JOB_HOLD_NS. How long until the
- * next one is due, ms; -1 = none waits. The pump only. */
+void job_set_waiting(job_t *job, uint64_t due_ns);
+/* job_wait_over for those who are due. How long until the next one is, ms; -1 = none waits. The
+ * pump only. */
 int job_open_waiting(uint64_t now_ns);
 
 /* ---- job.c ----------------------------------------------------------------------------------- */
 
 void job_free(job_t *job);
+/* Jobs with pooling: submits prompts as others end. With the lock, once the worker has nothing more
+ * to submit. */
+void job_submit_more(job_t *job);
 /* What submit gives to the engine for a prompt; model_name is set. All is borrowed from the job. */
 void job_fill_request(job_t *job, uint32_t index, kr_request_params_t *params,
                       kr_segment_t *segment);

@@ -43,7 +43,7 @@ void job_unregister(job_t *job) {
     else registry.buckets[run->ticket % N_BUCKETS] = run->registry_next;
     if (run->registry_next != NULL) run->registry_next->run->registry_prev = run->registry_prev;
     registry.n_jobs--;
-    if (run->is_waiting) registry.n_waiting--;
+    if (run->due_ns != 0) registry.n_waiting--;
     unlock();
 }
 
@@ -128,10 +128,11 @@ static bool hold(job_t *job) {
     return false;
 }
 
-void job_set_waiting(job_t *job, bool is_waiting) {
+void job_set_waiting(job_t *job, uint64_t due_ns) {
+    job_run_t *run = job->run;
     lock();
-    if (job->run->is_waiting != is_waiting) registry.n_waiting += is_waiting ? 1u : UINT32_MAX;
-    job->run->is_waiting = is_waiting;
+    if ((run->due_ns != 0) != (due_ns != 0)) registry.n_waiting += due_ns ? 1u : UINT32_MAX;
+    run->due_ns = due_ns;
     unlock();
 }
 
@@ -142,15 +143,15 @@ int job_open_waiting(uint64_t now_ns) {
     lock();
     for (uint32_t i = 0; i < N_BUCKETS && registry.n_waiting > 0; i++) {
         for (job_t *job = registry.buckets[i]; job != NULL; job = job->run->registry_next) {
-            if (!job->run->is_waiting) continue;
-            const uint64_t due_ns = job->created_ns + JOB_HOLD_NS;
+            const uint64_t due_ns = job->run->due_ns;
+            if (due_ns == 0) continue;
             if (due_ns <= now_ns && n_due < N_OPENED_MAX && hold(job)) due[n_due++] = job;
             else if (due_ns < next_ns) next_ns = due_ns;
         }
     }
     unlock();
     for (uint32_t i = 0; i < n_due; i++) {
-        job_begin(due[i]);
+        job_wait_over(due[i]);
         job_leave(due[i], 1);
     }
     if (next_ns == UINT64_MAX) return -1;

@@ -34,7 +34,7 @@ class ResponsesTest(DialectTest):
         answer = self.post("/v1/responses", self.body(**more))
         self.assertEqual(answer.status, status, answer.text)
         error = answer.json()["error"]
-        self.assertEqual(set(error), {"message", "type", "param", "code"})
+        self.assertEqual(set(error) - {"n_prompt", "n_ctx"}, {"message", "type", "param", "code"})
         self.assertEqual((error["type"], error["code"]), ("invalid_request_error", code))
         self.assertRegex(error["param"], "^" + pattern)
 
@@ -365,6 +365,8 @@ class Refusals(ResponsesTest):
         self.assertEqual((answer.status, error["code"], error["param"]),
                          (400, "context_length_exceeded", "input"))
         self.assertRegex(error["message"], r"\d{3,}.*512")
+        self.assertEqual(error["n_ctx"], 512)
+        self.assertGreater(error["n_prompt"], 512)
 
 
 if __name__ == "__main__":

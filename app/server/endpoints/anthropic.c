@@ -106,6 +106,7 @@ bool anthropic_read_prompt(job_t *job, json_reader_t *reader) {
     json_read_neutral(reader, "output_format", NULL);
     json_read_neutral(reader, "output_config", NULL);
     json_read_neutral(reader, "context_management", NULL);
+    json_read_neutral(reader, "speed", "\"standard\"");
     json_read_ignored(reader, "cache_control");
     if (reader->error->is_set) return false;
     const job_prompt_t prompt = {.messages = list.messages, .n_messages = list.n};

@@ -1,6 +1,7 @@
 /* ollama.c: generations of the Ollama API: fields and options of requests, NDJSON answers. Defaults
- * of sampling are that API's (temperature 0.8, top_k 40, top_p 0.9, repeat_penalty 1.1 over the
- * last 64 tokens). Options that choose hardware or memory are the operator's and refused here. */
+ * of sampling are that API's (temperature 0.8, top_k 40, top_p 0.9) but for repeat_penalty, which
+ * is off: its 1.1 makes small models avoid the words of the question. Options that choose hardware
+ * or memory are the operator's and refused here. */
 #include "ollama.h"
 
 #include <stdio.h>
@@ -214,6 +215,7 @@ static void whole(job_t *job, kri_buffer_t *out) {
 
 static const job_style_t style = {
     .content_type = "application/x-ndjson",
+    .drops_body = true,
     .token = token,
     .choice = token,
     .done = done,
@@ -230,14 +232,14 @@ job_t *ollama_create(call_t *call, json_reader_t *reader, bool is_chat,
     if (!self) texts_no_memory(reader);
     else ollama_read_model(call, reader, model, &shown);
     if (job_refuse_mistake(job, reader->error)) return NULL;
-    *self = (ollama_t){.shown = shown, .is_chat = is_chat};
+    *self = (ollama_t){.is_chat = is_chat};
     job->user = self;
     job->model = (*model)->name;
+    self->shown = texts_copy(job, reader, shown, strlen(shown));
     job->length_name = "options.num_predict";
     job->sampler.temperature = 0.8f;
     job->sampler.top_k = 40;
     job->sampler.top_p = 0.9f;
-    job->sampler.repeat_penalty = 1.1f;
     return job;
 }
 

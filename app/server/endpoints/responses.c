@@ -83,6 +83,7 @@ static void destroy(job_t *job) {
 static const job_style_t style = {
     .content_type = "text/event-stream",
     .keeps_text = true,
+    .drops_body = true,
     .begin = responses_put_begin,
     .token = token,
     .choice = ended,

@@ -115,11 +115,9 @@ static void read_metadata(job_t *job, responses_job_t *self, json_reader_t *read
         return;
     }
     char *dumped = json_dumps(metadata, JSON_COMPACT);
-    char *kept = dumped ? job_alloc(job, strlen(dumped) + 1) : NULL;
-    if (kept) memcpy(kept, dumped, strlen(dumped) + 1);
+    if (dumped) self->metadata = texts_copy(job, reader, dumped, strlen(dumped));
     else texts_no_memory(reader);
     free(dumped);
-    self->metadata = kept;
 }
 
 static void read_text(json_reader_t *reader) {
@@ -164,6 +162,24 @@ static void read_refused(json_reader_t *reader) {
     json_read_ignored(reader, "prompt_cache_retention");
 }
 
+/* What the answer repeats and the store keeps is the job's own: the body may go. The last check, on
+ * success only. */
+static void own_texts(job_t *job, responses_job_t *self, json_reader_t *reader) {
+    const size_t n_before = self->previous ? self->previous->n_messages : 0;
+    const size_t n_skipped = n_before + (self->instructions ? 1 : 0);
+    texts_list_t *list = &self->list;
+    if (self->instructions) {
+        self->instructions = texts_copy(job, reader, self->instructions, self->instructions_bytes);
+    }
+    if (self->previous_id) {
+        self->previous_id = texts_copy(job, reader, self->previous_id, strlen(self->previous_id));
+    }
+    for (size_t i = n_skipped; self->is_stored && i < list->n; i++) {
+        kr_message_t *m = &list->messages[i];
+        m->content = texts_copy(job, reader, m->content, m->content_bytes);
+    }
+}
+
 void responses_read(job_t *job, responses_job_t *self, json_reader_t *reader) {
     int64_t n = 0;
     job->prompt_name = "input";
@@ -183,6 +199,7 @@ void responses_read(job_t *job, responses_job_t *self, json_reader_t *reader) {
     read_input(job, self, reader);
     json_finish(reader);
     if (reader->error->is_set) return;
+    own_texts(job, self, reader);
     texts_set_prompt(job, reader, &(job_prompt_t){.messages = self->list.messages,
                                                   .n_messages = self->list.n});
 }

@@ -88,6 +88,13 @@ void texts_list_add(texts_list_t *list, const char *role, const char *text, size
         (kr_message_t){.role = role, .content = text, .content_bytes = n_bytes};
 }
 
+char *texts_copy(job_t *job, json_reader_t *reader, const char *text, size_t n_bytes) {
+    char *copy = job_alloc(job, n_bytes + 1); /* zeroed */
+    if (copy) memcpy(copy, text, n_bytes);
+    else texts_no_memory(reader);
+    return copy;
+}
+
 bool texts_set_prompt(job_t *job, json_reader_t *reader, const job_prompt_t *prompt) {
     job->prompts = job_alloc(job, sizeof *prompt);
     if (!job->prompts) {

@@ -34,6 +34,10 @@ bool texts_list_init(texts_list_t *list, job_t *job, size_t n_max, json_reader_t
 /* role: a static C string. Past n_max nothing is added (the caller has counted). */
 void texts_list_add(texts_list_t *list, const char *role, const char *text, size_t n_bytes);
 
+/* A copy that lives as long as the job, for what is looked at after the body is gone; with a NUL
+ * behind it. NULL: without memory; the reader has the error. */
+char *texts_copy(job_t *job, json_reader_t *reader, const char *text, size_t n_bytes);
+
 /* The job's only prompt. */
 bool texts_set_prompt(job_t *job, json_reader_t *reader, const job_prompt_t *prompt);
 

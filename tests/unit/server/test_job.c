@@ -496,3 +496,83 @@ TEST(job_survives_every_order_of_ends) {
     wait_idle(server);
     server_destroy(server);
 }
+
+/* ---- pooling --------------------------------------------------------------------------------- */
+
+static const char *const EMBEDDINGS = "/v1/embeddings";
+
+/* {"input":[[1],[2],...],...}: n inputs of one token. */
+static client_t *ask_vectors(server_t *server, uint32_t n, const char *more) {
+    client_t *client = client_create("");
+    free(client->body);
+    client->body = malloc(16 * n + 256);
+    static const char head[] = "{%s\"encoding_format\":\"base64\",\"input\":[";
+    size_t at = (size_t)sprintf(client->body, head, more);
+    for (uint32_t i = 0; i < n; i++) {
+        at += (size_t)sprintf(client->body + at, "%s[%u]", i ? "," : "", 1 + i % 300);
+    }
+    strcpy(client->body + at, "]}");
+    start(server, client, EMBEDDINGS);
+    return client;
+}
+
+TEST(job_pools_more_prompts_than_the_queue_holds) {
+    server_t *server = make_server(2, 3);
+    client_t *one = ask_vectors(server, 1, "");
+    WAIT_FOR(one, one->is_destroyed);
+    client_t *clients[4];
+    for (uint32_t i = 0; i < 4; i++) clients[i] = ask_vectors(server, 301, "");
+    for (uint32_t i = 0; i < 4; i++) {
+        WAIT_FOR(clients[i], clients[i]->is_destroyed);
+        /* The queue may have had no place for the first prompt of a later call. Whoever has begun
+         * gets to the end, also with the queue full of the others' prompts. */
+        if (clients[i]->status == 429) {
+            assert_non_null(strstr(clients[i]->text, "queue_full"));
+        } else {
+            assert_int_equal(clients[i]->status, 200);
+            assert_int_equal(count(clients[i]->text, "\"object\":\"embedding\""), 301);
+            /* The first and the last input are the same token. */
+            const char *first = strstr(one->text, "\"embedding\":\"");
+            const char *begin = strstr(clients[i]->text, "\"embedding\":\"");
+            const char *last = strstr(clients[i]->text, "\"index\":300,");
+            assert_non_null(last);
+            last = strstr(last, "\"embedding\":\"");
+            assert_memory_equal(begin, first, 64 * 4 * 4 / 3);
+            assert_memory_equal(last, first, 64 * 4 * 4 / 3);
+        }
+    }
+    assert_int_equal(clients[0]->status, 200);
+    for (uint32_t i = 0; i < 4; i++) client_destroy(clients[i]);
+    client_destroy(one);
+    wait_idle(server);
+    server_destroy(server);
+}
+
+TEST(job_with_pooling_ends_when_the_client_goes) {
+    server_t *server = make_server(1, 64);
+    client_t *holder = client_create("{\"prompt\":\"a\",\"max_tokens\":400,\"ignore_eos\":true,"
+                                     "\"stream\":true}");
+    holder->takes = false; /* it holds the only sequence */
+    start(server, holder, COMPLETIONS);
+    WAIT_FOR(holder, holder->n_writes > 0);
+    client_t *queued = ask_vectors(server, 200, "");
+    client_leave(queued);
+    client_destroy(queued);
+    client_t *late = ask_vectors(server, 200, "\"deadline_ms\":100,");
+    WAIT_FOR(late, late->is_destroyed);
+    assert_int_equal(late->status, 504);
+    client_destroy(late);
+    client_leave(holder);
+    client_destroy(holder);
+    wait_idle(server);
+    for (uint32_t i = 0; i < 20; i++) { /* anywhere on its way */
+        client_t *leaving = ask_vectors(server, 500, "");
+        WAIT_FOR(leaving, leaving->gone != NULL || leaving->status != 0);
+        const struct timespec pause = {.tv_nsec = (long)i * 500000};
+        (void)nanosleep(&pause, NULL);
+        client_leave(leaving);
+        client_destroy(leaving);
+    }
+    wait_idle(server);
+    server_destroy(server);
+}
