@@ -2,8 +2,8 @@
 # Installs what building and testing kr needs on Debian 12 or Ubuntu 24.04; does nothing when all
 # is there. usage: tools/setup.sh [run|test|fuzz|bench]   ("test" adds the second compiler, C++,
 # where it is not ARM the compiler and emulator for that, and the official clients of the server's
-# protocols in build/clients; "fuzz" the second compiler's sanitizers; "bench" C++ and Python
-# environments for bench/peers.py)
+# protocols in build/clients, Prometheus in build/prometheus; "fuzz" the second compiler's
+# sanitizers; "bench" C++ and Python environments for bench/peers.py)
 set -eu
 what=${1:-run}
 rust_min_minor=89
@@ -83,6 +83,23 @@ install() {
 [ -z "$missing" ] || install $missing
 
 [ "$what" != test ] || python3 "$(dirname "$0")/client_packages.py"
+
+# Prometheus itself, which the tests let scrape a server. It is only unpacked: installing the package
+# would start its service.
+unpack_prometheus() {
+    folder=$(cd "$(dirname "$0")/.." && pwd)/build/prometheus
+    [ ! -x "$folder/usr/bin/promtool" ] || return 0
+    say "unpacking: prometheus"
+    part=$folder.part
+    rm -rf "$part" && mkdir -p "$part"
+    if ! (cd "$part" && apt-get download -qq prometheus >&2); then
+        [ "$refreshed" = yes ] || refresh
+        (cd "$part" && apt-get download -qq prometheus >&2)
+    fi
+    dpkg -x "$part"/prometheus_*.deb "$part" && rm -f "$part"/prometheus_*.deb
+    rm -rf "$folder" && mv "$part" "$folder"
+}
+if [ "$what" = test ] && ! command -v promtool >/dev/null 2>&1; then unpack_prometheus; fi
 
 # Rust for the text library: at least 1.89 (edition 2024 and what the tokenizer crates need).
 # A toolchain of the user's own goes before the system's, as the Makefile has it.

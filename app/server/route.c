@@ -299,6 +299,9 @@ static void run(visit_t *visit) {
         .id = request->id, .body = request->body != NULL ? request->body : "",
         .body_bytes = request->body_bytes, .tail = visit->tail, .tail_bytes = visit->tail_bytes,
         .sink = &http_sink, .sink_user = visit};
+    if (visit->endpoint->has_body && atomic_load(&visit->server->log_prompts)) {
+        logger_prompt(visit->server->logger, request->id, params.body, params.body_bytes);
+    }
     call_t *call = call_create(&params);
     if (call == NULL) return;
     visit->endpoint->run(call);
