@@ -4,11 +4,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "life.h"
 #include "options.h"
 #include "report.h"
 #include "server/access.h"
 #include "server/keys.h"
-#include "server/life.h"
 #include "server/prometheus.h"
 #include "server/responses_store.h"
 #include "server_setup.h"
@@ -125,6 +125,7 @@ static int listen_on(const cli_options_t *options, server_t *server) {
     (void)snprintf(server->host, sizeof server->host, "%s", wants_tcp(options) ? host : "");
     kr_error_t error;
     kr_error_init(&error);
+    server->control = &life_control;
     const kr_status_t status = server_listen(server, &params, &error);
     if (status == KR_OK) {
         say_where(options, server);

@@ -29,6 +29,14 @@ typedef struct responses_s responses_t; /* responses_store.h */
 
 typedef struct probe_s probe_t;   /* probe.h; NULL in `kr batch` */
 
+/* What /admin asks the program for. Any thread, while the server is there. */
+typedef struct server_control_s {
+    /* As SIGTERM. */
+    void (*drain)(void);
+    /* As SIGHUP; appends an object that says what has changed. On an error nothing has. */
+    kr_status_t (*reload)(kri_buffer_t *out, kr_error_t *error);
+} server_control_t;
+
 /* Read by all threads; what SIGHUP may change is behind `keys` and atomics. */
 struct server_s {
     kr_engine_t engine;
@@ -39,6 +47,7 @@ struct server_s {
     http_server_t *http;   /* NULL in `kr batch` */
     pump_t *pump;
     probe_t *probe;
+    const server_control_t *control; /* NULL: none */
     keys_t *keys;
     counters_t *counters;  /* NULL: --metrics off */
     logger_t *logger;

@@ -13,15 +13,22 @@
 
 #include "base/clock.h"
 #include "base/error.h"
-#include "cli/config.h"
-#include "cli/report.h"
-#include "cli/terminal.h"
-#include "job.h"
-#include "keys.h"
+#include "config.h"
+#include "report.h"
+#include "server/job.h"
+#include "server/keys.h"
+#include "terminal.h"
 
 #define POLL_MS 10        /* how often a drain looks whether all is answered */
 #define LAST_WORDS_MS 5000 /* for error events to leave, once jobs were told to end */
 #define FLUSH_MS 300      /* of the log, before a second signal ends the process */
+
+typedef struct life_reload_s {
+    uint32_t n_keys;
+    const char *changed[CLI_N_OPTIONS]; /* keys of the configuration file, taken over now */
+    const char *refused[CLI_N_OPTIONS]; /* that need a restart to change */
+    uint32_t n_changed, n_refused;
+} life_reload_t;
 
 static struct {
     bool has_begun;
@@ -240,7 +247,9 @@ static void log_reload(kr_status_t status, const life_reload_t *reload, const kr
                 "not changed, these need a restart: %s", names);
 }
 
-kr_status_t life_reload(life_reload_t *reload, kr_error_t *error) {
+/* Reads the configuration file and the key file again. On an error nothing has changed. What
+ * happened is logged too. */
+static kr_status_t life_reload(life_reload_t *reload, kr_error_t *error) {
     memset(reload, 0, sizeof *reload);
     pthread_mutex_lock(&life.mutex);
     server_t *server = life.server;
@@ -252,6 +261,25 @@ kr_status_t life_reload(life_reload_t *reload, kr_error_t *error) {
     log_reload(status, reload, error);
     if (status == KR_OK) warn_about_keys(server);
     return status;
+}
+
+static void put_names(kri_buffer_t *out, const char *field, const char *const *names, uint32_t n) {
+    (void)kri_buffer_printf(out, ",\"%s\":[", field);
+    for (uint32_t i = 0; i < n; i++) {
+        if (i > 0) (void)kri_buffer_append(out, ",", 1);
+        (void)json_put_string(out, names[i], strlen(names[i]));
+    }
+    (void)kri_buffer_append(out, "]", 1);
+}
+
+static kr_status_t control_reload(kri_buffer_t *out, kr_error_t *error) {
+    life_reload_t reload;
+    KR_TRY(life_reload(&reload, error));
+    (void)kri_buffer_printf(out, "{\"status\":\"reloaded\",\"keys\":%u", reload.n_keys);
+    put_names(out, "changed", reload.changed, reload.n_changed);
+    put_names(out, "needs_restart", reload.refused, reload.n_refused);
+    (void)kri_buffer_append(out, "}", 1);
+    return out->status;
 }
 
 /* ---- the end ------------------------------------------------------------------------------ */
@@ -293,13 +321,15 @@ static void drain(server_t *server) {
                 n_exchanges(server));
 }
 
-void life_drain(void) {
+static void life_drain(void) {
     pthread_mutex_lock(&life.mutex);
     life.wants_stop = true;
     if (life.server != NULL) atomic_store(&life.server->is_draining, true);
     pthread_cond_broadcast(&life.wake);
     pthread_mutex_unlock(&life.mutex);
 }
+
+const server_control_t life_control = {.drain = life_drain, .reload = control_reload};
 
 int life_serve(server_t *server) {
     warn_about_keys(server);

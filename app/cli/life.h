@@ -4,12 +4,12 @@
  * goes on for at most --drain-s, then ends with error events; exit 0. A second one ends the process
  * within a second with 143 or 130. SIGHUP reloads.
  * Signals are blocked in all threads and taken by one of life's own (sigwait): no handler runs. */
-#ifndef SERVER_LIFE_H
-#define SERVER_LIFE_H
+#ifndef CLI_LIFE_H
+#define CLI_LIFE_H
 
-#include "cli/options.h"
-#include "log.h"
-#include "server.h"
+#include "options.h"
+#include "server/log.h"
+#include "server/server.h"
 
 /* On the main thread before any other thread is started, so that all inherit the mask. Closed
  * standard descriptors are opened on /dev/null, or a socket would take their place. *logger is
@@ -24,19 +24,7 @@ int life_serve(server_t *server);
 /* After everything else: stops the threads, frees the logger. A no-op without life_begin. */
 void life_end(void);
 
-/* ---- for /admin: any thread, while the server is there --------------------------------------- */
-
-/* As SIGTERM. */
-void life_drain(void);
-
-typedef struct life_reload_s {
-    uint32_t n_keys;
-    const char *changed[CLI_N_OPTIONS]; /* keys of the configuration file, taken over now */
-    const char *refused[CLI_N_OPTIONS]; /* that need a restart to change */
-    uint32_t n_changed, n_refused;
-} life_reload_t;
-/* As SIGHUP: reads the configuration file and the key file again. On an error nothing has changed.
- * What happened is logged too. */
-kr_status_t life_reload(life_reload_t *reload, kr_error_t *error);
+/* For server->control, before server_listen. */
+extern const server_control_t life_control;
 
 #endif
