@@ -339,6 +339,118 @@ TEST(http_parser_bounds_the_sum_of_chunks) {
     }
 }
 
+/* ---- every byte in every place --------------------------------------------------------------- */
+
+static const char digits_and_letters[] = "0123456789abcdefghijklmnopqrstuvwxyz"
+                                         "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
+
+/* before + byte + after is taken for the bytes of `allowed`, letters and digits, and with is_high
+ * for those from 0x80 on; everything else is refused. */
+static void assert_bytes(const char *before, const char *after, const char *allowed, bool is_high) {
+    for (int byte = 0; byte < 256; byte++) {
+        http_trace_t trace;
+        const char c = (char)byte;
+        http_trace_init(&trace, 1000);
+        http_trace_feed(&trace, before, strlen(before));
+        http_trace_feed(&trace, &c, 1);
+        http_trace_feed(&trace, after, strlen(after));
+        const bool is_good = (byte != 0 && strchr(digits_and_letters, byte) != NULL) ||
+                             (byte != 0 && strchr(allowed, byte) != NULL) ||
+                             (is_high && byte >= 0x80);
+        if (trace.is_bad == is_good || (is_good && trace.n_ends != 1)) {
+            fail_msg("byte %d in %s", byte, before);
+        }
+        http_trace_deinit(&trace);
+    }
+}
+
+TEST(http_parser_takes_exactly_the_bytes_that_the_grammar_allows) {
+    static const char token[] = "!#$%&'*+-.^_`|~", path[] = "/-._~!$&'()*+,;=:@?";
+    assert_bytes("a", "b / HTTP/1.1\r\n" HOST "\r\n", token, false);
+    assert_bytes("GET /a", "b HTTP/1.1\r\n" HOST "\r\n", path, false);
+    assert_bytes("GET /?a", "b HTTP/1.1\r\n" HOST "\r\n", "/-._~!$&'()*+,;=:@?%[]", false);
+    assert_bytes("GET / HTTP/1.1\r\n" HOST "a", "b: c\r\n\r\n", "!#$%&'*+-.^_`|~:", false);
+    assert_bytes("GET / HTTP/1.1\r\n" HOST, "b: c\r\n\r\n", token, false);
+    assert_bytes("GET / HTTP/1.1\r\n" HOST "a: b", "c\r\n\r\n",
+                 "!#$%&'*+-.^_`|~\t \"(),/:;<=>?@[\\]{}", true);
+    assert_bytes("GET / HTTP/1.1\r\nHost: a", "b\r\n\r\n", ".-_", false);
+    assert_bytes("GET / HTTP/1.1\r\nHost: [", "]\r\n\r\n", ".:", false);
+    assert_bytes("GET / HTTP/1.1\r\n" HOST "Connection: a", "b\r\n\r\n", "!#$%&'*+-.^_`|~,", false);
+    assert_bytes(CHUNKED "1;a", "b=c\r\nx\r\n0\r\n\r\n", "!#$%&'*+-.^_`|~;", false);
+    assert_bytes(CHUNKED "1;a=b", "c\r\nx\r\n0\r\n\r\n", "!#$%&'*+-.^_`|~;", false);
+    assert_bytes(CHUNKED "1;a=\"", "b\"\r\nx\r\n0\r\n\r\n",
+                 "!#$%&'*+-.^_`|~\t (),/:;<=>?@[]\\{}", true);
+    assert_bytes(CHUNKED "1;a=\"\\", "b\"\r\nx\r\n0\r\n\r\n",
+                 "!#$%&'*+-.^_`|~\t \"(),/:;<=>?@[\\]{}", true);
+    assert_bytes(CHUNKED "0\r\na", "b: c\r\n\r\n", "!#$%&'*+-.^_`|~:", false);
+    assert_bytes(CHUNKED "0\r\na: b", "\r\n\r\n", "!#$%&'*+-.^_`|~\t \"(),/:;<=>?@[\\]{}", true);
+}
+
+TEST(http_parser_decodes_every_percent_encoded_byte) {
+    static const char *const forms[] = {"GET /a%%%02x HTTP/1.1\r\n" HOST "\r\n",
+                                        "GET /a%%%02X HTTP/1.1\r\n" HOST "\r\n"};
+    for (int i = 0; i < 512; i++) {
+        char text[64], expected[64];
+        const int byte = i / 2;
+        const int n = snprintf(text, sizeof text, i % 2 ? forms[1] : forms[0], (unsigned)byte);
+        (void)snprintf(expected, sizeof expected, "HEAD GET /a%c ? 1.1 keep 0\n[Host]=[a]\nEND\n",
+                       byte);
+        const bool is_good = byte >= 0x20 && byte < 0x7f; /* alone, a higher one is no UTF-8 */
+        assert_trace(text, (size_t)n, is_good ? expected : "BAD 400 invalid_target\n");
+    }
+    for (int byte = 0; byte < 256; byte++) { /* a second digit that is none, then a first */
+        char text[64];
+        if (byte == 0 || strchr("0123456789abcdefABCDEF \r\n\t", byte) != NULL) continue;
+        int n = snprintf(text, sizeof text, "GET /%%4%c HTTP/1.1\r\n" HOST "\r\n", byte);
+        http_trace_t trace;
+        run(&trace, text, (size_t)n);
+        assert_true(trace.is_bad);
+        http_trace_deinit(&trace);
+        n = snprintf(text, sizeof text, "GET /%%%c4 HTTP/1.1\r\n" HOST "\r\n", byte);
+        run(&trace, text, (size_t)n);
+        assert_true(trace.is_bad);
+        http_trace_deinit(&trace);
+    }
+    assert_events("GET /%4 HTTP/1.1\r\n" HOST "\r\n", "BAD 400 invalid_target\n");
+}
+
+TEST(http_parser_reads_every_hex_digit_of_a_chunk_size) {
+    static const char hex[] = "0123456789abcdef", upper[] = "0123456789ABCDEF";
+    static const char data[] = "xxxxxxxxxxxxxxxx";
+    for (int byte = 1; byte < 256; byte++) {
+        const char *lower_at = strchr(hex, byte), *upper_at = strchr(upper, byte);
+        const int size = (int)(lower_at != NULL   ? lower_at - hex
+                               : upper_at != NULL ? upper_at - upper : -1);
+        if (byte == ';' || byte == '\r') continue;
+        char text[sizeof CHUNKED + 64];
+        const int n = snprintf(text, sizeof text, CHUNKED "1%c\r\n%s%.*s\r\n0\r\n\r\n", byte, data,
+                               size > 0 ? size : 0, data);
+        http_trace_t trace;
+        run(&trace, text, (size_t)n);
+        assert_int_equal(trace.n_ends, size >= 0);
+        assert_int_equal(trace.is_bad, size < 0);
+        http_trace_deinit(&trace);
+    }
+}
+
+TEST(http_parser_knows_no_other_versions_and_ports) {
+    static const char other[] = "BAD 505 unsupported_http_version\n";
+    for (int digit = 0; digit < 10; digit++) {
+        char text[128];
+        int n = snprintf(text, sizeof text, "GET / HTTP/1.%d\r\n" HOST "\r\n", digit);
+        assert_trace(text, (size_t)n, digit < 2 ? "...END\n" : other);
+        n = snprintf(text, sizeof text, "GET / HTTP/%d.1\r\n" HOST "\r\n", digit);
+        assert_trace(text, (size_t)n, digit == 1 ? "...END\n" : other);
+        n = snprintf(text, sizeof text, "GET / HTTP/1.1\r\nHost: a:%d\r\n\r\n", digit);
+        assert_trace(text, (size_t)n, "...END\n");
+        n = snprintf(text, sizeof text, "GET / HTTP/1.1\r\nHost: a:6%d53%d\r\n\r\n", digit, digit);
+        assert_trace(text, (size_t)n, digit <= 5 ? "...END\n" : "BAD 400 invalid_host\n");
+        n = snprintf(text, sizeof text, "POST / HTTP/1.1\r\n" HOST "Content-Length: %d\r\n\r\n%.*s",
+                     digit, digit, "0123456789");
+        assert_trace(text, (size_t)n, "...END\n");
+    }
+}
+
 /* ---- limits at L-1, L, L+1 ------------------------------------------------------------------- */
 
 /* Text with a run of n_fill bytes between two parts; the trace's end. */
