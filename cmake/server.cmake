@@ -31,6 +31,9 @@ endif()
 file(GLOB sources CONFIGURE_DEPENDS app/server/*.c app/server/endpoints/*.c)
 kri_app_folder(server ${sources})
 if(TARGET kri_server)
+  # life.c reads options and the file of --config again.
+  target_sources(kri_server PRIVATE app/cli/config.c app/cli/option_table.c app/cli/report.c
+    app/cli/terminal.c)
   target_link_libraries(kri_server PUBLIC kri_api PkgConfig::JANSSON)
   if(TARGET kri_http)
     target_link_libraries(kri_server PUBLIC kri_http)

@@ -331,6 +331,20 @@ TEST(job_pauses_until_the_client_takes) {
     server_destroy(server);
 }
 
+TEST(job_goes_on_through_tokens_that_show_nothing) {
+    server_t *server = make_server(1, 64);
+    client_t *mute = client_create("{\"prompt\":\"a\",\"max_tokens\":200,\"stream\":true,"
+                                   "\"logit_bias\":{\"302\":100}}");
+    mute->takes = false;
+    start(server, mute, COMPLETIONS);
+    WAIT_FOR(mute, mute->has_ended);
+    assert_non_null(strstr(mute->text, "\"finish_reason\":\"length\""));
+    assert_non_null(strstr(mute->text, "\"n_generated\":200"));
+    client_destroy(mute);
+    wait_idle(server);
+    server_destroy(server);
+}
+
 TEST(job_ends_what_runs_when_the_client_goes) {
     server_t *server = make_server(1, 64);
     static const char long_one[] = "{\"prompt\":\"a\",\"max_tokens\":400,\"ignore_eos\":true%s}";
