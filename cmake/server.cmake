@@ -51,6 +51,12 @@ if(KR_TESTS)
     endif()
   endforeach()
 
+  if(TARGET server_test_http_faults) # stands between the I/O thread and the system
+    foreach(call recv send accept4 epoll_wait)
+      target_link_options(server_test_http_faults PRIVATE -Wl,--wrap=${call})
+    endforeach()
+  endif()
+
   # A server with a few fixed routes over the transport alone, for the wire probes.
   if(TARGET kri_http)
     add_executable(http_echo tests/server/http_echo.c)

@@ -84,9 +84,10 @@ typedef struct http_params_s {
     /* On a worker, with the whole body. The reference of the call ends with it: who answers later
      * holds one (http_retain). */
     void (*on_request)(void *user, http_exchange_t *exchange);
-    /* On the I/O thread, once per request that had a first byte, also refused ones: for logs and
-     * metrics. status: that of the answer, 499 when the client went before its end, 0 when nothing
-     * was answered. n_bytes: of the answer's body. */
+    /* On the I/O thread, once per request that had a first byte, also refused ones, and per
+     * connection that got a 503 in its place: for logs and metrics. status: that of the answer,
+     * 499 when the client went before its end, 0 when the server ended it. n_bytes: of the answer's
+     * body, as far as the kernel has taken it. A head that was refused has empty texts here. */
     void (*on_done)(void *user, const http_request_t *request, int status, uint64_t n_bytes);
     void *user;
 } http_params_t;
@@ -106,8 +107,9 @@ typedef struct http_stats_s {
     uint64_t n_misused;                  /* answers dropped because one had begun: a bug of ours */
 } http_stats_t;
 void http_server_stats(const http_server_t *server, http_stats_t *stats);
-/* Cuts what is left, joins the threads, removes the Unix socket. Exchanges that are still held stay
- * valid until released. Not from a callback. */
+/* Cuts what is left (watchers are told), waits for on_request calls that run, joins the threads,
+ * removes the Unix socket. Exchanges that are still held stay valid until released; whoever calls
+ * http_flush has to stop before. Not from a callback. NULL is a no-op. */
 void http_server_destroy(http_server_t *server);
 
 /* ---- one exchange: any thread ---------------------------------------------------------------- */
@@ -152,12 +154,14 @@ void http_stream_end(http_exchange_t *exchange, bool whole);
 void http_flush(http_server_t *server);
 
 /* Called once from the I/O thread when the client has gone before the answer's end (closed, reset,
- * stalled, half-closed); at once, on the calling thread, when it has gone already. Never after the
- * answer has ended. `gone` must not block. */
+ * stalled, half-closed) or the server is destroyed; at once, on the calling thread, when it has gone
+ * already. Never after the answer has ended. `gone` must not block. */
 typedef void (*http_gone_fn)(void *user);
-/* Called from the I/O thread with the bytes of the stream that the kernel has taken. */
+/* Called from the I/O thread with the bytes of the stream that the kernel has taken, until the
+ * stream's end. It must not block; it may write. */
 typedef void (*http_taken_fn)(void *user, size_t n_bytes);
-/* Each is held until the exchange's last reference or until replaced; `user` must live as long. */
+/* Each is held until the exchange's last reference or until replaced; `user` must live as long.
+ * Waits for a call of the one it replaces, so hold no lock that gone or taken want. */
 void http_watch(http_exchange_t *exchange, http_gone_fn gone, http_taken_fn taken, void *user);
 
 #endif

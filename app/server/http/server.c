@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "base/alloc.h"
@@ -12,6 +13,7 @@
 #include "base/os.h"
 #include "server/http/internal.h"
 
+#define DESCRIPTORS_MIN 32u /* beside the reserve: a server that can serve */
 #define IO_STACK_BYTES ((size_t)1 << 20)
 
 void http_limits_init(http_limits_t *limits) {
@@ -75,15 +77,27 @@ static kr_status_t check_params(const http_params_t *params, kr_error_t *error) 
     if (params->on_head == NULL || params->on_request == NULL) {
         return KRI_FAIL(error, KR_E_INVALID_ARG, "on_head", "on_head and on_request are required");
     }
-    return check_limits(&params->limits, error);
+    KR_TRY(check_limits(&params->limits, error));
+    struct rlimit files;
+    if (getrlimit(RLIMIT_NOFILE, &files) == 0 &&
+        files.rlim_cur < (rlim_t)params->limits.descriptors_reserved + DESCRIPTORS_MIN) {
+        return KRI_FAIL(error, KR_E_INVALID_ARG, "descriptors_reserved",
+                        "the limit of open files (ulimit -n) is %llu; at least %u are needed",
+                        (unsigned long long)files.rlim_cur,
+                        (unsigned)params->limits.descriptors_reserved + DESCRIPTORS_MIN);
+    }
+    return KR_OK;
 }
 
 bool http_thread_start(pthread_t *thread, size_t stack_bytes, void *(*run)(void *), void *context) {
     pthread_attr_t attributes;
     if (pthread_attr_init(&attributes) != 0) return false;
-    /* Signals are the program's: none is taken here, and a broken pipe is an error code. */
+    /* Signals are the program's: none is taken here, and a broken pipe is an error code. Those that
+     * an instruction raises must stay open, or the kernel ends the process without a handler. */
+    static const int raised[] = {SIGBUS, SIGSEGV, SIGFPE, SIGILL, SIGTRAP, SIGSYS, SIGABRT};
     sigset_t all, before;
     (void)sigfillset(&all);
+    for (size_t i = 0; i < sizeof raised / sizeof raised[0]; i++) (void)sigdelset(&all, raised[i]);
     const bool is_masked = pthread_sigmask(SIG_SETMASK, &all, &before) == 0;
     const bool good = pthread_attr_setstacksize(&attributes, stack_bytes) == 0 &&
                       pthread_create(thread, &attributes, run, context) == 0;
