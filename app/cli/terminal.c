@@ -27,8 +27,9 @@ static struct {
     uint64_t progress_ns;
 } state;
 
-static volatile sig_atomic_t n_interrupts;
-static volatile sig_atomic_t last_signal;
+/* Of a handler, or of the thread that takes the signals of a server. */
+static atomic_int n_interrupts;
+static atomic_int last_signal;
 static _Atomic(kr_session_t) watched;
 
 void cli_interrupt(int number) {
