@@ -154,8 +154,8 @@ void http_stream_end(http_exchange_t *exchange, bool whole);
 void http_flush(http_server_t *server);
 
 /* Called once from the I/O thread when the client has gone before the answer's end (closed, reset,
- * stalled, half-closed) or the server is destroyed; at once, on the calling thread, when it has gone
- * already. Never after the answer has ended. `gone` must not block. */
+ * stalled, half-closed) or the server is destroyed; at once, on the calling thread, when that has
+ * happened already. Never after the answer has ended. `gone` must not block. */
 typedef void (*http_gone_fn)(void *user);
 /* Called from the I/O thread with the bytes of the stream that the kernel has taken, until the
  * stream's end. It must not block; it may write. */

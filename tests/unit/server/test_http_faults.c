@@ -1,4 +1,4 @@
-/* test_http_faults.c: the system calls of the I/O thread interrupted, short, too early, and failing.
+/* test_http_faults.c: system calls of the I/O thread interrupted, short, too early, and failing.
  * As long as none fails for good, clients see exactly what they would without. */
 #define _GNU_SOURCE
 #include <sys/epoll.h>
