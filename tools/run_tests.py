@@ -24,7 +24,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 REAL_MODEL_TESTS = ("model_test_real", "model_test_tokens", "model_test_memory")
 TSAN_TESTS = ("base_test_threads", "base_test_team", "base_test_alloc", "base_test_log",
               "telemetry_", "engine_", "model_test_tiny", "model_test_artifact_cache",
-              "model_test_image", "server_test_http")
+              "model_test_image", "server_test_http", "server_test_log", "server_test_keys")
 # Emulated CPUs, the highest level of each, and its tests: what differs from the row above.
 ARM_CPUS = (("cortex-a53", "neon", ("",)),
             ("cortex-a76", "dotprod", ("cpu_", "ops_test_linear")),

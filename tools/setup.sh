@@ -84,8 +84,8 @@ install() {
 
 [ "$what" != test ] || python3 "$(dirname "$0")/client_packages.py"
 
-# Prometheus itself, which the tests let scrape a server. It is only unpacked: installing the package
-# would start its service.
+# Prometheus itself, which the tests let scrape a server. It is only unpacked: installing the
+# package would start its service.
 unpack_prometheus() {
     folder=$(cd "$(dirname "$0")/.." && pwd)/build/prometheus
     [ ! -x "$folder/usr/bin/promtool" ] || return 0

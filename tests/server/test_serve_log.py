@@ -1,5 +1,5 @@
-"""The log: one line a request, for people or as JSON; what is in it and what never is; a stderr that
-nobody reads stalls nobody."""
+"""The log: one line a request, for people or as JSON; what is in it and what never is; a stderr
+that nobody reads stalls nobody."""
 import json
 import os
 import re
