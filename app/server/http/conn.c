@@ -275,13 +275,6 @@ static void take_data(http_conn_t *conn, http_text_t piece) {
     conn->body_last_ns = kri_clock_ns();
     conn->n_body += piece.n_bytes;
     if (conn->in == IN_DISCARD) return;
-    http_server_t *server = conn->server;
-    if (piece.n_bytes > server->limits.bodies_bytes - server->n_body_bytes) {
-        http_conn_refuse(conn, (http_refusal_t){503, "overloaded", "too many large requests"});
-        return;
-    }
-    server->n_body_bytes += piece.n_bytes;
-    conn->exchange->n_body_counted += piece.n_bytes;
     if (kri_buffer_append(&conn->exchange->body, piece.data, piece.n_bytes) != KR_OK) {
         http_conn_refuse(conn, (http_refusal_t){503, "overloaded", "out of memory"});
     }

@@ -345,7 +345,6 @@ void http_exchange_taken(http_exchange_t *exchange, size_t n_bytes) {
 void http_exchange_detach(http_exchange_t *exchange, bool is_gone) {
     pthread_mutex_lock(&exchange->mutex);
     http_server_t *server = exchange->server;
-    server->n_body_bytes -= exchange->n_body_counted;
     exchange->server = NULL;
     exchange->conn = NULL;
     if (is_gone && exchange->state != ANSWER_ENDED) {

@@ -64,7 +64,6 @@ typedef struct http_limits_s {
     uint32_t connections_per_address; /* 256 -> 503 and close; not for Unix sockets */
     uint32_t descriptors_reserved;    /* 64 below RLIMIT_NOFILE: accepting pauses */
     uint32_t queue;               /* requests waiting for a worker: 1024 -> 503 */
-    uint64_t bodies_bytes;        /* 1 GiB: request bodies of all connections -> 503 and close */
     uint64_t stream_bytes;        /* 1 MiB written and not yet taken by the client: gone */
 } http_limits_t;
 /* The defaults above. */

@@ -58,7 +58,7 @@ struct http_exchange_s {
     /* I/O thread. */
     http_conn_t *conn;      /* NULL once the exchange is over for the connection */
     bool in_on_head, is_accepted;
-    uint64_t n_body_max, n_body_counted; /* counted: in the server's n_body_bytes */
+    uint64_t n_body_max;
 
     pthread_mutex_t mutex;  /* the following */
     pthread_cond_t called;  /* a callback has returned */
@@ -215,7 +215,6 @@ struct http_server_s {
     http_conn_t *conns, *closed; /* closed: to be freed after this turn */
     http_timers_t timers;
     http_addresses_t addresses;
-    uint64_t n_body_bytes;   /* of exchanges that are not over */
     bool is_paused;          /* nothing is accepted */
     bool is_short;           /* of descriptors or memory: retried at retry_ns */
     uint64_t retry_ns;

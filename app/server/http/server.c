@@ -23,7 +23,6 @@ void http_limits_init(http_limits_t *limits) {
         .body_rate_after_ms = 10000, .keep_alive_ms = 75000, .keep_alive_requests = 1000,
         .write_stall_ms = 30000, .heartbeat_ms = 15000, .connections = 4096,
         .connections_per_address = 256, .descriptors_reserved = 64, .queue = 1024,
-        .bodies_bytes = (uint64_t)1 << 30,
         .stream_bytes = (uint64_t)1 << 20,
     };
 }
@@ -51,7 +50,6 @@ static kr_status_t check_limits(const http_limits_t *l, kr_error_t *error) {
         {"connections_per_address", l->connections_per_address, 1, UINT32_MAX},
         {"descriptors_reserved", l->descriptors_reserved, 0, 1000000},
         {"queue", l->queue, 1, 1000000},
-        {"bodies_bytes", l->bodies_bytes, 1, (uint64_t)1 << 50},
         {"stream_bytes", l->stream_bytes, 1, (uint64_t)1 << 30},
     };
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {

@@ -328,42 +328,6 @@ TEST(http_limits_requests_over_the_queue_get_503_and_keep_their_connection) {
     }
 }
 
-TEST(http_limits_bodies_of_all_connections_have_a_bound_together) {
-    http_params_t params = rig_params();
-    params.limits.bodies_bytes = 1000;
-    rig_start(&params);
-    char body[1001];
-    memset(body, 'x', sizeof body);
-    const int slow = rig_connect();
-    rig_send(slow, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 700\r\n\r\n");
-    rig_send_bytes(slow, body, 699);
-    RIG_UNTIL(atomic_load(&rig.n_heads) == 1);
-    for (size_t n = 300; n <= 302; n++) {
-        char text[128];
-        const int fd = rig_connect();
-        (void)snprintf(text, sizeof text, POST "Content-Length: %zu\r\n\r\n", n);
-        rig_send(fd, text);
-        rig_send_bytes(fd, body, n);
-        if (n <= 301) {
-            kri_buffer_t in = new_input();
-            assert_int_equal(rig_answer(fd, &in, NULL, 0), 200);
-            assert_int_equal(in.n_bytes, n);
-            kri_buffer_deinit(&in);
-        } else {
-            expect_refusal(fd, 503, "overloaded");
-        }
-        (void)close(fd);
-    }
-    assert_int_equal(rig_ask(slow, "x"), 200);
-    const int fd = rig_connect(); /* all is given back */
-    rig_send(fd, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n");
-    rig_send_bytes(fd, body, 999);
-    assert_int_equal(rig_ask(fd, "x"), 200);
-    (void)close(fd);
-    (void)close(slow);
-    rig_stop();
-}
-
 static uint64_t heap_bytes(void) {
     kr_memory_usage_t usage;
     kr_memory_usage_init(&usage);

@@ -1,11 +1,13 @@
 /* test_http_listen.c: where a server listens, TLS, how it begins and ends. */
 #define _GNU_SOURCE
+#include <malloc.h>
 #include <openssl/err.h>
 #include <openssl/evp.h>
 #include <openssl/pem.h>
 #include <openssl/ssl.h>
 #include <openssl/x509.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 
 #include "http_rig.h"
 
@@ -428,6 +430,70 @@ TEST(http_listen_with_tls_notices_clients_that_go) {
     RIG_UNTIL(atomic_load(&n_gone) == 1);
     assert_int_equal(rig_done_at(0).status, 499);
     http_release(kept);
+    SSL_CTX_free(context);
+    rig_stop();
+    remove_certificate();
+}
+
+#define N_IDLE 200
+
+/* Clients of N_IDLE connections, each after one request: another process, so that the memory of this
+ * one is the server's. Reads the port, writes a byte when all stand, ends with its input. */
+static void run_clients(int in, int out) {
+    uint16_t port;
+    char byte = 1;
+    SSL_CTX *context = SSL_CTX_new(TLS_client_method());
+    if (context == NULL || read(in, &port, sizeof port) != (ssize_t)sizeof port) _exit(1);
+    rig.port = port;
+    for (int i = 0; i < N_IDLE; i++) {
+        SSL *ssl = tls_connect(context, TLS1_3_VERSION);
+        char answer[4096];
+        if (ssl == NULL || SSL_write(ssl, GET("/"), sizeof GET("/") - 1) <= 0 ||
+            SSL_read(ssl, answer, sizeof answer) <= 0) {
+            _exit(1);
+        }
+    }
+    if (write(out, &byte, 1) != 1 || read(in, &byte, 1) != 0) _exit(1);
+    _exit(0);
+}
+
+TEST(http_listen_with_tls_idle_connections_take_little_memory) {
+    make_certificate();
+    int to[2], from[2];
+    assert_int_equal(pipe(to) | pipe(from), 0);
+    const pid_t child = fork(); /* before there are threads */
+    assert_true(child >= 0);
+    if (child == 0) {
+        (void)close(to[1]);
+        (void)close(from[0]);
+        run_clients(to[0], from[1]);
+    }
+    (void)close(to[0]);
+    (void)close(from[1]);
+    const http_params_t params = tls_params();
+    rig_start(&params);
+    SSL_CTX *context = SSL_CTX_new(TLS_client_method());
+    SSL *first = tls_connect(context, TLS1_3_VERSION); /* what is taken once, is */
+    assert_non_null(first);
+    tls_close(first);
+    http_stats_t stats;
+    RIG_UNTIL((http_server_stats(rig.server, &stats), stats.n_connections == 0));
+    const size_t before = mallinfo2().uordblks + mallinfo2().hblkhd;
+    char byte;
+    assert_int_equal(write(to[1], &rig.port, sizeof rig.port), sizeof rig.port);
+    assert_int_equal(read(from[0], &byte, 1), 1);
+    RIG_UNTIL((http_server_stats(rig.server, &stats), stats.n_exchanges == 0));
+    assert_int_equal(stats.n_connections, N_IDLE);
+    const size_t each = (mallinfo2().uordblks + mallinfo2().hblkhd - before) / N_IDLE;
+    printf("bytes an idle TLS connection: %zu\n", each);
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+    assert_in_range(each, 1, 16384); /* a sanitizer's heap does not count */
+#endif
+    (void)close(to[1]);
+    int status;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+    (void)close(from[0]);
     SSL_CTX_free(context);
     rig_stop();
     remove_certificate();
