@@ -35,7 +35,7 @@ FLAGS = ("-c", 512, "--parallel", 256, "--max-connections-per-address", 4096,
 FILES_MIN = 4096
 GROWTH_BYTES = 16 << 20
 GROWTH_PART = 0.01
-WARM_S = 60           # at most, until the page pool is full: cached prefixes may fill it
+WARM_S = 120          # at most, until cached prefixes fill the pool: its pages take memory once
 STREAM_TOKENS = 400
 
 
@@ -158,7 +158,7 @@ class Soak:
         for _ in range(self.args.streams):
             self.start_stream()
         self.next_look = 0
-        self.run(min(WARM_S, self.args.seconds / 2), self.args.leavers, self.pool_is_full)
+        self.run(WARM_S, self.args.leavers, self.pool_is_full)
         calm, storm = Gaps(), Gaps()
         self.run(self.args.calm, 0, gaps=calm)
         self.samples.clear()
