@@ -114,8 +114,13 @@ static bool write_out(job_t *job) {
         job_request_t *request = &run->requests[i];
         if (request->n_unmarked == 0) continue;
         job_add_mark(job, run->n_written, i, request->n_unmarked);
+        run->n_shown += request->n_unmarked;
         request->n_unmarked = 0;
     }
+    /* For the log of a client that goes. */
+    const job_usage_t *usage = &job->usage;
+    call_note_tokens(job->call, usage->n_prompt, usage->n_cached,
+                     run->n_shown > usage->n_generated ? run->n_shown : usage->n_generated);
     if (run->out.n_bytes == 0) return true;
     const bool is_there = call_write(job->call, run->out.data, run->out.n_bytes);
     kri_buffer_clear(&run->out);

@@ -57,6 +57,7 @@ typedef struct job_run_s {
     size_t n_prompt_over;      /* KR_E_CONTEXT_LENGTH: tokens of the prompt; 0 = unknown */
     uint32_t n_ctx;
     uint64_t n_written;        /* bytes of the stream */
+    uint64_t n_shown;          /* tokens rendered into them */
     job_request_t *requests;   /* [n_prompts] */
     uint32_t credits;          /* of each request; 0 = the engine counts by itself */
 

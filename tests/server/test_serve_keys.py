@@ -175,6 +175,23 @@ class Changes(unittest.TestCase):
         stream.close()
         eventually(lambda: metric(server, "kr_requests_running", "sk-m") == 0, "its end")
 
+    def test_prefixes_are_shared_within_a_key_only(self):
+        self.write(key_line("a", "sk-a", "generate"), key_line("b", "sk-b", "generate"))
+        server = self.serve()
+
+        def n_cached(key):
+            body = {"prompt": [7] * 100, "max_tokens": 1}
+            answer = server.call("POST", "/v1/completions", body, bearer(key))
+            return answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+        self.assertEqual(n_cached("sk-a"), 0)
+        self.assertEqual(n_cached("sk-b"), 0)
+        self.assertGreaterEqual(n_cached("sk-a"), 96)
+        self.assertGreaterEqual(n_cached("sk-b"), 96)
+        server.process.send_signal(signal.SIGHUP)  # the same keys keep what they have
+        eventually(lambda: "reloaded: keys=2" in server.said(), "a reload")
+        self.assertGreaterEqual(n_cached("sk-a"), 96)
+
     def test_reload_by_the_endpoint_answers_what_it_did(self):
         self.write(key_line("root", "sk-root", "admin"))
         server = self.serve()

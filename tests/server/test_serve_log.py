@@ -12,7 +12,7 @@ import unittest
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from ops_program import bearer, key_line  # noqa: E402
+from ops_program import Stream, bearer, key_line, long_server  # noqa: E402
 from serve_program import (KR, WAIT_S, ServedTest, Server, environment,  # noqa: E402
                            eventually, make_tiny)
 
@@ -89,6 +89,24 @@ class JsonLines(unittest.TestCase):
             self.assertIsInstance(json.loads(line), dict)
         self.assertNotIn(SECRET, self.server.said())
         self.assertNotIn("sk-alice", self.server.said())
+
+
+class Gone(unittest.TestCase):
+    def test_a_client_that_goes_is_499_with_what_it_got(self):
+        with tempfile.TemporaryDirectory() as scratch:
+            server = long_server(scratch, "--log-format", "json")
+            try:
+                stream = Stream(server)
+                for _ in range(50):
+                    self.assertIsNotNone(stream.event())
+                stream.close()
+                line = eventually(lambda: [x for x in map(json.loads, list(server.lines))
+                                           if x.get("route") == "/v1/completions"], "a line")[0]
+                self.assertEqual(line["status"], 499)
+                self.assertGreaterEqual(line["n_generated"], 50)
+                self.assertGreater(line["n_prompt"], 0)
+            finally:
+                self.assertEqual(server.stop(), 0)
 
 
 class TextLines(ServedTest, unittest.TestCase):
