@@ -24,7 +24,9 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 REAL_MODEL_TESTS = ("model_test_real", "model_test_tokens", "model_test_memory")
 TSAN_TESTS = ("base_test_threads", "base_test_team", "base_test_alloc", "base_test_log",
               "telemetry_", "engine_", "model_test_tiny", "model_test_artifact_cache",
-              "model_test_image", "server_test_http", "server_test_log", "server_test_keys")
+              "model_test_image", "server_test_http", "server_test_job", "server_test_log",
+              "server_test_keys")
+LOAD_TEST = os.path.join("tests", "server", "test_load.py")
 # Emulated CPUs, the highest level of each, and its tests: what differs from the row above.
 ARM_CPUS = (("cortex-a53", "neon", ("",)),
             ("cortex-a76", "dotprod", ("cpu_", "ops_test_linear")),
@@ -162,11 +164,14 @@ def asan(totals):
                    "UBSAN_OPTIONS": "print_stacktrace=1"}
         env = suite_binaries("build-asan", totals, lambda n: not is_real(n), options)
         run_replays("build-asan", totals, env)
+        run_unittest(LOAD_TEST, totals, dict(env, KR_BUILD_DIR=os.path.join(ROOT, "build-asan")))
 
 
 def tsan(totals):
     if build("tsan", "build-tsan", totals):
         suite_binaries("build-tsan", totals, lambda n: n.startswith(TSAN_TESTS))
+        run_unittest(LOAD_TEST, totals, dict(os.environ, TSAN_OPTIONS="exitcode=66",
+                                             KR_BUILD_DIR=os.path.join(ROOT, "build-tsan")))
 
 
 def arm(totals):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from serve_program import WAIT_S, ServedTest, eventually  # noqa: E402
+from serve_program import WAIT_S, ServedTest, Server, eventually  # noqa: E402
 
 LOAD_S = float(os.environ.get("KR_LOAD_S", "3"))
 N_CLIENTS = 8
@@ -61,6 +61,10 @@ class Client(threading.Thread):
         except Exception as error:  # noqa: BLE001 - told by the test
             self.broken = error
 
+    @property
+    def has_worked(self):
+        return self.n_whole > 0 and self.n_left > 0
+
     def connection(self):
         with socket.create_connection(("127.0.0.1", self.port), WAIT_S) as sock:
             for _ in range(self.dice.choice((1, 1, 5))):
@@ -88,7 +92,9 @@ class Client(threading.Thread):
         return True
 
     def read_answer(self, sock):
-        data = b""
+        data = sock.recv(65536)
+        if not data:
+            raise ConnectionError("closed before an answer")
         while b"\r\n\r\n" not in data:
             data += self.more(sock)
         head, _, rest = data.partition(b"\r\n\r\n")
@@ -148,6 +154,23 @@ class Load(ServedTest, unittest.TestCase):
 
         eventually(is_idle, "an idle server")
         self.assertEqual(self.server.post("/v1/completions", {"prompt": "a"}).status, 200)
+
+
+class Stop(unittest.TestCase):
+    def test_a_stop_amid_a_crowd(self):
+        server = Server.of_tiny("-t", 2, "--no-cache", "--parallel", 4, "--queue", 16,
+                                "--drain-s", 1)
+        clients = [Client(server.port, 100 + seed, time.monotonic() + WAIT_S)
+                   for seed in range(N_CLIENTS)]
+        for client in clients:
+            client.start()
+        eventually(lambda: all(client.has_worked or client.broken for client in clients),
+                   "a crowd at work")
+        self.assertEqual([client.broken for client in clients if client.broken], [])
+        self.assertEqual(server.stop(), 0, server.said())
+        for client in clients:  # answers are whole to the last; then the server is not there
+            client.join()
+            self.assertIsInstance(client.broken, OSError, client.broken)
 
 
 if __name__ == "__main__":
