@@ -4,6 +4,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import unittest
 from concurrent.futures import ThreadPoolExecutor
@@ -43,17 +44,26 @@ class Echo:
 
 class Wire(unittest.TestCase):
     def setUp(self):
-        self.echo = Echo("--connections_per_address", 1000)
+        scratch = tempfile.TemporaryDirectory()
+        self.addCleanup(scratch.cleanup)
+        self.path = str(Path(scratch.name) / "s")
+        self.echo = Echo("--connections_per_address", 1000, "--unix", self.path)
         self.addCleanup(self.echo.close)
 
-    def run_all(self, route, n_min):
+    def connect_unix(self):
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(WAIT_S)
+        connection.connect(self.path)
+        return connection
+
+    def run_all(self, route, n_min, connect=None):
         table = list(probes(route))
         n_refused = sum(probe.closes and min(probe.statuses) >= 400 for probe in table)
         self.assertGreaterEqual(n_refused, n_min)
         faults, lock = [], threading.Lock()
 
         def one(probe):
-            fault = run(self.echo.connect, probe)
+            fault = run(connect or self.echo.connect, probe)
             if fault:
                 with lock:
                     faults.append(f"{probe.name}: {fault}")
@@ -67,6 +77,9 @@ class Wire(unittest.TestCase):
 
     def test_a_route_with_a_body(self):
         self.run_all(Route("POST", "/body", body=b'{"prompt":"hello"}'), 300)
+
+    def test_a_unix_socket(self):
+        self.run_all(Route("POST", "/body", body=b'{"prompt":"hello"}'), 300, self.connect_unix)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
 #include "http_rig.h"
 #include "server/http/internal.h"
 
-static atomic_uint seed, per_mille_odd, per_mille_broken;
+static atomic_uint seed, per_mille_odd, per_mille_broken, n_sends;
 
 /* One in a thousand, so many times; and a number for how. */
 static bool draws(unsigned per_mille, unsigned *how) {
@@ -19,6 +19,8 @@ static bool draws(unsigned per_mille, unsigned *how) {
 
 /* 0: go on; else errno. Only in the I/O thread: the clients' calls are not touched. */
 static int fault(unsigned *how) {
+    /* Set only while there is a server: before that rig.server is not to be looked at. */
+    if (atomic_load(&per_mille_odd) == 0 && atomic_load(&per_mille_broken) == 0) return 0;
     if (!http_loop_is_here(rig.server)) return 0;
     if (draws(atomic_load(&per_mille_broken), how)) return *how % 2 ? ECONNRESET : EPIPE;
     if (!draws(atomic_load(&per_mille_odd), how)) return 0;
@@ -45,6 +47,7 @@ ssize_t __wrap_recv(int fd, void *data, size_t n_bytes, int flags) {
 
 ssize_t __wrap_send(int fd, const void *data, size_t n_bytes, int flags) {
     unsigned how;
+    atomic_fetch_add(&n_sends, 1);
     const int why = fault(&how);
     if (why < 0) return __real_send(fd, data, 1 + how % 7 < n_bytes ? 1 + how % 7 : n_bytes, flags);
     if (why == 0) return __real_send(fd, data, n_bytes, flags);
@@ -170,5 +173,64 @@ TEST(http_faults_connections_that_break_leave_nothing_behind) {
     check_answers(&in);
     kri_buffer_deinit(&in);
     (void)close(fd);
+    rig_stop();
+}
+
+static _Atomic(http_exchange_t *) kept;
+static void keep(http_exchange_t *exchange) {
+    http_retain(exchange);
+    atomic_store(&kept, exchange);
+}
+
+TEST(http_faults_a_flush_is_one_send_for_each_connection) {
+    start();
+    rig.on_request = keep;
+    int fds[3];
+    http_exchange_t *exchanges[3];
+    kri_buffer_t in;
+    kri_buffer_init(&in, 1 << 20);
+    for (int i = 0; i < 3; i++) {
+        fds[i] = rig_connect();
+        rig_send(fds[i], GET("/"));
+        RIG_UNTIL(atomic_load(&kept) != NULL);
+        exchanges[i] = atomic_exchange(&kept, NULL);
+        http_stream_begin(exchanges[i], 200, "text/event-stream", NULL, true);
+    }
+    for (int round = 0; round < 5; round++) {
+        const unsigned before = atomic_load(&n_sends);
+        for (int i = 0; i < 3; i++) {
+            for (int k = 0; k < 10; k++) {
+                assert_true(http_stream_write(exchanges[i], "data: x\n\n", 9));
+            }
+        }
+        http_flush(rig.server);
+        for (int i = 0; i < 3; i++) { /* with the head in the first round */
+            kri_buffer_clear(&in);
+            rig_read_until(fds[i], &in, "data: x\n\n\r\n");
+        }
+        assert_int_equal(atomic_load(&n_sends) - before, 3);
+    }
+    const unsigned before = atomic_load(&n_sends);
+    for (int i = 0; i < 3; i++) {
+        assert_true(http_stream_write(exchanges[i], "data: end\n\n", 11));
+        http_stream_end(exchanges[i], true); /* the last event and the last chunk together */
+        kri_buffer_clear(&in);
+        rig_read_until(fds[i], &in, "data: end\n\n\r\n0\r\n\r\n");
+        http_release(exchanges[i]);
+    }
+    assert_int_equal(atomic_load(&n_sends) - before, 3);
+    for (int i = 0; i < 3; i++) { /* head and body of a whole answer */
+        rig_send(fds[i], GET("/"));
+        RIG_UNTIL(atomic_load(&kept) != NULL);
+        http_exchange_t *exchange = atomic_exchange(&kept, NULL);
+        const unsigned n_before = atomic_load(&n_sends);
+        rig_reply(exchange, 200, "whole", false);
+        kri_buffer_clear(&in);
+        rig_read_until(fds[i], &in, "whole");
+        assert_int_equal(atomic_load(&n_sends) - n_before, 1);
+        http_release(exchange);
+        (void)close(fds[i]);
+    }
+    kri_buffer_deinit(&in);
     rig_stop();
 }

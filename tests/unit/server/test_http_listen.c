@@ -437,8 +437,8 @@ TEST(http_listen_with_tls_notices_clients_that_go) {
 
 #define N_IDLE 200
 
-/* Clients of N_IDLE connections, each after one request: another process, so that the memory of this
- * one is the server's. Reads the port, writes a byte when all stand, ends with its input. */
+/* Clients of N_IDLE connections, each after one request: another process, so that this one's memory
+ * is the server's. Reads the port, writes a byte when all stand, ends with its input. */
 static void run_clients(int in, int out) {
     uint16_t port;
     char byte = 1;
