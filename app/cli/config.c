@@ -23,10 +23,9 @@ typedef struct config_s {
 
 /* ---- keys --------------------------------------------------------------------------------- */
 
-/* The file cannot name another file, and asking for help is no setting. */
+/* The file cannot name another file. */
 static bool has_key(const config_t *config, cli_option_id_t id) {
-    if (id == CLI_OPT_config || id == CLI_OPT_help) return false;
-    return cli_option_rows[id].long_name[0] != '\0' &&
+    return id != CLI_OPT_config && cli_option_is_setting(id) &&
            cli_option_belongs(id, config->options->command);
 }
 

@@ -144,6 +144,10 @@ bool cli_option_belongs(cli_option_id_t id, cli_command_id_t command) {
     return (cli_option_rows[id].commands >> command & 1u) != 0;
 }
 
+bool cli_option_is_setting(cli_option_id_t id) {
+    return cli_option_rows[id].long_name[0] != '\0' && id != CLI_OPT_help && id != CLI_OPT_json;
+}
+
 kr_status_t cli_option_reset(cli_options_t *options, cli_option_id_t id, kr_error_t *error) {
     const cli_option_row_t *row = &cli_option_rows[id];
     memset(&options->values[id], 0, sizeof options->values[id]);
@@ -158,8 +162,7 @@ bool cli_option_environment(cli_option_id_t id, cli_command_id_t command, char *
         snprintf(name, cap, "%s", row->environment);
         return true;
     }
-    bool is_derived = cli_option_belongs(CLI_OPT_config, command) && row->long_name[0] != '\0';
-    if (!is_derived || id == CLI_OPT_help) return false;
+    if (!cli_option_belongs(CLI_OPT_config, command) || !cli_option_is_setting(id)) return false;
     snprintf(name, cap, "KR_%s", row->long_name + 2);
     for (char *c = name; *c != '\0'; c++) {
         if (*c >= 'a' && *c <= 'z') *c = (char)(*c - 'a' + 'A');

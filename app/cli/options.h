@@ -119,6 +119,9 @@ bool cli_option_belongs(cli_option_id_t id, cli_command_id_t command);
 /* Parses a value within its bounds. `name` is what the user wrote: a flag, a variable, a key. */
 kr_status_t cli_option_parse(cli_option_id_t id, const char *name, const char *text,
                              cli_value_t *value, kr_error_t *error);
+/* Can stand in the environment and, but for --config, in its file: everything with a long name that
+ * is not asked of one invocation only (--help, --json). */
+bool cli_option_is_setting(cli_option_id_t id);
 /* Back to the default. */
 kr_status_t cli_option_reset(cli_options_t *options, cli_option_id_t id, kr_error_t *error);
 /* The variable that sets this option; false: none does. Commands with --config have one for each

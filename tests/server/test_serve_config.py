@@ -85,6 +85,18 @@ class Refusals(ProgramTest):
                 self.assertNotEqual(result.code, 0)
                 self.assertRegex(result.err, pattern)
 
+    def test_batch_has_them_too(self):
+        words = ("batch", "-m", self.model, "in", "out")
+        self.assert_fails(2, "kr.json: parallel wants a number", *words, "--config",
+                          self.config({"parallel": "8"}))
+        self.assert_fails(2, "kr.json: unknown key 'port'", *words, "--config",
+                          self.config({"port": 1}))
+        for key in ("json", "help"):
+            self.assert_fails(2, f"kr.json: unknown key '{key}'", *words, "--config",
+                              self.config({key: True}))
+        self.assert_fails(2, "KR_PARALLEL wants a whole number", *words,
+                          env=environment(KR_PARALLEL="0"))
+
     def test_help_names_flag_and_environment_of_every_option(self):
         text = kr("help", "serve").out.decode()
         for flag in ("port", "config", "api-key-file", "allowed-host", "drain-s", "log-format",
