@@ -1,8 +1,11 @@
 """/v1/messages and /v1/messages/count_tokens over plain HTTP: every field, the events of a stream
 one by one, refusals by name, errors in Anthropic's form."""
+import sys
 import unittest
+from pathlib import Path
 
-from dialect import DialectTest, TINY
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from dialect import DialectTest, TINY  # noqa: E402
 
 USER = [{"role": "user", "content": "Hello"}]
 

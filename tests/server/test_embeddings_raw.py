@@ -3,9 +3,12 @@ poolings, refusals by name."""
 import base64
 import math
 import struct
+import sys
 import unittest
+from pathlib import Path
 
-from dialect import DialectTest, TINY, N_CTX
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from dialect import DialectTest, TINY, N_CTX  # noqa: E402
 
 N_EMBD, N_VOCAB = 64, 320
 

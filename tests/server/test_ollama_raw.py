@@ -1,9 +1,12 @@
 """The endpoints under /api/ over plain HTTP: NDJSON line by line, options, names with a tag,
 refusals by name, errors in Ollama's form."""
 import re
+import sys
 import unittest
+from pathlib import Path
 
-from dialect import DialectTest, TINY, N_CTX
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from dialect import DialectTest, TINY, N_CTX  # noqa: E402
 
 USER = [{"role": "user", "content": "Hello"}]
 TIME = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z$")

@@ -1,11 +1,13 @@
 """/v1/responses over plain HTTP: the object field by field, every event of a stream,
 conversations, what is kept and for whom, refusals by name."""
 import hashlib
+import sys
 import tempfile
 import unittest
 from pathlib import Path
 
-from dialect import DialectTest, TINY
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from dialect import DialectTest, TINY  # noqa: E402
 
 PART_EVENTS = ["response.output_text.done", "response.content_part.done",
                "response.output_item.done"]
