@@ -132,7 +132,7 @@ def run_unittest(path, totals, env, note=""):
 
 
 def run_sanitized(folder, totals, env):
-    """The server as a whole. A report of a sanitizer is its exit status, which the tests look at."""
+    """The server as a whole. What a sanitizer reports is its exit status, which tests look at."""
     env = dict(env, KR_BUILD_DIR=os.path.join(ROOT, folder))
     for pattern in SANITIZED:
         for path in sorted(glob.glob(os.path.join(ROOT, "tests", "server", pattern))):
