@@ -62,7 +62,7 @@ static void assert_trace(const char *bytes, size_t n_bytes, const char *expected
 
 TEST(http_parser_reads_a_request_into_its_parts) {
     assert_events("GET /v1/models?a=b%20c HTTP/1.1\r\nHost: localhost:8080\r\nX-A:  b \t c\t \r\n"
-                  "X-Empty:\r\nX-Blank:   \r\n\r\n",
+                  "X-Empty:\r\nX-Blank: \t \r\n\r\n",
                   "HEAD GET /v1/models ?a=b%20c 1.1 keep 0\n[Host]=[localhost:8080]\n"
                   "[X-A]=[b \t c]\n[X-Empty]=[]\n[X-Blank]=[]\nEND\n");
     assert_events("POST / HTTP/1.1\r\n" HOST "Content-Length: 5\r\n\r\nhello",
@@ -86,8 +86,8 @@ TEST(http_parser_reads_requests_that_follow_each_other) {
 TEST(http_parser_knows_who_closes_the_connection) {
     assert_events("GET / HTTP/1.1\r\n" HOST "Connection: close\r\n\r\n",
                   "HEAD GET / ? 1.1 0\n[Host]=[a]\n[Connection]=[close]\nEND\n");
-    assert_events("GET / HTTP/1.1\r\n" HOST "Connection: x ,\tCLOSE\r\n\r\n",
-                  "HEAD GET / ? 1.1 0\n[Host]=[a]\n[Connection]=[x ,\tCLOSE]\nEND\n");
+    assert_events("GET / HTTP/1.1\r\n" HOST "Connection: x\t,, \t,\tCLOSE\r\n\r\n",
+                  "HEAD GET / ? 1.1 0\n[Host]=[a]\n[Connection]=[x\t,, \t,\tCLOSE]\nEND\n");
     assert_events("GET / HTTP/1.1\r\nConnection: Upgrade\r\nConnection: close\r\n" HOST "\r\n",
                   "...[Connection]=[close]\n[Host]=[a]\nEND\n");
     assert_events("GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
@@ -101,6 +101,8 @@ TEST(http_parser_knows_who_closes_the_connection) {
 TEST(http_parser_decodes_paths_once_and_refuses_those_with_two_readings) {
     assert_events("GET /a%2fb%20%C3%A4%25 HTTP/1.1\r\n" HOST "\r\n",
                   "HEAD GET /a/b \xc3\xa4% ? 1.1 keep 0\n[Host]=[a]\nEND\n");
+    assert_events("GET /.a/..b HTTP/1.1\r\n" HOST "\r\n",
+                  "HEAD GET /.a/..b ? 1.1 keep 0\n[Host]=[a]\nEND\n");
     assert_events("GET /a/? HTTP/1.1\r\n" HOST "\r\n",
                   "HEAD GET /a/ ? 1.1 keep 0\n[Host]=[a]\nEND\n");
     assert_events("GET /...?/../x%zz HTTP/1.1\r\n" HOST "\r\n",
@@ -136,6 +138,9 @@ TEST(http_parser_refuses_request_lines_that_are_not_exact) {
         {"GET / HTTP/0.9", "BAD 505 unsupported_http_version\n"},
         {"GET / HTTP/1.", "BAD 400 unsupported_http_version\n"},
         {"GET / HTTP/1.10", "BAD 400 invalid_request_line\n"},
+        {"GET / HTTP/.1", "BAD 400 unsupported_http_version\n"},
+        {"GET / HTTP/A.1", "BAD 400 unsupported_http_version\n"},
+        {"GET / HTTP/1.A", "BAD 400 unsupported_http_version\n"},
         {"GET / HTTP/11", "BAD 400 unsupported_http_version\n"},
         {"GET / HTTPS/1.1", "BAD 400 unsupported_http_version\n"},
         {"GET / ICY", "BAD 400 unsupported_http_version\n"},
@@ -146,6 +151,7 @@ TEST(http_parser_refuses_request_lines_that_are_not_exact) {
         assert_trace(text, (size_t)n, rows[i].expected);
     }
     assert_events("\r\n\r\nGET / HTTP/1.1\r\n" HOST "\r\n", "BAD 400 invalid_request_line\n");
+    assert_events("\rGET / HTTP/1.1\r\n" HOST "\r\n", "BAD 400 invalid_request_line\n");
     assert_events("\nGET / HTTP/1.1\r\n" HOST "\r\n", "BAD 400 invalid_request_line\n");
     assert_events("GET / HTTP/1.1\n" HOST "\r\n", "BAD 400 invalid_request_line\n");
     assert_events("GET / HTTP/1.1\r" HOST "\r\n", "BAD 400 invalid_request_line\n");
@@ -177,7 +183,8 @@ TEST(http_parser_wants_one_host_of_the_right_form) {
     };
     static const char *const bad[] = {
         "", ":80", "a:", "a:x", "a:65536", "a:000001", "a:-1", "a:1 ", "u@a", "a/b", "a b", "a,b",
-        "[::1", "::1", "[]", "[::1]x", "[::1]:", "a:1:2", "\xc3\xa4", "a%20", "http://a", "a?",
+        "[::1", "[fe80::1%25a]", "a:1234567", "::1", "[]",
+        "[::1]x", "[::1]:", "a:1:2", "\xc3\xa4", "a%20", "http://a", "a?",
         "a#",
     };
     char text[256];
@@ -250,6 +257,8 @@ TEST(http_parser_takes_chunked_alone_or_nothing) {
         {"Transfer-Encoding: chunked;a=b\r\n", "BAD 400 invalid_framing\n"},
         {"Transfer-Encoding: chunked foo\r\n", "BAD 400 invalid_framing\n"},
         {"Transfer-Encoding:\r\n", "BAD 400 invalid_framing\n"},
+        {"Transfer-Encoding: a b, chunked\r\n", "BAD 400 invalid_framing\n"},
+        {"Transfer-Encoding: a, b, chunked\r\n", "BAD 400 invalid_framing\n"},
         {"Transfer-Encoding: gzip, chunked\r\n", "BAD 501 unsupported_transfer_coding\n"},
         {"Transfer-Encoding: gzip\r\n", "BAD 501 unsupported_transfer_coding\n"},
         {"Transfer-Encoding: identity\r\n", "BAD 501 unsupported_transfer_coding\n"},
@@ -431,6 +440,19 @@ TEST(http_parser_reads_every_hex_digit_of_a_chunk_size) {
         assert_int_equal(trace.is_bad, size < 0);
         http_trace_deinit(&trace);
     }
+}
+
+TEST(http_parser_compares_names_without_case_of_ascii_letters) {
+    for (int a = 0; a < 256; a++) {
+        for (int b = 1; b < 256; b++) {
+            const char text = (char)a, word[2] = {(char)b, '\0'};
+            const bool is_pair = (a ^ b) == 0x20 && ((a | 0x20) >= 'a' && (a | 0x20) <= 'z');
+            assert_int_equal(http_text_equals(&text, 1, word), a == b || is_pair);
+        }
+    }
+    assert_false(http_text_equals("ab", 2, "a"));
+    assert_false(http_text_equals("a", 1, "ab"));
+    assert_true(http_text_equals("", 0, ""));
 }
 
 TEST(http_parser_knows_no_other_versions_and_ports) {
