@@ -218,7 +218,8 @@ void http_conn_refuse(http_conn_t *conn, http_refusal_t refusal) {
         return;
     }
     conn->in = IN_WAIT;
-    conn->is_refused = true;
+    /* Also when another thread has just answered: where the request ends is not known. */
+    conn->is_refused = conn->is_last_answer = true;
     http_exchange_fail(conn->exchange, refusal, true);
 }
 

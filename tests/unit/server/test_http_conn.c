@@ -361,6 +361,40 @@ TEST(http_conn_lets_any_thread_answer_later) {
     rig_stop();
 }
 
+static void accept_and_keep(http_exchange_t *exchange) {
+    http_accept(exchange, 1000);
+    if (rig_is_path(exchange, "/kept")) keep(exchange);
+}
+
+TEST(http_conn_drops_the_rest_of_a_body_that_is_answered_before_its_end) {
+    static const char inner[] = GET("/of-the-body");
+    start();
+    rig.on_head = accept_and_keep;
+    const int fd = rig_connect();
+    kri_buffer_t in = new_input();
+    for (int i = 0; i < 4; i++) {
+        char head[256];
+        (void)snprintf(head, sizeof head, i % 2 ? "POST /kept HTTP/1.1\r\nHost: a\r\n"
+                       "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n%zx\r\n"
+                       : "POST /kept HTTP/1.1\r\nHost: a\r\nContent-Length: %zu\r\n\r\n",
+                       sizeof inner - 1);
+        rig_send(fd, head);
+        RIG_UNTIL(atomic_load(&kept) != NULL);
+        http_exchange_t *exchange = atomic_exchange(&kept, NULL);
+        rig_reply(exchange, 400, "early", false);
+        http_release(exchange);
+        assert_int_equal(rig_answer(fd, &in, NULL, 0), 400);
+        rig_send(fd, inner);
+        if (i % 2) rig_send(fd, "\r\n0\r\n\r\n");
+        assert_int_equal(rig_ask(fd, GET("/")), 200);
+        assert_int_equal(rig.n_heads, 2 * i + 2);
+    }
+    assert_int_equal(rig.n_requests, 4);
+    kri_buffer_deinit(&in);
+    (void)close(fd);
+    rig_stop();
+}
+
 TEST(http_conn_drops_what_is_written_after_it_has_gone) {
     start();
     rig.on_request = keep;
