@@ -591,5 +591,7 @@ TEST(http_parser_bounds_chunk_lines_extensions_and_trailers) {
     for (size_t n_bytes = 4095; n_bytes <= 4097; n_bytes++) {
         assert_filled(CHUNKED "0\r\nA:", n_bytes - 4, 'b', "\r\n\r\n",
                       n_bytes <= 4096 ? "END\n" : "BAD 400 invalid_chunk\n");
+        assert_filled(CHUNKED "0\r\nA: b\r\nA: b\r\nA:", n_bytes - 16, 'b', "\r\n\r\n",
+                      n_bytes <= 4096 ? "END\n" : "BAD 400 invalid_chunk\n");
     }
 }
