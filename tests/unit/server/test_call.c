@@ -215,6 +215,46 @@ TEST(errors_table_is_whole) {
     assert_string_equal(error_find("no such code")->code, "internal");
 }
 
+TEST(errors_bodies_fit_or_fail) {
+    static const call_style_t styles[] = {STYLE_OPENAI, STYLE_ANTHROPIC, STYLE_OLLAMA};
+    for (size_t i = 0; i < 3; i++) {
+        kr_status_t status = KR_E_LIMIT;
+        for (size_t max = 0; status == KR_E_LIMIT; max++) {
+            kri_buffer_t out;
+            assert_true(max < 256);
+            kri_buffer_init(&out, max);
+            status = error_put_body(styles[i], error_find("invalid_value"), "n", "bad \xff", "id",
+                                    &out);
+            if (status == KR_OK) {
+                json_t *root = json_loadb(out.data, out.n_bytes, 0, NULL);
+                assert_non_null(root);
+                json_decref(root);
+            }
+            kri_buffer_deinit(&out);
+        }
+        assert_status(status, KR_OK);
+    }
+}
+
+TEST(errors_anthropic_types_follow_the_status) {
+    static const char *const types[][2] = {
+        {"invalid_json", "invalid_request_error"}, {"invalid_api_key", "authentication_error"},
+        {"host_not_allowed", "permission_error"}, {"model_not_found", "not_found_error"},
+        {"body_too_large", "request_too_large"}, {"queue_full", "rate_limit_error"},
+        {"internal", "api_error"}, {"overloaded", "overloaded_error"},
+        {"deadline_exceeded", "timeout_error"}, {"method_not_allowed", "invalid_request_error"}};
+    for (size_t i = 0; i < sizeof types / sizeof types[0]; i++) {
+        kri_buffer_t out;
+        char wanted[64];
+        kri_buffer_init(&out, 4096);
+        assert_status(error_put_body(STYLE_ANTHROPIC, error_find(types[i][0]), NULL, "m", NULL,
+                                     &out), KR_OK);
+        (void)snprintf(wanted, sizeof wanted, "\"error\":{\"type\":\"%s\"", types[i][1]);
+        if (strstr(out.data, wanted) == NULL) fail_msg("no %s in %s", wanted, out.data);
+        kri_buffer_deinit(&out);
+    }
+}
+
 TEST(errors_style_follows_the_path) {
     assert_int_equal(error_style_of_path("/api/chat", 9), STYLE_OLLAMA);
     assert_int_equal(error_style_of_path("/api", 4), STYLE_OPENAI);

@@ -259,6 +259,34 @@ TEST(json_joins_paths) {
     expect(&f, "invalid_value", "a", "'a' must be an object, not a whole number");
 }
 
+/* "Two", a long one, and one that only begins alike. */
+TEST(json_words_match_in_full) {
+    static const char *const words[] = {"two", NULL};
+    static const char *const wrong[] = {"\"Two\"", "\"twofold\"", "\"tw\"", "\"two\\u0000\"",
+                                        "\"\""};
+    for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
+        char text[64];
+        (void)snprintf(text, sizeof text, "{\"w\":%s}", wrong[i]);
+        fixture_t f;
+        uint32_t index = 9;
+        open_text(&f, text);
+        assert_false(json_read_word(&f.reader, "w", words, &index));
+        expect(&f, "invalid_value", "w", "one of 'two'");
+    }
+}
+
+TEST(json_refuses_objects_that_are_missing) {
+    fixture_t f;
+    open_text(&f, "{}");
+    json_reader_t inner;
+    json_t *value = NULL;
+    json_open(&inner, NULL, "a.b", &f.mistake);
+    assert_false(json_read_any(&inner, "c", &value));
+    json_read_ignored(&inner, "c");
+    json_finish(&inner);
+    expect(&f, "invalid_value", "a.b", "must be an object, not missing");
+}
+
 TEST(json_keeps_the_first_mistake) {
     fixture_t f;
     open_text(&f, "{\"a\":\"x\",\"b\":\"y\"}");
@@ -330,10 +358,22 @@ TEST(json_puts_strings) {
     expect_put("a\0b", 3, "\"a\\u0000b\"");
     expect_put("\xff" "a\xe2\x82" "b\xe2\x82\xac\xc3", 9,
                "\"\xef\xbf\xbd" "a\xef\xbf\xbd\xef\xbf\xbd" "b\xe2\x82\xac\xef\xbf\xbd\"");
-    kri_buffer_t small;
-    kri_buffer_init(&small, 4);
-    assert_status(json_put_string(&small, "abcdef", 6), KR_E_LIMIT);
-    kri_buffer_deinit(&small);
+}
+
+TEST(json_puts_fail_without_room) {
+    static const char text[] = "a\n\xff" "b\x01";
+    const size_t n_whole = strlen("\"a\\n...b\\u0001\"");
+    for (size_t max = 0; max <= n_whole; max++) {
+        kri_buffer_t small;
+        kri_buffer_init(&small, max);
+        assert_status(json_put_string(&small, text, 5), max < n_whole ? KR_E_LIMIT : KR_OK);
+        kri_buffer_deinit(&small);
+    }
+    kri_buffer_t none;
+    kri_buffer_init(&none, 2);
+    assert_status(json_put_float(&none, 0.5f), KR_E_LIMIT);
+    assert_status(json_put_double(&none, (double)NAN), KR_E_LIMIT);
+    kri_buffer_deinit(&none);
 }
 
 TEST(json_puts_numbers_that_read_back) {
