@@ -165,6 +165,7 @@ static void answer_success(job_t *job) {
 static void finish(job_t *job) {
     job_run_t *run = job->run;
     if (run->out.status != KR_OK) job_note_failure(job, run->out.status, NULL);
+    if (atomic_load(&run->is_gone)) job_note_failure(job, KR_E_CANCELLED, NULL);
     if (run->is_answered) return;
     if (run->status != KR_OK) answer_failure(job);
     else answer_success(job);
@@ -180,15 +181,27 @@ void job_leave(job_t *job, uint32_t n) {
     job_free(job);
 }
 
-void job_send(job_t *job) {
+static bool is_heavy(const job_t *job) {
+    uint64_t n_entries = 0;
+    if (job->is_stream || job->n_tops < 0 || job->run->is_answered) return false;
+    for (uint32_t i = 0; i < job->n_choices_all; i++) {
+        n_entries += job->choices[i].n_tokens * (uint64_t)(job->n_tops + 1);
+    }
+    return n_entries > JOB_HEAVY_ENTRIES;
+}
+
+bool job_send(job_t *job) {
     job_run_t *run = job->run;
+    bool is_for_others = false;
     kri_mutex_lock(&run->lock);
     const uint32_t n = run->n_ending;
     run->n_ending = 0;
     /* Nobody else is left: the last tokens and the end go in one write. */
-    if (atomic_fetch_sub(&run->n_left, n) - n == 1) finish(job);
-    else job_advance(job);
+    if (atomic_fetch_sub(&run->n_left, n) - n > 1) job_advance(job);
+    else if (is_heavy(job)) is_for_others = true;
+    else finish(job);
     kri_mutex_unlock(&run->lock);
+    return is_for_others;
 }
 
 void job_try_later(job_t *job) {

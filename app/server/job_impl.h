@@ -25,6 +25,8 @@
 #define JOB_OUT_BYTES_MAX ((size_t)256 << 20)  /* of an answer in one piece, of a stream's write */
 #define JOB_POOLED_AHEAD 64u       /* prompts with pooling that one job has submitted */
 #define JOB_RETRY_NS 20000000ull   /* a job with pooling that found the queue full tries again */
+#define JOB_HEAVY_ENTRIES 4096u    /* log-probabilities of an answer in one piece: a millisecond of
+                                      rendering for some hundred */
 #define JOB_HOLD_NS 5000000000ull  /* a stream without a token begins after this time anyway */
 
 typedef struct job_request_s {
@@ -91,8 +93,9 @@ void job_take_event(pump_user_t *user, pump_t *pump, const kr_event_t *event);
 void job_try_later(job_t *job);
 /* It is due: a stream begins without a token, a job with pooling tries again. The pump only. */
 void job_wait_over(job_t *job);
-/* Writes what the events since the last call gave, without http_flush. The pump only. */
-void job_send(job_t *job);
+/* Writes what the events since the last call gave, without http_flush. The pump only. True: only the
+ * pump still holds it, and what is left takes long to render: another thread should leave it. */
+bool job_send(job_t *job);
 /* One thread less. May free the job. */
 void job_leave(job_t *job, uint32_t n);
 /* Remembers the first failure. With the lock. */

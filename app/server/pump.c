@@ -1,4 +1,5 @@
-/* pump.c: poll, dispatch, send, flush. It sleeps in poll(2) on the engine's descriptor and its own;
+/* pump.c: poll, dispatch, send, flush. Answers that take long to render go to a thread of their own,
+ * one at a time: streams must not wait for them, nor may their bodies pile up. The pump sleeps in poll(2) on the engine's descriptor and its own;
  * before that it polls the engine until nothing is left, since that also gives back what was
  * consumed. */
 #include "pump.h"
@@ -21,7 +22,55 @@ struct pump_s {
     atomic_bool is_stopping;
     job_t *touched;            /* in this batch */
     kr_event_t events[EVENTS_MAX];
+
+    pthread_t finisher;
+    pthread_mutex_t mutex;     /* the following */
+    pthread_cond_t changed;
+    job_t *heavy_first, *heavy_last;
+    bool finisher_ends;        /* once nothing is left to do */
 };
+
+/* ---- heavy answers --------------------------------------------------------------------------- */
+
+static void hand_over(pump_t *pump, job_t *job) {
+    job->run->touched_next = NULL;
+    (void)pthread_mutex_lock(&pump->mutex);
+    if (pump->heavy_last != NULL) pump->heavy_last->run->touched_next = job;
+    else pump->heavy_first = job;
+    pump->heavy_last = job;
+    (void)pthread_cond_signal(&pump->changed);
+    (void)pthread_mutex_unlock(&pump->mutex);
+}
+
+static void *finisher_main(void *arg) {
+    pump_t *pump = arg;
+    (void)pthread_mutex_lock(&pump->mutex);
+    for (;;) {
+        job_t *job = pump->heavy_first;
+        if (job == NULL) {
+            if (pump->finisher_ends) break;
+            (void)pthread_cond_wait(&pump->changed, &pump->mutex);
+            continue;
+        }
+        pump->heavy_first = job->run->touched_next;
+        if (pump->heavy_first == NULL) pump->heavy_last = NULL;
+        (void)pthread_mutex_unlock(&pump->mutex);
+        job_leave(job, 1);
+        (void)pthread_mutex_lock(&pump->mutex);
+    }
+    (void)pthread_mutex_unlock(&pump->mutex);
+    return NULL;
+}
+
+static void end_finisher(pump_t *pump) {
+    (void)pthread_mutex_lock(&pump->mutex);
+    pump->finisher_ends = true;
+    (void)pthread_cond_signal(&pump->changed);
+    (void)pthread_mutex_unlock(&pump->mutex);
+    (void)pthread_join(pump->finisher, NULL);
+}
+
+/* ---- events ---------------------------------------------------------------------------------- */
 
 void pump_touch(pump_t *pump, job_t *job) {
     if (job->run->is_touched) return;
@@ -44,8 +93,8 @@ static void take_batch(pump_t *pump, uint32_t n_events) {
     for (job_t *job = pump->touched; job != NULL; job = next) {
         next = job->run->touched_next;
         job->run->is_touched = false;
-        job_send(job);
-        job_leave(job, 1);
+        if (job_send(job)) hand_over(pump, job);
+        else job_leave(job, 1);
     }
     pump->touched = NULL;
     if (pump->server->http != NULL) http_flush(pump->server->http);
@@ -92,12 +141,17 @@ kr_status_t pump_start(server_t *server, kr_error_t *error) {
     pump->wake_fd = -1;
     KR_TRY_DONE(kr_engine_event_fd(server->engine, &pump->engine_fd));
     KR_TRY_DONE(kri_event_fd_create(&pump->wake_fd));
-    if (pthread_create(&pump->thread, NULL, pump_main, pump) != 0) {
-        status = KRI_FAIL(error, KR_E_IO, NULL, "cannot start the thread of events");
-        goto done;
+    (void)pthread_mutex_init(&pump->mutex, NULL);
+    (void)pthread_cond_init(&pump->changed, NULL);
+    server->pump = pump; /* the thread's events may lead back to it */
+    if (pthread_create(&pump->finisher, NULL, finisher_main, pump) == 0) {
+        if (pthread_create(&pump->thread, NULL, pump_main, pump) == 0) return KR_OK;
+        end_finisher(pump);
     }
-    server->pump = pump;
-    return KR_OK;
+    server->pump = NULL;
+    status = KRI_FAIL(error, KR_E_IO, NULL, "cannot start the threads of events");
+    (void)pthread_cond_destroy(&pump->changed);
+    (void)pthread_mutex_destroy(&pump->mutex);
 done:
     kri_event_fd_destroy(pump->wake_fd);
     free(pump);
@@ -110,7 +164,10 @@ void pump_stop(server_t *server) {
     atomic_store(&pump->is_stopping, true);
     pump_wake(pump);
     (void)pthread_join(pump->thread, NULL);
+    end_finisher(pump);
     server->pump = NULL;
+    (void)pthread_cond_destroy(&pump->changed);
+    (void)pthread_mutex_destroy(&pump->mutex);
     kri_event_fd_destroy(pump->wake_fd);
     free(pump);
 }

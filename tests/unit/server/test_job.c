@@ -5,8 +5,9 @@
 #include <time.h>
 
 #include "../../model/tiny.h"
+#include "base/clock.h"
 #include "server/endpoints.h"
-#include "server/job.h"
+#include "server/job_impl.h"
 #include "server/pump.h"
 #include "server/server.h"
 #include "test.h"
@@ -24,7 +25,7 @@ typedef struct client_s {
     bool takes;                /* what is written is taken at once */
     uint32_t n_writes;
     uint64_t n_waiting;        /* written and not taken */
-    char text[1 << 18];
+    char text[1 << 20];
     size_t n_text;
     void (*gone)(void *user);
     void (*taken)(void *user, size_t n_bytes);
@@ -303,6 +304,59 @@ TEST(job_streams_what_it_answers_whole) {
         client_destroy(one);
         client_destroy(two);
     }
+    wait_idle(server);
+    server_destroy(server);
+}
+
+TEST(job_writes_once_a_step) {
+    server_t *server = make_server(8, 64);
+    client_t *client = ask(server, CHAT,
+                           "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}],\"n\":8,"
+                           "\"max_tokens\":50,\"ignore_eos\":true,\"stream\":true,"
+                           "\"logprobs\":true}");
+    WAIT_FOR(client, client->has_ended);
+    assert_int_equal(count(client->text, "\"logprob\":"), 400);
+    /* Choices join the first one a step or two later. */
+    assert_in_range(client->n_writes, 1, 60);
+    client_destroy(client);
+    server_destroy(server);
+}
+
+TEST(job_renders_long_answers_too) {
+    server_t *server = make_server(8, 64);
+    client_t *clients[3];
+    for (uint32_t i = 0; i < 3; i++) {
+        clients[i] = ask(server, CHAT,
+                         "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}],\"n\":4,"
+                         "\"max_tokens\":60,\"ignore_eos\":true,\"logprobs\":true,"
+                         "\"top_logprobs\":20}");
+    }
+    for (uint32_t i = 0; i < 3; i++) {
+        WAIT_FOR(clients[i], clients[i]->is_destroyed);
+        assert_int_equal(clients[i]->status, 200);
+        assert_int_equal(count(clients[i]->text, "\"top_logprobs\":"), 240);
+        client_destroy(clients[i]);
+    }
+    wait_idle(server);
+    server_destroy(server);
+}
+
+TEST(job_begins_a_stream_that_waits_long) {
+    server_t *server = make_server(1, 64);
+    static const char body[] = "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}],"
+                               "\"max_tokens\":400,\"ignore_eos\":true,\"stream\":true}";
+    client_t *running = client_create(body), *waiting = client_create(body);
+    running->takes = waiting->takes = false;
+    start(server, running, CHAT);
+    WAIT_FOR(running, running->n_writes > 0);
+    start(server, waiting, CHAT);
+    (void)job_open_waiting(kri_clock_ns() + 2 * JOB_HOLD_NS); /* as if it were later */
+    WAIT_FOR(waiting, waiting->has_begun && waiting->n_writes > 0);
+    assert_non_null(strstr(waiting->text, "\"role\":\"assistant\""));
+    client_leave(waiting);
+    client_leave(running);
+    client_destroy(waiting);
+    client_destroy(running);
     wait_idle(server);
     server_destroy(server);
 }
