@@ -1,7 +1,7 @@
-/* pump.c: poll, dispatch, send, flush. Answers that take long to render go to a thread of their own,
- * one at a time: streams must not wait for them, nor may their bodies pile up. The pump sleeps in poll(2) on the engine's descriptor and its own;
- * before that it polls the engine until nothing is left, since that also gives back what was
- * consumed. */
+/* pump.c: poll, dispatch, send, flush. Answers that take long to render go to a thread of their
+ * own, one at a time: streams must not wait for them, nor may their bodies pile up. The pump sleeps
+ * in poll(2) on the engine's descriptor and its own; before that it polls the engine until nothing
+ * is left, since that also gives back what was consumed. */
 #include "pump.h"
 
 #include <poll.h>
