@@ -94,7 +94,8 @@ void job_try_later(job_t *job);
 /* It is due: a stream begins without a token, a job with pooling tries again. The pump only. */
 void job_wait_over(job_t *job);
 /* Writes what the events since the last call gave, without http_flush. The pump only. True: only
- * the pump still holds it, and what is left takes long to render: another thread should leave it. */
+ * the pump still holds it, and what is left takes long to render: another thread should leave
+ * it. */
 bool job_send(job_t *job);
 /* One thread less. May free the job. */
 void job_leave(job_t *job, uint32_t n);
