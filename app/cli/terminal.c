@@ -50,6 +50,7 @@ void cli_terminal_init(void) {
     state.out_terminal = isatty(STDOUT_FILENO) == 1;
     state.err_terminal = isatty(STDERR_FILENO) == 1;
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); /* ulimit -f: an error of the write, as a full disk is */
     /* No SA_RESTART: a read at the chat prompt must come back. */
     struct sigaction action;
     memset(&action, 0, sizeof action);

@@ -15,6 +15,7 @@
 #include "visit.h"
 
 #define BODY_BYTES_MAX 4096u
+#define KEY_SHARE 4u /* one key may have a quarter of the memory for bodies */
 
 /* ---- refusals ------------------------------------------------------------------------------ */
 
@@ -242,10 +243,17 @@ static bool check_state(server_t *server, http_exchange_t *exchange, const endpo
 
 /* ---- the visit ------------------------------------------------------------------------------- */
 
+/* Gives back room that reserve_body has taken. */
+static void give_body(visit_t *visit, uint64_t n_bytes) {
+    atomic_fetch_sub(&visit->server->bodies_bytes, n_bytes);
+    keys_give_bytes(visit->server->keys, visit->principal.key_id, n_bytes);
+    visit->body_bytes -= n_bytes;
+}
+
 static void visit_destroy(void *user) {
     visit_t *visit = user;
+    give_body(visit, visit->body_bytes);
     if (visit->is_entered) keys_leave(visit->server->keys, visit->principal.key_id);
-    atomic_fetch_sub(&visit->server->bodies_bytes, visit->body_bytes);
     free(visit);
 }
 
@@ -278,11 +286,19 @@ static bool enter(visit_t *visit) {
     return false;
 }
 
-/* Room for the body: as much as it says it has, or may have. */
+/* Room for the body: as much as it says it has, or may have. A key that holds bodies open must
+ * leave room for those of others. */
 static bool reserve_body(visit_t *visit) {
     server_t *server = visit->server;
     const uint64_t declared = http_request(visit->exchange)->body_declared;
     const uint64_t n = declared < server->body_bytes_max ? declared : server->body_bytes_max;
+    if (!keys_take_bytes(server->keys, visit->principal.key_id, n,
+                         server->bodies_bytes_max / KEY_SHARE)) {
+        counters_refused(server->counters, REFUSAL_IN_FLIGHT);
+        refuse(visit->exchange, visit->endpoint->style, "too_many_requests", NULL,
+               "the bodies of this key's requests take all the memory that one key may have");
+        return false;
+    }
     const uint64_t before = atomic_fetch_add(&server->bodies_bytes, n);
     visit->body_bytes = n;
     if (n == 0 || before + n <= server->bodies_bytes_max) return true;
@@ -327,13 +343,11 @@ void server_on_head(void *user, http_exchange_t *exchange) {
 }
 
 void server_on_request(void *user, http_exchange_t *exchange) {
-    server_t *server = user;
+    (void)user;
     visit_t *visit = http_user(exchange);
     const uint64_t n_bytes = http_request(exchange)->body_bytes;
-    if (n_bytes < visit->body_bytes) { /* chunked: now it is known how much it is */
-        atomic_fetch_sub(&server->bodies_bytes, visit->body_bytes - n_bytes);
-        visit->body_bytes = n_bytes;
-    }
+    /* Chunked: now it is known how much it is. */
+    if (n_bytes < visit->body_bytes) give_body(visit, visit->body_bytes - n_bytes);
     run(visit);
 }
 

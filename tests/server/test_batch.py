@@ -136,7 +136,7 @@ class Form(BatchTest):
 
         def limit():
             import resource
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # as a shell leaves it
             resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
 
         result = kr(*self.words("--no-cache"), preexec_fn=limit)

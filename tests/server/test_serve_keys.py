@@ -2,6 +2,7 @@
 reload that leaves running requests alone."""
 import re
 import signal
+import socket
 import sys
 import tempfile
 import unittest
@@ -154,6 +155,27 @@ class Changes(unittest.TestCase):
         eventually(lambda: self.status_of(server, "sk-b") == 200, "a place for b")
         eventually(lambda: n_in_flight() == 1, "only the scrape in flight")
 
+    def test_bodies_of_one_key_leave_room_for_others(self):
+        self.write(key_line("a", "sk-a", "generate"), key_line("b", "sk-b", "generate"))
+        server = self.serve()
+        head = (b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer sk-a\r\n"
+                b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n")
+        slow = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(64)]
+        for one in slow:  # fewer than a key may have in flight; each counts as 16 MiB of the 1 GiB
+            self.addCleanup(one.close)
+            one.sendall(head)
+
+        def ask(key):
+            return server.call("POST", "/tokenize", {"content": "hi"}, bearer(key))
+
+        answer = eventually(lambda: (lambda a: a if a.status == 429 else None)(ask("sk-a")),
+                            "the share of a is used up")
+        self.assertEqual(answer.error()["code"], "too_many_requests")
+        self.assertEqual(ask("sk-b").status, 200)
+        for one in slow:
+            one.close()
+        eventually(lambda: ask("sk-a").status == 200, "what a held is given back")
+
     def refused(self, server, key):
         answer = server.call("GET", "/v1/models", headers=bearer(key))
         return answer if answer.status == 429 else None
@@ -207,7 +229,8 @@ class Changes(unittest.TestCase):
         server = self.serve()
         self.write("root nonsense admin\n")
         answer = server.call("POST", "/admin/reload", headers=bearer("sk-root"))
-        self.assertEqual(answer.status, 400)
+        self.assertEqual((answer.status, answer.error()["code"]), (400, "invalid_request"))
+        self.assertNotIn(str(self.keys.parent), answer.text)  # the path is the log's
         server.process.send_signal(signal.SIGHUP)
         eventually(lambda: server.said().count("reload refused") == 2, "two refusals in the log")
         self.assertIn("line 1: behind the name stands the SHA-256", server.said())
