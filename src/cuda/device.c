@@ -294,7 +294,7 @@ kr_status_t kri_cuda_wait(kri_cuda_stream_t *stream, kr_error_t *error) {
 
 void kri_cuda_record_begin(kri_cuda_stream_t *stream) {
     if (stream->error != KRI_CUDA_SUCCESS) return;
-    keep_error(stream, stream->cuda->driver.capture_begin(stream->handle, KRI_CUDA_CAPTURE_THREAD));
+    keep_error(stream, stream->cuda->driver.capture_begin(stream->handle, KRI_CUDA_CAPTURE_RELAXED));
 }
 
 void kri_cuda_record_end(kri_cuda_stream_t *stream, void **graph) {

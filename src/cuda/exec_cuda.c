@@ -203,6 +203,15 @@ static void unpack(const kri_exec_t *exec, const kri_weight_part_t *part, uint32
 
 static void gemm(const kri_exec_t *exec, const kri_cu_gemm_t *args) {
     kri_cuda_stream_t *stream = own(exec)->stream;
+    if (own(exec)->lt && kri_cuda_lt_gemm(own(exec)->lt, stream, args)) {
+        const kri_cu_bias_t bias = {.bias = args->bias, .out = args->c, .out_stride = args->ldc,
+                                    .n_rows = args->m, .n = args->n};
+        if (!args->bias) return;
+        kri_cuda_launch(stream, KRI_CUDA_bias,
+                        (kri_cuda_grid_t){.x = ceil32(args->n, 256), .y = args->m,
+                                          .n_threads = 256}, &bias);
+        return;
+    }
     const uint32_t n_blocks = ceil32(args->m, 128) * ceil32(args->n, 128);
     if (args->m <= 16) {
         kri_cuda_launch(stream, KRI_CUDA_gemm_16,

@@ -7,11 +7,13 @@
 
 #include "cuda/args.h"
 #include "cuda/device.h"
+#include "cuda/lt.h"
 #include "ops/exec.h"
 
 /* kri_exec_t.device. Buffers are the device's; n is the widest input of a linear. */
 typedef struct kri_cuda_exec_s {
     kri_cuda_stream_t *stream;
+    kri_cuda_lt_t *lt;        /* NULL: products of many rows by kernels/gemm.cu */
     const uint32_t *cancel;   /* host; NULL while a graph is recorded */
     kri_cu_step_t step;
     uint32_t n_decode_rows, n_tiles, n_splits;

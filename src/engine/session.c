@@ -217,6 +217,7 @@ kr_status_t kri_session_create(struct kr_model_s *model, const kr_session_params
         KR_TRY_DONE(kri_session_cuda_create(model, &s->info, s->exec.pool, &s->cuda, &memory,
                                             error));
         kv.memory = &memory;
+        s->info.isa = kri_session_cuda_level(s->cuda);
     }
     status = s->scratch ? kri_kv_pool_create(&kv, &s->kv) : KR_E_NOMEM;
     if (status != KR_OK) {

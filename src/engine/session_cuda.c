@@ -1,6 +1,6 @@
 /* session_cuda.c: see session_cuda.h. A step's tables go to the device in one copy; a decode step then
- * replays a graph that was recorded the first time its shape came up, other steps launch kernels one
- * by one. Logits come back through pinned memory. */
+ * replays a graph that was recorded when its shape came up the second time, other steps launch kernels
+ * one by one. Logits come back through pinned memory. */
 #include "engine/session_cuda.h"
 
 #include <string.h>
@@ -29,6 +29,7 @@ typedef struct tables_s {
     size_t flag, tokens, positions, row_seq, out_rows, decode_rows, tiles, seqs, pages;
 } tables_t;
 
+/* A shape of decode step; exec is NULL until it comes up a second time. */
 typedef struct graph_s {
     uint32_t n_rows, n_out_rows, n_splits;
     void *exec;
@@ -37,6 +38,7 @@ typedef struct graph_s {
 struct kri_session_cuda_s {
     kri_cuda_t *cuda;
     kri_cuda_stream_t stream;
+    kri_cuda_lt_t *lt;           /* may be NULL */
     const kri_cuda_weights_t *weights;
     kri_cuda_exec_t ops;
     kri_exec_t exec;
@@ -179,7 +181,7 @@ static void bind_scratch(kri_session_cuda_t *s) {
                              .qkv = floats_at(s, l->qkv), .attn = floats_at(s, l->attn),
                              .cos_sin = {floats_at(s, l->cos_sin[0]), floats_at(s, l->cos_sin[1])}};
     s->ops = (kri_cuda_exec_t){
-        .stream = &s->stream, .q8 = (kri_cu_q8_t *)(void *)(s->scratch + l->q8),
+        .stream = &s->stream, .lt = s->lt, .q8 = (kri_cu_q8_t *)(void *)(s->scratch + l->q8),
         .f32 = floats_at(s, l->f32), .bf16 = (uint16_t *)(void *)(s->scratch + l->bf16),
         .gate_up = floats_at(s, l->gate_up), .unpacked_items = l->unpacked_items,
         .unpacked = (uint16_t *)(void *)(s->scratch + l->unpacked),
@@ -196,7 +198,8 @@ static kr_status_t check_memory(kri_session_cuda_t *s, struct kr_model_s *model,
     KR_TRY(kri_cuda_weights_bytes(model, &n_bytes, error));
     if (kri_cuda_weights_are_loaded(model)) n_bytes = 0;
     return kri_cuda_check_memory(s->cuda, "weights, keys and values, activations",
-                                 n_bytes + info->kv_bytes + s->layout.total, error);
+                                 n_bytes + info->kv_bytes + s->layout.total + KRI_CUDA_LT_BYTES,
+                                 error);
 }
 
 static kr_status_t open_on(kri_session_cuda_t *s, struct kr_model_s *model,
@@ -213,6 +216,7 @@ static kr_status_t open_on(kri_session_cuda_t *s, struct kr_model_s *model,
     KR_TRY(kri_cuda_weights_get(model, s->cuda, pool, info->n_threads, &s->weights, error));
     KR_TRY(kri_cuda_alloc(s->cuda, "activations", s->layout.total, &scratch, error));
     s->scratch = scratch;
+    s->lt = kri_cuda_lt_open(s->cuda);
     s->host = kri_cuda_pinned_alloc(s->cuda, s->layout.table_bytes + logit_bytes);
     if (!s->host) return KRI_FAIL(error, KR_E_NOMEM, NULL, "no pinned memory for logits");
     s->host_logits = (float *)(void *)(s->host + s->layout.table_bytes);
@@ -245,6 +249,7 @@ void kri_session_cuda_destroy(kri_session_cuda_t *s) {
     if (!s) return;
     kri_cuda_stream_close(&s->stream);
     for (uint32_t i = 0; i < s->n_graphs; i++) kri_cuda_graph_free(s->cuda, s->graphs[i].exec);
+    kri_cuda_lt_close(s->lt);
     if (s->cuda) {
         kri_cuda_free(s->cuda, s->scratch, s->layout.total);
         kri_cuda_pinned_free(s->cuda, s->host);
@@ -356,25 +361,37 @@ static kr_status_t forward(kri_session_cuda_t *s, const tables_t *t) {
     return KR_OK;
 }
 
-/* The graph of this shape, recorded when it is new; NULL after an error of the stream. */
-static void *find_graph(kri_session_cuda_t *s, const tables_t *t) {
+/* The place of this shape of step; a new one is empty. */
+static graph_t *find_graph(kri_session_cuda_t *s) {
     const uint32_t n_rows = s->exec.step->n_rows, n_out = s->exec.step->n_out_rows;
     for (uint32_t i = 0; i < s->n_graphs; i++) {
-        const graph_t *g = &s->graphs[i];
+        graph_t *g = &s->graphs[i];
         if (g->n_rows == n_rows && g->n_out_rows == n_out && g->n_splits == s->ops.n_splits) {
-            return g->exec;
+            return g;
         }
     }
-    void *exec = NULL;
-    s->ops.cancel = NULL;
-    kri_cuda_record_begin(&s->stream);
-    (void)forward(s, t); /* the stream keeps what went wrong */
-    kri_cuda_record_end(&s->stream, &exec);
-    if (!exec) return NULL;
-    const uint32_t i = s->n_graphs < N_GRAPHS ? s->n_graphs++ : s->next_graph++ % N_GRAPHS;
-    kri_cuda_graph_free(s->cuda, s->graphs[i].exec);
-    s->graphs[i] = (graph_t){n_rows, n_out, s->ops.n_splits, exec};
-    return exec;
+    graph_t *g = &s->graphs[s->n_graphs < N_GRAPHS ? s->n_graphs++ : s->next_graph++ % N_GRAPHS];
+    kri_cuda_graph_free(s->cuda, g->exec);
+    *g = (graph_t){.n_rows = 0};
+    return g;
+}
+
+/* A decode step. A shape that is new is computed without recording: libraries load what they need at
+ * first use, which a recording does not allow, and shapes that do not come back are not worth one. */
+static kr_status_t run_decode(kri_session_cuda_t *s, const tables_t *t) {
+    graph_t *g = find_graph(s);
+    if (g->n_rows == 0) {
+        *g = (graph_t){s->exec.step->n_rows, s->exec.step->n_out_rows, s->ops.n_splits, NULL};
+        return forward(s, t);
+    }
+    if (!g->exec) {
+        s->ops.cancel = NULL;
+        kri_cuda_record_begin(&s->stream);
+        (void)forward(s, t); /* the stream keeps what went wrong */
+        kri_cuda_record_end(&s->stream, &g->exec);
+    }
+    if (g->exec) kri_cuda_replay(&s->stream, g->exec);
+    return KR_OK;
 }
 
 /* Rows of logits to the host; the flag comes back behind them. */
@@ -411,6 +428,10 @@ static kr_status_t run_long(kri_session_cuda_t *s, const tables_t *t, kri_step_t
     return n_out > 0 ? KR_OK : kri_cuda_wait(&s->stream, error);
 }
 
+const char *kri_session_cuda_level(const kri_session_cuda_t *s) {
+    return s->lt ? "sm_90+cublaslt" : "sm_90";
+}
+
 kr_status_t kri_session_cuda_run(kri_session_cuda_t *s, const kri_step_t *step, float *logits,
                                  kr_error_t *error) {
     const kri_hparams_t *hp = &s->weights->model.hp;
@@ -425,8 +446,11 @@ kr_status_t kri_session_cuda_run(kri_session_cuda_t *s, const kri_step_t *step, 
     s->ops.cancel = step->cancel;
     kri_cuda_copy_in(&s->stream, s->tables, s->host, n_bytes);
     if (step->n_rows == step->n_seqs && step->n_out_rows <= s->layout.logit_rows) {
-        void *graph = find_graph(s, &t);
-        if (graph) kri_cuda_replay(&s->stream, graph);
+        const kr_status_t status = run_decode(s, &t);
+        if (status == KR_E_CANCELLED) {
+            KR_TRY(kri_cuda_wait(&s->stream, error));
+            return status;
+        }
         KR_TRY(fetch(s, &t, step->n_out_rows, logits, &is_bad, error));
     } else {
         KR_TRY(run_long(s, &t, &own, logits, &is_bad, error));

@@ -18,6 +18,8 @@ kr_status_t kri_session_cuda_plan(const struct kr_model_s *model,
 kr_status_t kri_session_cuda_create(struct kr_model_s *model, const kr_session_info_t *info,
                                     kri_pool_t *pool, kri_session_cuda_t **session,
                                     kri_kv_memory_t *memory, kr_error_t *error);
+/* "sm_90", or "sm_90+cublaslt" where that library is found; static. */
+const char *kri_session_cuda_level(const kri_session_cuda_t *session);
 void kri_session_cuda_destroy(kri_session_cuda_t *session);
 /* The forward pass of a step; logits [n_out_rows, n_vocab] of the host. KR_E_NUMERIC: all logits were
  * written, one is not finite. KR_E_CANCELLED, KR_E_DEVICE_LOST. */

@@ -241,8 +241,9 @@ static void expect_part(const linear_case_t *c, const matrix_t *m, const float *
     free(w);
 }
 
-static void check_linear(rng_t *rng, const linear_case_t *c) {
+static void check_linear_with(rng_t *rng, const linear_case_t *c, kri_cuda_lt_t *lt) {
     device_t *d = device();
+    d->ops.lt = lt;
     kri_weight_t w = {.n_in = c->n_in, .n_parts = c->n_parts, .n_ranks = 1};
     matrix_t m[3];
     float *x = random_floats(rng, (size_t)c->n_rows * c->n_in), *bias = random_floats(rng, 512);
@@ -282,6 +283,19 @@ static void check_linear(rng_t *rng, const linear_case_t *c) {
     free(bias);
     free(expected);
     free(actual);
+}
+
+/* Without and with cuBLASLt, where it is. */
+static void check_linear(rng_t *rng, const linear_case_t *c) {
+    static kri_cuda_lt_t *lt;
+    static bool asked;
+    if (!asked) {
+        lt = kri_cuda_lt_open(cuda_or_null());
+        print_message("cuBLASLt: %s\n", lt ? "found" : "not here");
+        asked = true;
+    }
+    check_linear_with(rng, c, NULL);
+    if (lt && c->n_rows > KRI_CU_TOKENS) check_linear_with(rng, c, lt);
 }
 
 TEST(op_linear_of_few_rows_equals_the_references_on_cuda) {
