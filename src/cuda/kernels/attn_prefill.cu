@@ -158,7 +158,7 @@ __device__ __forceinline__ void store_rows(rows_t<HD> &rows, const kri_cu_attn_t
 
 /* grid (tiles, heads), 128 threads, (64 + 4 N) * HD * 2 bytes of shared memory */
 template <int HD, int N> __device__ static void prefill(const kri_cu_attn_t &a) {
-    extern __shared__ __align__(128) uint8_t memory[];
+    KRI_SHARED_MEMORY(memory);
     const kri_cu_tile_t tile = a.step.tiles[gridDim.x - 1 - blockIdx.x]; /* the longest first */
     const kri_cu_seq_t seq = a.step.seqs[tile.seq];
     const uint32_t head = blockIdx.y, lane = threadIdx.x % 32, warp = threadIdx.x / 32;

@@ -25,7 +25,7 @@ __device__ __forceinline__ void fetch(uint32_t to, const uint16_t *from, uint32_
 
 template <int BM, int BN, int WM, int WN> __device__ static void gemm(const kri_cu_gemm_t &g) {
     constexpr int threads = BM / WM * (BN / WN) * 32, stage = (BM + BN) * 64;
-    extern __shared__ __align__(128) uint8_t memory[];
+    KRI_SHARED_MEMORY(memory);
     const uint32_t base = kri_shared(memory), lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const uint32_t m0 = blockIdx.x * BM, n0 = blockIdx.y * BN;
     const uint32_t wm = warp % (BM / WM) * WM, wn = warp / (BM / WM) * WN;
