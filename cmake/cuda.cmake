@@ -30,3 +30,23 @@ if(KR_NVCC)
   set_source_files_properties(src/cuda/images.c PROPERTIES OBJECT_DEPENDS "${cubins}"
     COMPILE_DEFINITIONS "KRI_CUDA_IMAGES=\"${CMAKE_BINARY_DIR}/cuda\"")
 endif()
+
+# The same kernels as C++ on the CPU, behind a libcuda.so.1 of their own: tests/cuda runs on it where
+# there is no GPU (LD_LIBRARY_PATH=<build>/tests/emulated).
+if(KR_NVCC AND NOT KR_SANITIZE AND CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+  include(CheckLanguage)
+  check_language(CXX)
+  if(CMAKE_CXX_COMPILER)
+    enable_language(CXX)
+    file(GLOB sources CONFIGURE_DEPENDS tests/cuda/emulator/*.cpp)
+    add_library(kri_emulated_cuda SHARED ${sources})
+    target_include_directories(kri_emulated_cuda PRIVATE src include tests/cuda/emulator)
+    target_compile_features(kri_emulated_cuda PRIVATE cxx_std_17)
+    target_compile_options(kri_emulated_cuda PRIVATE -O2 -fno-strict-aliasing -Wall -Wextra
+      -Werror -Wno-unknown-pragmas -Wno-sign-compare -Wno-unused-function)
+    target_link_libraries(kri_emulated_cuda PRIVATE kri_ops)
+    target_link_options(kri_emulated_cuda PRIVATE -Wl,--no-undefined -Wl,--exclude-libs,ALL)
+    set_target_properties(kri_emulated_cuda PROPERTIES PREFIX "" OUTPUT_NAME libcuda
+      SUFFIX .so.1 LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests/emulated)
+  endif()
+endif()

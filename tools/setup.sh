@@ -1,8 +1,8 @@
 #!/bin/sh
 # Installs what building and testing kr needs on Debian 12 or Ubuntu 24.04; does nothing when all
 # is there. usage: tools/setup.sh [run|test|fuzz|bench]   ("test" adds the second compiler, C++, and
-# where it is not ARM the compiler and emulator for that; "fuzz" the second compiler's sanitizers;
-# "bench" C++ and Python environments for bench/peers.py)
+# where it is not ARM the compiler and emulator for that and NVIDIA's nvcc; "fuzz" the second
+# compiler's sanitizers; "bench" C++ and Python environments for bench/peers.py)
 set -eu
 what=${1:-run}
 rust_min_minor=89
@@ -79,6 +79,22 @@ install() {
 }
 # shellcheck disable=SC2086
 [ -z "$missing" ] || install $missing
+
+# nvcc compiles src/cuda/kernels (no GPU is needed for that). 13.0, so that its machine code loads
+# with every driver of CUDA 13; cmake/cuda.cmake looks for it in this folder.
+nvcc_dir="${HOME:-/root}/.cache/kr/nvcc"
+if [ "$what" = test ] && [ "$(uname -m)" = x86_64 ] && ! command -v nvcc >/dev/null 2>&1 &&
+    ! [ -x "$nvcc_dir/nvidia/cu13/bin/nvcc" ]; then
+    say "installing nvcc 13.0 from PyPI into $nvcc_dir"
+    rm -rf "$nvcc_dir"
+    if ! python3 -m pip install --quiet --disable-pip-version-check --no-deps --root-user-action \
+        ignore --target "$nvcc_dir" nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 \
+        nvidia-nvvm==13.0.88 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85 >&2; then
+        rm -rf "$nvcc_dir"
+        say "installing nvcc failed"
+        exit 1
+    fi
+fi
 
 # Rust for the text library: at least 1.89 (edition 2024 and what the tokenizer crates need).
 # A toolchain of the user's own goes before the system's, as the Makefile has it.

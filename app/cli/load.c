@@ -175,7 +175,8 @@ json_t *cli_engine_json(const cli_engine_t *engine) {
     json_t *object = json_object();
     const char *name = engine->info.name != NULL ? engine->info.name : "";
     json_object_set_new(object, "model", cli_json_text(name, strlen(name)));
-    json_object_set_new(object, "device", json_string(session->device == KR_DEVICE_CUDA ? "cuda" : "cpu"));
+    json_object_set_new(object, "device",
+                        json_string(session->device == KR_DEVICE_CUDA ? "cuda" : "cpu"));
     json_object_set_new(object, "isa", json_string(session->isa));
     json_object_set_new(object, "invariant", json_boolean(session->is_invariant));
     json_object_set_new(object, "threads", json_integer(session->n_threads));

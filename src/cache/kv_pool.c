@@ -98,7 +98,8 @@ static kr_status_t create_group(kri_kv_pool_t *pool, const kri_kv_params_t *p, u
     group->tables = kri_calloc((size_t)pool->pages_per_seq * p->n_seqs, sizeof(uint32_t),
                                "kv table");
     pool->views[g] = (kri_kv_group_t){
-        .pool = pool->memory.alloc(pool->memory.ctx, pool_bytes), .page_bytes = page_bytes, .dtype = p->dtype,
+        .pool = pool->memory.alloc(pool->memory.ctx, pool_bytes), .page_bytes = page_bytes,
+        .dtype = p->dtype,
         .n_layers = s->n_layers, .n_kv_heads = s->n_kv_heads, .head_dim = s->head_dim,
         .window = s->window};
     return group->pages && group->tables && pool->views[g].pool ? KR_OK : KR_E_NOMEM;

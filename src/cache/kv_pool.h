@@ -5,9 +5,9 @@
  * later row sees.
  *
  * Memory  Address space for every page is taken at create, memory is touched when a page is first
- *         used (a device's memory is taken whole). The ledger is in bytes of pages over all groups together: used (held by at least
- *         one sequence) + cached (held by the prefix cache only) <= bytes_max, always. Nothing here
- *         allocates after create.
+ *         used (a device's memory is taken whole). The ledger is in bytes of pages over all groups
+ *         together: used (held by at least one sequence) + cached (held by the prefix cache only)
+ *         <= bytes_max, always. Nothing here allocates after create.
  * Threads one at a time. */
 #ifndef KRI_CACHE_KV_POOL_H
 #define KRI_CACHE_KV_POOL_H
@@ -23,8 +23,8 @@ typedef struct kri_kv_shape_s {
     uint32_t n_layers, n_kv_heads, head_dim, window;
 } kri_kv_shape_t;
 
-/* Memory of pages that is not the host's: the pool only copies whole ranges of it. Copies are done, or
- * in order with what a step does, when the calls return. */
+/* Memory of pages that is not the host's: the pool only copies whole ranges of it. Copies are
+ * done, or in order with what a step does, when the calls return. */
 typedef struct kri_kv_memory_s {
     void *ctx;
     void *(*alloc)(void *ctx, size_t n_bytes); /* NULL without memory */

@@ -1,6 +1,6 @@
-/* args.h: what kernels take, one struct each, read by C (which fills it) and by CUDA C++ (which gets
- * it by value). Pointers are device addresses. Shapes are those of ops/exec.h; weights of quantised
- * types lie as in ops/pack.h, weights of float types in rows, as in the file. */
+/* args.h: what kernels take, one struct each, read by C (which fills it) and by CUDA C++ (which
+ * gets it by value). Pointers are device addresses. Shapes are those of ops/exec.h; weights of
+ * quantised types lie as in ops/pack.h, weights of float types in rows, as in the file. */
 #ifndef KRI_CUDA_ARGS_H
 #define KRI_CUDA_ARGS_H
 
@@ -11,6 +11,7 @@
 #define KRI_CU_HEAD_DIM 512u /* KRI_HEAD_DIM_MAX */
 #define KRI_CU_TOKENS 8u     /* most rows of a matvec */
 #define KRI_CU_TILE 64u      /* query rows of a prefill tile of attention */
+#define KRI_CU_SPLITS 1024u  /* most parts of a context */
 #define KRI_CU_HEADS 4u      /* query heads of one KV head that a decode block takes at most */
 
 /* Element types by their numbers in kr.h. */
@@ -116,7 +117,8 @@ typedef struct kri_cu_matvec_s {
     uint32_t n_out[KRI_CU_PARTS], out_offset[KRI_CU_PARTS];
     uint32_t first[KRI_CU_PARTS]; /* first block of the grid; UINT32_MAX: there is no such part */
     uint32_t n_in, n_tokens, accumulate;
-    uint32_t scales, quants;      /* offsets in a group */
+    uint32_t scales, quants;      /* quantised types: offsets in a group */
+    uint32_t k_slices;            /* float types: warps that share k, 1, 2, 4 or 8 */
     uint64_t group_bytes;
     const void *act;              /* f32 [n_tokens][n_in] or q8 [n_tokens][n_in / 32] */
     float *out;

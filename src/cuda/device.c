@@ -282,7 +282,9 @@ void kri_cuda_fill(kri_cuda_stream_t *stream, void *to, int value, size_t n_byte
 
 kr_status_t kri_cuda_wait(kri_cuda_stream_t *stream, kr_error_t *error) {
     kri_cuda_t *c = stream->cuda;
-    if (stream->error == KRI_CUDA_SUCCESS) keep_error(stream, c->driver.stream_wait(stream->handle));
+    if (stream->error == KRI_CUDA_SUCCESS) {
+        keep_error(stream, c->driver.stream_wait(stream->handle));
+    }
     if (stream->error == KRI_CUDA_SUCCESS) return KR_OK;
     if (stream->error != KRI_CUDA_OUT_OF_MEMORY) {
         __atomic_store_n(&c->lost, stream->error, __ATOMIC_RELAXED);
@@ -294,7 +296,8 @@ kr_status_t kri_cuda_wait(kri_cuda_stream_t *stream, kr_error_t *error) {
 
 void kri_cuda_record_begin(kri_cuda_stream_t *stream) {
     if (stream->error != KRI_CUDA_SUCCESS) return;
-    keep_error(stream, stream->cuda->driver.capture_begin(stream->handle, KRI_CUDA_CAPTURE_RELAXED));
+    keep_error(stream, stream->cuda->driver.capture_begin(stream->handle,
+                                                          KRI_CUDA_CAPTURE_RELAXED));
 }
 
 void kri_cuda_record_end(kri_cuda_stream_t *stream, void **graph) {

@@ -1,6 +1,6 @@
-/* device.h: the CUDA device of the process: context, kernels, memory, streams. One device is used
- * (the first one); it is opened by its first user and closed by its last.
- * Threads: kri_cuda_open, kri_cuda_close and memory from any thread, a stream from one at a time. */
+/* device.h: the CUDA device of the process: context, kernels, memory, streams. One device is
+ * used (the first one); it is opened by its first user and closed by its last. Threads:
+ * kri_cuda_open, kri_cuda_close and memory from any thread, a stream from one at a time. */
 #ifndef KRI_CUDA_DEVICE_H
 #define KRI_CUDA_DEVICE_H
 

@@ -1,6 +1,6 @@
-/* driver.h: the CUDA driver's interface, taken from its library at run time, so that the same program
- * runs where there is none. Types are the driver's, by their sizes: CUdevice and CUresult are int,
- * CUdeviceptr 64 bits, handles pointers. */
+/* driver.h: the CUDA driver's interface, taken from its library at run time, so that the same
+ * program runs where there is none. Types are the driver's, by their sizes: CUdevice and
+ * CUresult are int, CUdeviceptr 64 bits, handles pointers. */
 #ifndef KRI_CUDA_DRIVER_H
 #define KRI_CUDA_DRIVER_H
 

@@ -8,7 +8,9 @@
 #define UNPACKED_BYTES ((size_t)32 << 20) /* of bf16 weights: they stay in the second-level cache */
 #define UNPACKED_ROWS 128u                /* whole tiles of a product */
 #define BLOCKS_EACH 4u                    /* blocks of decode attention per multiprocessor */
-#define SPLIT_PAGES 8u                    /* pages of a split, at least */
+#define SPLIT_PAGES 4u                    /* pages of a split, at least: one for each warp */
+#define FLOAT_WARPS 8u                    /* of a block of matvec_float.cu */
+#define WARPS_EACH 24u                    /* of it per multiprocessor, if k can be shared */
 #define DECODE_THREADS 128u
 #define PREFILL_THREADS 128u
 
@@ -123,13 +125,22 @@ typedef struct product_s {
     size_t out_stride;
 } product_t;
 
+/* Warps of a block that share k: enough warps to keep the memory busy, each with something to do. */
+static uint32_t float_slices(const kri_cuda_exec_t *d, uint64_t n_row_sets, uint32_t n_in,
+                             uint32_t item_bytes) {
+    const uint32_t wanted = kri_cuda_processors(d->stream->cuda) * WARPS_EACH;
+    uint32_t n = 1;
+    while (n < FLOAT_WARPS && n_row_sets * n < wanted && n_in * item_bytes >= n * 2 * 512) n *= 2;
+    return n;
+}
+
 /* Parts of the type of part `first`, which is the first of them. */
 static void matvec_type(const kri_exec_t *exec, const product_t *p, uint32_t first) {
     const kri_weight_t *w = p->w;
     const kr_dtype_t dtype = w->parts[first].dtype;
     const uint32_t bucket = p->n_rows == 1 ? 0 : p->n_rows == 2 ? 1 : p->n_rows <= 4 ? 2 : 3;
-    const uint32_t block_rows = !is_float(dtype) ? KRI_GROUP_ROWS : bucket < 2 ? 8 : 16;
-    kri_cuda_grid_t grid = {.n_threads = 128};
+    uint32_t block_rows = KRI_GROUP_ROWS;
+    kri_cuda_grid_t grid = {.n_threads = 32 * FLOAT_WARPS};
     kri_pack_layout_t layout = {0};
     uint32_t n = 0;
     kri_cu_matvec_t args = {
@@ -143,6 +154,11 @@ static void matvec_type(const kri_exec_t *exec, const product_t *p, uint32_t fir
         args.quants = (uint32_t)layout.quants;
         args.group_bytes = layout.group_bytes;
         args.act = own(exec)->q8;
+    } else {
+        const uint32_t warp_rows = bucket < 2 ? 2 : 4;
+        args.k_slices = float_slices(own(exec), w->n_out / warp_rows, w->n_in,
+                                     dtype == KR_DTYPE_F32 ? 4 : 2);
+        block_rows = FLOAT_WARPS / args.k_slices * warp_rows;
     }
     for (uint32_t i = 0; i < KRI_CU_PARTS; i++) args.first[i] = UINT32_MAX;
     for (uint32_t i = first; i < w->n_parts; i++) {
@@ -348,7 +364,8 @@ uint32_t kri_cuda_splits(uint32_t n_processors, uint32_t n_rows, uint32_t n_head
     const uint64_t wanted = n_items ? (uint64_t)n_processors * BLOCKS_EACH / n_items : 1;
     uint64_t n_most = 1;
     while (n_most * SPLIT_PAGES < n_pages) n_most *= 2;
-    const uint64_t n = wanted < n_most ? wanted : n_most;
+    uint64_t n = wanted < n_most ? wanted : n_most;
+    if (n > KRI_CU_SPLITS) n = KRI_CU_SPLITS;
     return n ? (uint32_t)n : 1;
 }
 

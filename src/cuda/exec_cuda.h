@@ -1,7 +1,7 @@
-/* exec_cuda.h: the ops of ops/exec.h on a CUDA stream. Up to KRI_CU_TOKENS rows go through matrix-
- * vector kernels, whose products of quantised weights are those of the CPU (integers, exact); more
- * rows are rounded to bf16, as are the weights, and go through the tensor cores. Keys and values are
- * f16; attention of a prompt rounds queries and weights to f16. */
+/* exec_cuda.h: the ops of ops/exec.h on a CUDA stream. Up to KRI_CU_TOKENS rows go through
+ * matrix- vector kernels, whose products of quantised weights are those of the CPU (integers,
+ * exact); more rows are rounded to bf16, as are the weights, and go through the tensor cores.
+ * Keys and values are f16; attention of a prompt rounds queries and weights to f16. */
 #ifndef KRI_CUDA_EXEC_CUDA_H
 #define KRI_CUDA_EXEC_CUDA_H
 
@@ -27,8 +27,8 @@ typedef struct kri_cuda_exec_s {
     size_t partial_floats;
 } kri_cuda_exec_t;
 
-/* Weights on the device: parts of quantised types lie as packed for the CPU (pack.h), parts of float
- * types in rows as in the file. n_in of every matrix is a multiple of KRI_CUDA_N_IN. */
+/* Weights on the device: parts of quantised types lie as packed for the CPU (pack.h), parts of
+ * float types in rows as in the file. n_in of every matrix is a multiple of KRI_CUDA_N_IN. */
 #define KRI_CUDA_N_IN 32u
 /* Items of kri_cuda_exec_t.unpacked for these weights and the splits of attention: see there. */
 size_t kri_cuda_unpacked_items(size_t n_in_max);

@@ -1,6 +1,6 @@
-/* lt.h: products of many rows by cuBLASLt, where its library is on the machine (it is not part of the
- * driver). Without it, and for shapes that it has no algorithm for, kernels/gemm.cu computes. Which of
- * the two a session has is in its level (kr_session_info_t.isa). */
+/* lt.h: products of many rows by cuBLASLt, where its library is on the machine (it is not part
+ * of the driver). Without it, and for shapes that it has no algorithm for, kernels/gemm.cu
+ * computes. Which of the two a session has is in its level (kr_session_info_t.isa). */
 #ifndef KRI_CUDA_LT_H
 #define KRI_CUDA_LT_H
 
@@ -9,8 +9,8 @@
 
 typedef struct kri_cuda_lt_s kri_cuda_lt_t;
 
-/* NULL where the library is not found or lacks a function (one log line says so). Takes device memory
- * for workspace; one stream at a time uses it. */
+/* NULL where the library is not found or lacks a function (one log line says so). Takes device
+ * memory for workspace; one stream at a time uses it. */
 kri_cuda_lt_t *kri_cuda_lt_open(kri_cuda_t *cuda);
 void kri_cuda_lt_close(kri_cuda_lt_t *lt);
 /* Workspace of one. */

@@ -1,6 +1,6 @@
-/* session_cuda.c: see session_cuda.h. A step's tables go to the device in one copy; a decode step then
- * replays a graph that was recorded when its shape came up the second time, other steps launch kernels
- * one by one. Logits come back through pinned memory. */
+/* session_cuda.c: see session_cuda.h. A step's tables go to the device in one copy; a decode
+ * step then replays a graph that was recorded when its shape came up the second time, other
+ * steps launch kernels one by one. Logits come back through pinned memory. */
 #include "engine/session_cuda.h"
 
 #include <string.h>
@@ -92,8 +92,8 @@ static bool make_layout(const struct kr_model_s *m, const kr_session_info_t *inf
     l->unpacked_items = kri_cuda_unpacked_items(p.n_in_max);
     l->partial_floats = kri_cuda_partial_floats(PROCESSORS_MAX, hp->head_dim);
     l->table_bytes = place_tables(info->n_rows_max, info->n_seqs, l->n_tiles, &tables);
-    if (!kri_mul_size((size_t)info->n_seqs * m->n_kv_groups, l->pages_per_seq, &pages)) return false;
-    return kri_mul_size(pages, sizeof(uint32_t), &pages) &&
+    return kri_mul_size((size_t)info->n_seqs * m->n_kv_groups, l->pages_per_seq, &pages) &&
+           kri_mul_size(pages, sizeof(uint32_t), &pages) &&
            kri_add_size(l->table_bytes, pages, &l->table_bytes) &&
            place(&at, p.x, f, &l->x) && place(&at, p.branch, f, &l->branch) &&
            place(&at, p.qkv, f, &l->qkv) && place(&at, p.attn, f, &l->attn) &&
@@ -376,8 +376,9 @@ static graph_t *find_graph(kri_session_cuda_t *s) {
     return g;
 }
 
-/* A decode step. A shape that is new is computed without recording: libraries load what they need at
- * first use, which a recording does not allow, and shapes that do not come back are not worth one. */
+/* A decode step. A shape that is new is computed without recording: libraries load what they
+ * need at first use, which a recording does not allow, and shapes that do not come back are not
+ * worth one. */
 static kr_status_t run_decode(kri_session_cuda_t *s, const tables_t *t) {
     graph_t *g = find_graph(s);
     if (g->n_rows == 0) {

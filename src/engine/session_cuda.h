@@ -1,5 +1,5 @@
-/* session_cuda.h: the part of a session that is on the CUDA device: buffers of activations, tables of
- * the step, recorded graphs of decode steps. */
+/* session_cuda.h: the part of a session that is on the CUDA device: buffers of activations,
+ * tables of the step, recorded graphs of decode steps. */
 #ifndef KRI_ENGINE_SESSION_CUDA_H
 #define KRI_ENGINE_SESSION_CUDA_H
 
@@ -21,8 +21,8 @@ kr_status_t kri_session_cuda_create(struct kr_model_s *model, const kr_session_i
 /* "sm_90", or "sm_90+cublaslt" where that library is found; static. */
 const char *kri_session_cuda_level(const kri_session_cuda_t *session);
 void kri_session_cuda_destroy(kri_session_cuda_t *session);
-/* The forward pass of a step; logits [n_out_rows, n_vocab] of the host. KR_E_NUMERIC: all logits were
- * written, one is not finite. KR_E_CANCELLED, KR_E_DEVICE_LOST. */
+/* The forward pass of a step; logits [n_out_rows, n_vocab] of the host. KR_E_NUMERIC: all logits
+ * were written, one is not finite. KR_E_CANCELLED, KR_E_DEVICE_LOST. */
 kr_status_t kri_session_cuda_run(kri_session_cuda_t *session, const kri_step_t *step,
                                  float *logits, kr_error_t *error);
 

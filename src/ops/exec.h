@@ -140,10 +140,10 @@ void kri_op_add(const kri_exec_t *exec, const float *x, uint32_t n_rows, uint32_
 /* x [n_rows, n] = cap * tanh(x / cap) */
 void kri_op_softcap(const kri_exec_t *exec, float cap, uint32_t n_rows, uint32_t n, float *x);
 
-/* The ops of a back-end that is no CPU, with the meaning of the functions above. Pointers in weights,
- * tensors, steps and arguments are then the device's, a forward pass runs on one thread without a
- * team, and an op may return before its work is done; go_on is kri_exec_continue. What went wrong is
- * the device's to remember and go_on's to tell. */
+/* The ops of a back-end that is no CPU, with the meaning of the functions above. Pointers in
+ * weights, tensors, steps and arguments are then the device's, a forward pass runs on one thread
+ * without a team, and an op may return before its work is done; go_on is kri_exec_continue. What
+ * went wrong is the device's to remember and go_on's to tell. */
 typedef struct kri_exec_ops_s {
     kr_status_t (*go_on)(const kri_exec_t *exec);
     void (*embed)(const kri_exec_t *exec, const kri_tensor_t *table, float scale, float *out);

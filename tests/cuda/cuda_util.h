@@ -16,6 +16,9 @@ static inline kri_cuda_t *cuda_or_null(void) {
     return cuda;
 }
 
+/* On the emulator of tests/cuda/emulator, which takes its time. */
+static inline int is_emulated_cuda(void) { return getenv("KR_TEST_CUDA") != NULL; }
+
 #define NEED_CUDA()                                                                              \
     do {                                                                                         \
         if (!cuda_or_null()) SKIP("no CUDA device");                                             \

@@ -40,18 +40,20 @@ static kr_session_t session_on(kr_model_t model, uint32_t device, uint32_t n_seq
 }
 
 static void check_config(const tiny_config_t *config, const char *name, double most_alone) {
-    static const uint32_t chunks[] = {1, 7, 64, 512};
+    static const uint32_t chunks[] = {7, 1, 64, 512};
+    const size_t n_chunks = is_emulated_cuda() ? 3 : 4;
+    const uint32_t n = is_emulated_cuda() ? N_TOKENS / 2 : N_TOKENS;
     static float expected[N_TOKENS * N_VOCAB], actual[N_TOKENS * N_VOCAB];
     kr_token_t ids[N_TOKENS];
     some_tokens(ids, N_TOKENS, 1);
     kr_model_t model = open_tiny_config(config);
     kr_session_t cpu = session_on(model, KR_DEVICE_CPU, 1);
-    decode_chunks(cpu, ids, N_TOKENS, 64, 0, N_VOCAB, expected);
+    decode_chunks(cpu, ids, n, 64, 0, N_VOCAB, expected);
     kr_session_destroy(cpu);
-    for (size_t c = 0; c < sizeof chunks / sizeof *chunks; c++) {
+    for (size_t c = 0; c < n_chunks; c++) {
         kr_session_t cuda = session_on(model, KR_DEVICE_CUDA, 1);
-        decode_chunks(cuda, ids, N_TOKENS, chunks[c], 0, N_VOCAB, actual);
-        const double d = distance(actual, expected, N_TOKENS * N_VOCAB);
+        decode_chunks(cuda, ids, n, chunks[c], 0, N_VOCAB, actual);
+        const double d = distance(actual, expected, (size_t)n * N_VOCAB);
         print_message("%s in chunks of %u: %.2e\n", name, chunks[c], d);
         if (!(d <= (chunks[c] <= 8 ? most_alone : NEAR_BF16))) {
             fail_msg("%s in chunks of %u: distance %g", name, chunks[c], d);
@@ -79,6 +81,7 @@ TEST(model_logits_of_every_weight_type_are_near_the_cpu_on_cuda) {
         tiny_config_t config = tiny_config("wide");
         config.type = types[i].type;
         check_config(&config, types[i].name, i < 3 ? NEAR_FLOAT : NEAR_QUANT);
+        if (is_emulated_cuda() && i > 3) continue;
         config.is_tied = 0;
         check_config(&config, types[i].name, i < 3 ? NEAR_FLOAT : NEAR_QUANT);
     }

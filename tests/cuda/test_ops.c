@@ -1,6 +1,6 @@
-/* test_ops.c: the ops of the CUDA device against the references of the CPU, which get the same numbers.
- * Few rows: products of integers are exact on both sides, so only the order of float sums differs.
- * Many rows: operands are rounded to bf16, and the oracle rounds them too. */
+/* test_ops.c: the ops of the CUDA device against the references of the CPU, which get the same
+ * numbers. Few rows: products of integers are exact on both sides, so only the order of float
+ * sums differs. Many rows: operands are rounded to bf16, and the oracle rounds them too. */
 #include "ops/ops_util.h"
 
 #include "cuda/exec_cuda.h"
@@ -305,7 +305,8 @@ TEST(op_linear_of_few_rows_equals_the_references_on_cuda) {
     (void)device();
     for (kr_dtype_t dtype = KR_DTYPE_F32; dtype <= KR_DTYPE_Q6_K; dtype++) {
         for (uint32_t n_rows = 1; n_rows <= KRI_CU_TOKENS; n_rows++) {
-            for (size_t i = 0; i < sizeof n_ins / sizeof *n_ins; i++) {
+            for (size_t i = n_rows > 3 && is_emulated_cuda() ? 3 : 0; i < 5; i++) {
+                if (is_emulated_cuda() && n_ins[i] > 5000 && n_rows > 1) break;
                 const linear_case_t c = {n_rows, n_ins[i], 1, {n_rows == 1 ? 200 : 37}, {dtype},
                                          i % 2 == 1, n_rows % 2 == 1};
                 check_linear(&rng, &c);
@@ -582,14 +583,15 @@ TEST(op_attention_equals_the_reference_on_cuda) {
     (void)device();
     for (size_t i = 0; i < sizeof dims / sizeof *dims; i++)
         for (size_t h = 0; h < sizeof heads / sizeof *heads; h++)
-            check_shapes(&rng, heads[h][0], heads[h][1], dims[i], 0, 0.0f);
+            if (!is_emulated_cuda() || (i + h) % 5 == 1)
+                check_shapes(&rng, heads[h][0], heads[h][1], dims[i], 0, 0.0f);
 }
 
 TEST(op_attention_with_windows_and_soft_caps_equals_the_reference_on_cuda) {
     NEED_CUDA();
     rng_t rng = {15};
     (void)device();
-    for (uint32_t head_dim = 64; head_dim <= 256; head_dim *= 2) {
+    for (uint32_t head_dim = 64; head_dim <= 256; head_dim *= is_emulated_cuda() ? 4 : 2) {
         check_shapes(&rng, 4, 1, head_dim, 100, 0.0f);
         check_shapes(&rng, 4, 2, head_dim, 16, 5.0f);
         check_shapes(&rng, 4, 2, head_dim, 0, 5.0f);

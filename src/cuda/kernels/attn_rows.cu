@@ -1,10 +1,12 @@
-/* attn_rows.cu: keys and values into their pages, and attention of rows one by one: decoding, where a
- * context is cut into splits that are merged afterwards, and any head size. Pages are f16. */
+/* attn_rows.cu: keys and values into their pages, and attention of rows one by one: decoding,
+ * where a context is cut into splits that are merged afterwards, and any head size. Pages are
+ * f16. */
 #include "common.cuh"
 
 #include <math.h>
 
-/* ---- rotate and append: a warp per head, grid (ceil(heads / 4), n_rows), 128 threads ---------- */
+/* ---- rotate and append: a warp per head, grid (ceil(heads / 4), n_rows), 128 threads
+ * ---------- */
 
 KERNEL kri_rope_append(const kri_cu_append_t a) {
     kri_begin();
@@ -38,7 +40,8 @@ KERNEL kri_rope_append(const kri_cu_append_t a) {
         return;
     }
     const kri_cu_seq_t seq = a.step.seqs[a.step.row_seq[row]];
-    const uint32_t pos = (uint32_t)a.step.positions[row], kv_head = (head - a.n_heads) % a.n_kv_heads;
+    const uint32_t pos = (uint32_t)a.step.positions[row];
+    const uint32_t kv_head = (head - a.n_heads) % a.n_kv_heads;
     uint8_t *page = (uint8_t *)kri_kv_page(a.step, a.kv, seq, pos / 16);
     uint16_t *to = (uint16_t *)(page + (is_v ? a.kv.v : a.kv.k) +
                                 (uint64_t)kv_head * a.kv.block_bytes) + pos % 16 * a.head_dim;
@@ -46,7 +49,8 @@ KERNEL kri_rope_append(const kri_cu_append_t a) {
         to[i] = __half_as_ushort(__float2half_rn(own[i]));
 }
 
-/* ---- decode: grid (splits, KV heads * chunks of G query heads, rows), 128 threads ------------- */
+/* ---- decode: grid (splits, KV heads * chunks of G query heads, rows), 128 threads
+ * ------------- */
 
 /* What one warp has seen of its keys: a lane holds 8 dimensions. */
 template <int G> struct seen_t {
@@ -219,23 +223,39 @@ DECODES(256)
 /* grid (heads, rows), 128 threads */
 KERNEL kri_attn_merge(const kri_cu_attn_t a) {
     kri_begin();
+    __shared__ float parts[KRI_CU_SPLITS], tops[4], totals[4];
     const uint32_t head = blockIdx.x, row = a.step.decode_rows[blockIdx.y], n = a.head_dim + 2;
+    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const float *from =
         a.partials + ((uint64_t)blockIdx.y * a.n_heads + head) * a.n_splits * n;
     float top = -INFINITY, total = 0.0f;
-    for (uint32_t s = 0; s < a.n_splits; s++) top = fmaxf(top, from[s * n + a.head_dim]);
-    for (uint32_t s = 0; s < a.n_splits; s++)
-        total += from[s * n + a.head_dim + 1] * exp2f(from[s * n + a.head_dim] - top);
+    for (uint32_t s = threadIdx.x; s < a.n_splits; s += 128) {
+        parts[s] = from[s * n + a.head_dim];
+        top = fmaxf(top, parts[s]);
+    }
+    for (int i = 16; i > 0; i /= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, i));
+    if (lane == 0) tops[warp] = top;
+    __syncthreads();
+    top = fmaxf(fmaxf(tops[0], tops[1]), fmaxf(tops[2], tops[3]));
+    for (uint32_t s = threadIdx.x; s < a.n_splits; s += 128) {
+        parts[s] = exp2f(parts[s] - top);
+        total += parts[s] * from[s * n + a.head_dim + 1];
+    }
+    total = kri_warp_sum(total);
+    if (lane == 0) totals[warp] = total;
+    __syncthreads();
+    total = totals[0] + totals[1] + totals[2] + totals[3];
     float *out = a.out + ((uint64_t)row * a.n_heads + head) * a.head_dim;
-    for (uint32_t d = threadIdx.x; d < a.head_dim; d += blockDim.x) {
+    for (uint32_t d = threadIdx.x; d < a.head_dim; d += 128) {
         float value = 0.0f;
-        for (uint32_t s = 0; s < a.n_splits; s++)
-            value += from[s * n + d] * exp2f(from[s * n + a.head_dim] - top);
+#pragma unroll 8
+        for (uint32_t s = 0; s < a.n_splits; s++) value += from[s * n + d] * parts[s];
         out[d] = value / total;
     }
 }
 
-/* ---- any head size: grid (heads, rows), 128 threads; a warp takes every fourth key ------------ */
+/* ---- any head size: grid (heads, rows), 128 threads; a warp takes every fourth key
+ * ------------ */
 
 #define PER_LANE (KRI_CU_HEAD_DIM / 32)
 

@@ -1,16 +1,12 @@
-/* common.cuh: what the kernels share. Every kernel begins with kri_begin: its launch may overlap the
- * end of the one before (programmatic dependent launch), whose results it may read only from then
- * on, and not through the read-only cache, which that overlap does not keep coherent. Weights never
- * change, so they may be fetched before. */
+/* common.cuh: what the kernels share. Every kernel begins with kri_begin: its launch may overlap
+ * the end of the one before (programmatic dependent launch), whose results it may read only from
+ * then on, and not through the read-only cache, which that overlap does not keep coherent.
+ * Weights never change, so they may be fetched before. */
 #ifndef KRI_CUDA_COMMON_CUH
 #define KRI_CUDA_COMMON_CUH
 
-#ifdef KRI_EMULATED /* tests/cuda/emulator: the kernels as C++ on the CPU */
-#include "emulated.h"
-#else
-#include "primitives.cuh"
-#endif
 #include "../args.h"
+#include "primitives.cuh"
 
 #define KERNEL extern "C" __global__ void
 

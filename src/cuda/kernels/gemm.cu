@@ -1,6 +1,6 @@
-/* gemm.cu: c [m, n] f32 = a [m, k] b [n, k]^T with bf16 operands on the tensor cores: tiles of 32 k
- * come through four stages of asynchronous copies. Rows of 64 bytes in shared memory are swizzled in
- * pieces of 16, so that ldmatrix meets no bank twice. k is a multiple of 32. */
+/* gemm.cu: c [m, n] f32 = a [m, k] b [n, k]^T with bf16 operands on the tensor cores: tiles of
+ * 32 k come through four stages of asynchronous copies. Rows of 64 bytes in shared memory are
+ * swizzled in pieces of 16, so that ldmatrix meets no bank twice. k is a multiple of 32. */
 #include "common.cuh"
 
 #define STAGES 4

@@ -1,7 +1,7 @@
-/* matvec_quant.cu: up to eight rows of activations by packed quantised weights (ops/pack.h), one read
- * of each weight. A lane has one row of a group of 16, so that a warp reads two 32-blocks of all 16
- * rows as whole lines and every lane of a half reads the same activations. Products are those of the
- * reference, integers summed exactly; only the order of the float sums differs. */
+/* matvec_quant.cu: up to eight rows of activations by packed quantised weights (ops/pack.h), one
+ * read of each weight. A lane has one row of a group of 16, so that a warp reads two 32-blocks
+ * of all 16 rows as whole lines and every lane of a half reads the same activations. Products
+ * are those of the reference, integers summed exactly; only the order of the float sums differs. */
 #include "common.cuh"
 
 template <int TYPE> struct traits {
@@ -16,7 +16,7 @@ template <int TYPE> struct traits {
     static constexpr int super_bytes = is_k ? 64 : is_6 ? 32 : 0;
     static constexpr int n_words = is_8 ? 8 : 4;
     static constexpr int zero = TYPE == KRI_CU_Q4_0 ? 8 : TYPE == KRI_CU_Q5_0 ? 16 : is_8 ? 128 : 0;
-    static constexpr int unroll = is_8 ? 2 : 4;
+    static constexpr int unroll = is_8 || is_5 || is_6 ? 2 : 4; /* what registers hold */
 };
 
 /* One 32-block of one row, as loaded. */
@@ -96,7 +96,8 @@ __device__ __forceinline__ float add_block(const block_t<TYPE> &w, const uint32_
     return fmaf(scale, fmaf(d, dot, -(float)t::zero * ds), acc);
 }
 
-/* The sums of all slices of k, then bias and store; parts of a CTA's warps meet in shared memory. */
+/* The sums of all slices of k, then bias and store; parts of a CTA's warps meet in shared
+ * memory. */
 template <int M>
 __device__ static void finish(const kri_cu_matvec_t &a, uint32_t part, uint32_t group,
                               float (&acc)[M]) {
@@ -119,25 +120,35 @@ __device__ static void finish(const kri_cu_matvec_t &a, uint32_t part, uint32_t 
     }
 }
 
+/* This lane's blocks from `block` on, one each `step`, those past the end left out: all loads
+ * are on their way before the first is waited for. */
+template <int TYPE>
+__device__ __forceinline__ void load_some(block_t<TYPE> (&loaded)[traits<TYPE>::unroll],
+                                          const kri_cu_matvec_t &a, const uint8_t *group,
+                                          uint32_t block, uint32_t step, uint32_t row) {
+#pragma unroll
+    for (int i = 0; i < traits<TYPE>::unroll; i++) {
+        if (block + i * step < a.n_in / 32)
+            load(loaded[i], group, a.scales, a.quants, block + i * step, row);
+    }
+}
+
 template <int TYPE, int M> __device__ static void matvec(const kri_cu_matvec_t &a) {
-    using t = traits<TYPE>;
+    constexpr int unroll = traits<TYPE>::unroll;
     const uint32_t part = (blockIdx.x >= a.first[1]) + (blockIdx.x >= a.first[2]);
     const uint32_t group = blockIdx.x - a.first[part];
     const uint8_t *w = a.w[part] + group * a.group_bytes;
-    const uint32_t lane = threadIdx.x % 32, row = lane % 16, n_blocks = a.n_in / 32;
-    const uint32_t step = blockDim.x / 16;
-    uint32_t block = threadIdx.x / 16;
+    const uint32_t row = threadIdx.x % 16, n_blocks = a.n_in / 32, step = blockDim.x / 16;
     const kri_cu_q8_t *act = (const kri_cu_q8_t *)a.act;
+    uint32_t block = threadIdx.x / 16;
     float acc[M] = {};
-    if (threadIdx.x * 128 < a.group_bytes) kri_prefetch(w + threadIdx.x * 128);
-    kri_begin();
-    block_t<TYPE> loaded[t::unroll];
-    for (; block + (t::unroll - 1) * step < n_blocks; block += t::unroll * step) {
+    block_t<TYPE> loaded[unroll];
+    load_some<TYPE>(loaded, a, w, block, step, row);
+    kri_begin(); /* activations from here on */
+    while (block < n_blocks) {
 #pragma unroll
-        for (int i = 0; i < t::unroll; i++)
-            load(loaded[i], w, a.scales, a.quants, block + i * step, row);
-#pragma unroll
-        for (int i = 0; i < t::unroll; i++) {
+        for (int i = 0; i < unroll; i++) {
+            if (block + i * step >= n_blocks) continue;
             uint32_t u[8];
 #pragma unroll
             for (int j = 0; j < 8; j++) u[j] = quants_of(loaded[i], j, row);
@@ -147,17 +158,8 @@ template <int TYPE, int M> __device__ static void matvec(const kri_cu_matvec_t &
                 acc[m] = add_block(loaded[i], u, act + token * n_blocks + block + i * step, acc[m]);
             }
         }
-    }
-    for (; block < n_blocks; block += step) {
-        load(loaded[0], w, a.scales, a.quants, block, row);
-        uint32_t u[8];
-#pragma unroll
-        for (int j = 0; j < 8; j++) u[j] = quants_of(loaded[0], j, row);
-#pragma unroll
-        for (int m = 0; m < M; m++) {
-            const uint32_t token = m < a.n_tokens ? m : 0;
-            acc[m] = add_block(loaded[0], u, act + token * n_blocks + block, acc[m]);
-        }
+        block += unroll * step;
+        load_some<TYPE>(loaded, a, w, block, step, row);
     }
     finish<M>(a, part, group, acc);
 }

@@ -1,5 +1,5 @@
-/* primitives.cuh: the instructions that C++ has no name for. tests/cuda/emulator/emulated.h has the same
- * functions for the CPU. */
+/* primitives.cuh: the instructions that C++ has no name for. tests/cuda/emulator/emulated.h has
+ * the same functions for the CPU. */
 #ifndef KRI_CUDA_PRIMITIVES_CUH
 #define KRI_CUDA_PRIMITIVES_CUH
 

@@ -1,5 +1,5 @@
-/* rows.cu: everything that works on whole rows: embedding, norms, forms of activations for products,
- * activations, rotary table. */
+/* rows.cu: everything that works on whole rows: embedding, norms, forms of activations for
+ * products, activations, rotary table. */
 #include "common.cuh"
 
 #include <math.h>
@@ -83,8 +83,8 @@ KERNEL kri_embed(const kri_cu_embed_t a) {
 
 /* ---- forms of activations -------------------------------------------------------------------- */
 
-/* Four items; the eight lanes that hold a block of 32 call it together, with block NULL when there is
- * none to store. */
+/* Four items; the eight lanes that hold a block of 32 call it together, with block NULL when
+ * there is none to store. */
 __device__ static void store_q8(kri_cu_q8_t *block, uint32_t lane8, const float v[4]) {
     uint32_t amax = 0;
     for (int i = 0; i < 4; i++) amax = max(amax, __float_as_uint(v[i]) & 0x7fffffffu);

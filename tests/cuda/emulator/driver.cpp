@@ -1,6 +1,6 @@
 /* driver.cpp: the functions of the CUDA driver that kr uses (src/cuda/driver.def), over emulated
- * kernels: a libcuda.so.1 for machines without a GPU. Memory is the host's, filled with NaN; work is
- * done at once; a recorded graph is a list of launches. */
+ * kernels: a libcuda.so.1 for machines without a GPU. Memory is the host's, filled with NaN;
+ * work is done at once; a recorded graph is a list of launches. */
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>

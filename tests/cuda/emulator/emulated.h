@@ -1,7 +1,8 @@
-/* emulated.h: what the kernels of src/cuda/kernels need of CUDA C++, for the CPU. A block's threads are
- * fibers of one thread of the system; whatever a warp or a block does together is a meeting: a fiber
- * says its part and waits until all have. Asynchronous copies happen when they are waited for, so a
- * missing wait shows. Speed does not matter here, and neither do relaxed memory orders. */
+/* emulated.h: what the kernels of src/cuda/kernels need of CUDA C++, for the CPU. A block's
+ * threads are fibers of one thread of the system; whatever a warp or a block does together is a
+ * meeting: a fiber says its part and waits until all have. Asynchronous copies happen when they
+ * are waited for, so a missing wait shows. Speed does not matter here, and neither do relaxed
+ * memory orders. */
 #ifndef KR_TESTS_EMULATED_H
 #define KR_TESTS_EMULATED_H
 

@@ -3,6 +3,7 @@
 
 #include "emulated.h"
 
+#define KRI_CUDA_PRIMITIVES_CUH /* emulated.h has them */
 #include "cuda/kernels/common.cuh"
 
 namespace rows {
