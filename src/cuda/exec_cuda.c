@@ -125,7 +125,7 @@ typedef struct product_s {
     size_t out_stride;
 } product_t;
 
-/* Warps of a block that share k: enough warps to keep the memory busy, each with something to do. */
+/* Warps of a block that share k: enough to keep the memory busy, each with work of its own. */
 static uint32_t float_slices(const kri_cuda_exec_t *d, uint64_t n_row_sets, uint32_t n_in,
                              uint32_t item_bytes) {
     const uint32_t wanted = kri_cuda_processors(d->stream->cuda) * WARPS_EACH;

@@ -9,11 +9,12 @@
 #define N_VOCAB 320u
 #define N_TOKENS 150u
 
-/* Few rows: f16 keys on both sides, but a difference in the last bit of an activation can move its
- * 8-bit form. Many rows: bf16 operands. Largest difference relative to the largest logit. */
+/* Few rows: f16 keys on both sides, but a difference in the last bit of an activation can move
+ * its 8-bit form. Many rows: bf16 operands, as on the CPU's matrix unit, with the bound that
+ * test_tiny.c has for it. Largest difference relative to the largest logit. */
 #define NEAR_FLOAT 5e-3
 #define NEAR_QUANT 5e-2
-#define NEAR_BF16 5e-2
+#define NEAR_BF16 1e-1
 
 static double distance(const float *a, const float *b, size_t n) {
     double max = 0.0, diff = 0.0;
@@ -92,10 +93,10 @@ TEST(model_logits_of_every_head_size_are_near_the_cpu_on_cuda) {
     for (uint32_t head_dim = 64; head_dim <= 256; head_dim *= 2) {
         tiny_config_t config = tiny_config("wide");
         config.type = 1;
-        config.n_heads = 6;
-        config.n_kv_heads = 2;
+        config.n_heads = 3;
+        config.n_kv_heads = 1;
         config.head_dim = head_dim;
-        config.n_embd = 6 * head_dim; /* llama files name no other head size */
+        config.n_embd = 3 * head_dim; /* llama files name no other head size */
         check_config(&config, "llama with larger heads", NEAR_FLOAT);
         config = tiny_config("gemma3");
         config.head_dim = head_dim;
