@@ -430,6 +430,11 @@ enum { KR_INVARIANT_DEFAULT = 0, KR_INVARIANT_ON = 1, KR_INVARIANT_OFF = 2 };
  * A KV cache of KR_DTYPE_I8 holds 8-bit keys and always multiplies them by 15-bit integers made of
  * the query: there DEFAULT and INT16 mean that, F32 and INT8 are KR_E_UNSUPPORTED. */
 enum { KR_ATTN_QK_DEFAULT = 0, KR_ATTN_QK_F32 = 1, KR_ATTN_QK_INT8 = 2, KR_ATTN_QK_INT16 = 3 };
+/* Where a session computes. CUDA: the machine's first NVIDIA GPU of the Hopper class, found at run
+ * time. Weights are copied there by the first such session of a model and stay until the model is
+ * closed. Not built there: kv_dtype other than F16, attn_qk other than F32, KR_INVARIANT_ON, isa;
+ * each is KR_E_UNSUPPORTED. */
+enum { KR_DEVICE_CPU = 0, KR_DEVICE_CUDA = 1 };
 /* Whether prompts reuse the pages of equal prefixes. */
 enum { KR_PREFIX_CACHE_DEFAULT = 0, KR_PREFIX_CACHE_ON = 1, KR_PREFIX_CACHE_OFF = 2 };
 typedef struct kr_session_params_s {
@@ -447,12 +452,14 @@ typedef struct kr_session_params_s {
     kr_telemetry_t telemetry; /* kept by reference; NULL = none */
     uint64_t kv_bytes_max;   /* of the KV pool; 0 = every sequence can hold n_ctx tokens */
     uint32_t prefix_cache;   /* KR_PREFIX_CACHE_*; only engines have one, sessions refuse ON */
-    uint32_t reserved;
+    uint32_t device;         /* KR_DEVICE_* */
 } kr_session_params_t;
 KR_API void kr_session_params_init(kr_session_params_t *params);
 /* kr_session_create: takes every byte that decoding will need.
  * Errors KR_E_INVALID_ARG, KR_E_UNSUPPORTED, KR_E_CONTEXT_LENGTH (n_ctx over the model's),
- *        KR_E_LIMIT, KR_E_NOMEM. The session keeps a reference to the model. Since 0.1 */
+ *        KR_E_LIMIT, KR_E_NOMEM; with a device KR_E_NOT_FOUND (there is none), KR_E_DEVICE_NOMEM
+ *        (the message says what is needed and what is free), KR_E_DEVICE_LOST.
+ * The session keeps a reference to the model. Since 0.1 */
 KR_API kr_status_t kr_session_create(kr_model_t model, const kr_session_params_t *params,
                                      kr_session_t *session, kr_error_t *error);
 KR_API void kr_session_destroy(kr_session_t session);
@@ -462,10 +469,10 @@ typedef struct kr_session_info_s {
     uint32_t n_ctx, n_seqs, n_rows_max, n_threads;
     kr_dtype_t kv_dtype;
     uint32_t is_invariant;   /* 1: logits do not depend on the batch (see KR_INVARIANT_*) */
-    uint32_t reserved;
+    uint32_t device;         /* KR_DEVICE_* */
     uint64_t kv_bytes;       /* KV pool */
     uint64_t scratch_bytes;  /* activations and tables */
-    const char *isa;         /* level in use; static C string */
+    const char *isa;         /* level in use, of the device; static C string */
 } kr_session_info_t;
 KR_API void kr_session_info_init(kr_session_info_t *info);
 KR_API kr_status_t kr_session_info(kr_session_t session, kr_session_info_t *info);
@@ -500,7 +507,8 @@ KR_API void kr_batch_init(kr_batch_t *batch);
  * Memory  none is allocated. On any error the sequences keep their former length.
  * Errors  KR_E_INVALID_ARG (param names the field), KR_E_LIMIT (rows, or no KV pages under
  *         kv_bytes_max), KR_E_CONTEXT_LENGTH, KR_E_UNSUPPORTED (a field that is not built),
- *         KR_E_NUMERIC, KR_E_CANCELLED.
+ *         KR_E_NUMERIC, KR_E_CANCELLED, KR_E_DEVICE_LOST (no session of the device works any
+ *         more in this process).
  * Threads one call per session at a time. Since 0.1 */
 KR_API kr_status_t kr_session_decode(kr_session_t session, const kr_batch_t *batch,
                                      float *logits, kr_error_t *error);

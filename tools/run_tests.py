@@ -152,10 +152,25 @@ def is_real(name):
     return name.startswith(REAL_MODEL_TESTS)
 
 
+def emulated_cuda(totals):
+    """tests/cuda on the emulated device, which is built where nvcc is."""
+    folder = os.path.join(ROOT, "build", "tests", "emulated")
+    if platform.machine() != "x86_64":
+        return
+    if not os.path.exists(os.path.join(folder, "libcuda.so.1")):
+        print("FAILED tests/cuda: no emulated device was built (tools/setup.sh test brings nvcc)")
+        totals.failed += 1
+        return
+    env = dict(os.environ, LD_LIBRARY_PATH=folder, KR_TEST_CUDA="emulated")
+    for path in sorted(glob.glob(os.path.join(ROOT, "build", "tests", "cuda_test_*"))):
+        run_cmocka(path, totals, env, note=" emulated")
+
+
 def release(totals):
     if not build("release", "build", totals):
         return
     env = suite_binaries("build", totals, env_extra={"KR_BUILD_DIR": os.path.join(ROOT, "build")})
+    emulated_cuda(totals)
     run_replays("build", totals, env)
     for path in sorted(glob.glob(os.path.join(ROOT, "tests", "cli", "test_*.py")) +
                        glob.glob(os.path.join(ROOT, "tests", "server", "test_*.py"))):

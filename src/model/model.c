@@ -80,6 +80,7 @@ void kri_model_retain(struct kr_model_s *model) {
 void kri_model_close(struct kr_model_s *model) {
     if (!model) return;
     if (__atomic_sub_fetch(&model->n_refs, 1, __ATOMIC_ACQ_REL) != 0) return;
+    if (model->on_device) model->free_on_device(model->on_device);
     kri_template_destroy(model->chat_template);
     kri_tokenizer_destroy(model->tokenizer);
     kri_free(model->chat_template_source);

@@ -154,6 +154,8 @@ struct kr_model_s {
     kri_packed_tensor_t *packed_tensors; /* [n_packed_tensors] */
     uint32_t n_packed_tensors;
     struct kri_image_s *image;     /* packed_image.h; NULL: nothing is kept between runs */
+    void *on_device;               /* the weights on a device, made and guarded by the engine */
+    void (*free_on_device)(void *on_device);
     uint64_t bytes_per_token, n_params;
     kri_tokenizer_t *tokenizer;
     kri_template_t *chat_template; /* NULL: no source, or the error below */

@@ -228,37 +228,6 @@ TEST(grammar_that_fails_ends_its_request_alone) {
 
 /* ---- numbers that are not finite ------------------------------------------------------------ */
 
-#define NAN_TOKEN 9
-/* The tiny model with a NaN in the embedding of one token and a head of its own, so that only
- * sequences which hold the token are lost. */
-static kr_model_t open_with_nan(void) {
-    const tiny_config_t config = tiny_config("llama_gqa4");
-    gguf_bytes_t file = tiny_model(&config);
-    kr_model_params_t params;
-    kr_model_t model = NULL;
-    kr_tensor_info_t info;
-    uint64_t from_end = 0, row = 0;
-    const float value = NAN;
-    kr_model_params_init(&params);
-    kr_tensor_info_init(&info);
-    assert_status(open_bytes(&file, &params, &model, NULL), KR_OK);
-    for (uint32_t i = 0; kr_model_tensor(model, i, &info) == KR_OK; i++) {
-        if (from_end > 0 || strcmp(info.name, "token_embd.weight") == 0) {
-            if (from_end == 0) {
-                assert_int_equal(info.dtype, KR_DTYPE_F32);
-                row = info.bytes / N_VOCAB;
-            }
-            from_end += (info.bytes + 31) / 32 * 32;
-        }
-    }
-    kr_model_close(model);
-    model = NULL;
-    memcpy(file.data + (file.n + 31) / 32 * 32 - from_end + NAN_TOKEN * row, &value, sizeof value);
-    assert_status(open_bytes(&file, &params, &model, NULL), KR_OK);
-    free(file.data);
-    return model;
-}
-
 TEST(numeric_failure_ends_its_request_alone) {
     fixture_t f;
     setup_model(&f, open_with_nan(), NULL);

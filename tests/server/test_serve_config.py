@@ -55,7 +55,7 @@ class Refusals(ProgramTest):
                                 "kr.json: port wants a whole number from 0 to 65535, not '")
         self.assert_refused({"port": 2**63}, "kr.json line 1: ")
         self.assert_refused({"log-format": "xml"}, "kr.json: log-format wants one of text, json")
-        self.assert_refused({"device": "cuda"}, "kr.json: device cuda is not built")
+        self.assert_refused({"isa": "neon"}, "kr.json: isa neon is not built")
         self.assert_refused({"host": "x" * 4096}, "kr.json: host is longer than 4095 bytes")
         self.assert_refused({"allowed-host": ["a"] * 1025}, "more than 1024 items")
 
