@@ -32,6 +32,13 @@ static int split_model(const char *item, char *name, size_t cap, const char **fi
     return 0;
 }
 
+int cli_server_find_model(const cli_options_t *options, const char *item, char *name,
+                          size_t name_cap, char *path, size_t path_cap) {
+    const char *file = NULL;
+    const int failed = split_model(item, name, name_cap, &file);
+    return failed != 0 ? failed : cli_engine_find_model(options, file, path, path_cap);
+}
+
 int cli_server_check_models(const cli_options_t *options) {
     char names[SERVER_MODELS_MAX][256], path[CLI_PATH_BYTES_MAX];
     uint32_t n_models = 0;
