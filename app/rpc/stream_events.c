@@ -277,13 +277,11 @@ static void count_end(rpc_stream_t *stream, const figures_t *figures) {
 static void send_lines(rpc_stream_t *stream, const kri_buffer_t *lines) {
     rpc_conn_t *conn = stream->conn;
     (void)pthread_mutex_lock(&conn->lock);
-    if (lines->status != KR_OK) {
-        stream->is_cancelled = true;
-        kr_request_cancel(stream->handle);
-    } else if (lines->n_bytes > 1 && stream->is_announced) {
+    kr_status_t status = lines->status;
+    if (status == KR_OK && lines->n_bytes > 1 && stream->is_announced) {
         rpc_conn_put_locked(conn, lines->data, lines->n_bytes - 1);
-    } else {
-        (void)kri_buffer_append(&stream->held, lines->data, lines->n_bytes);
+    } else if (status == KR_OK) {
+        status = kri_buffer_append(&stream->held, lines->data, lines->n_bytes);
     }
     stream->n_sent = stream->n_tokens;
     conn->is_congested = true; /* until the flush says otherwise */
@@ -292,6 +290,7 @@ static void send_lines(rpc_stream_t *stream, const kri_buffer_t *lines) {
         rpc_stream_leave_locked(stream);
     }
     (void)pthread_mutex_unlock(&conn->lock);
+    if (status != KR_OK) rpc_conn_break(conn); /* it must not wait for what cannot be said */
 }
 
 static void send_stream(rpc_stream_t *stream) {
