@@ -74,7 +74,9 @@ int cli_server_create(const cli_options_t *options, server_t **server) {
     params.max_stall_ms = cli_u32(options, CLI_OPT_max_stall_ms);
     params.queue_max = cli_u32(options, CLI_OPT_queue);
     params.queue_wait_ms_max = cli_u32(options, CLI_OPT_queue_wait_s) * 1000;
-    params.key_in_flight_max = UINT32_MAX; /* the server counts requests of keys itself */
+    /* Prompts; requests are counted by the server. One key does not fill the queue for all. */
+    params.key_in_flight_max = cli_u32(options, CLI_OPT_parallel) + params.queue_max -
+                               params.queue_max / 4;
     params.kv_bytes_max = (uint64_t)cli_integer(options, CLI_OPT_kv_size) << 20;
     kr_error_t error;
     kr_error_init(&error);
