@@ -40,7 +40,19 @@ if(TARGET kri_server)
   endif()
 endif()
 
+# The JSON-RPC runtime, over the engine's part of app/server.
+file(GLOB sources CONFIGURE_DEPENDS app/rpc/*.c)
+kri_app_folder(rpc ${sources})
+if(TARGET kri_rpc)
+  target_link_libraries(kri_rpc PUBLIC kri_server)
+endif()
+
 if(KR_TESTS)
+  file(GLOB tests CONFIGURE_DEPENDS tests/unit/rpc/test_*.c)
+  foreach(test ${tests})
+    kri_test(${test} kri_rpc)
+  endforeach()
+
   # tests/unit/server/test_http*.c link the transport alone, the others all of app/server.
   file(GLOB tests CONFIGURE_DEPENDS tests/unit/server/test_*.c)
   foreach(test ${tests})

@@ -32,6 +32,13 @@ static int split_model(const char *item, char *name, size_t cap, const char **fi
     return 0;
 }
 
+int cli_server_find_model(const cli_options_t *options, const char *item, char *name,
+                          size_t name_cap, char *path, size_t path_cap) {
+    const char *file = NULL;
+    const int failed = split_model(item, name, name_cap, &file);
+    return failed != 0 ? failed : cli_engine_find_model(options, file, path, path_cap);
+}
+
 int cli_server_check_models(const cli_options_t *options) {
     char names[SERVER_MODELS_MAX][256], path[CLI_PATH_BYTES_MAX];
     uint32_t n_models = 0;
@@ -67,7 +74,9 @@ int cli_server_create(const cli_options_t *options, server_t **server) {
     params.max_stall_ms = cli_u32(options, CLI_OPT_max_stall_ms);
     params.queue_max = cli_u32(options, CLI_OPT_queue);
     params.queue_wait_ms_max = cli_u32(options, CLI_OPT_queue_wait_s) * 1000;
-    params.key_in_flight_max = UINT32_MAX; /* the server counts requests of keys itself */
+    /* Prompts; requests are counted by the server. One key does not fill the queue for all. */
+    params.key_in_flight_max = cli_u32(options, CLI_OPT_parallel) + params.queue_max -
+                               params.queue_max / 4;
     params.kv_bytes_max = (uint64_t)cli_integer(options, CLI_OPT_kv_size) << 20;
     kr_error_t error;
     kr_error_init(&error);

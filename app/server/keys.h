@@ -40,7 +40,7 @@ bool keys_identify(keys_t *keys, const http_request_t *request, principal_t *pri
 
 /* One more request of this key is being answered; false: it has max_in_flight already (429
  * too_many_requests) or has just been removed. Key 0 is not bounded. The engine's own
- * key_in_flight_max counts prompts, so the server sets it to its queue's size. */
+ * key_in_flight_max counts prompts: app/cli/server_setup.c leaves a part of the queue to others. */
 bool keys_enter(keys_t *keys, uint64_t key_id);
 void keys_leave(keys_t *keys, uint64_t key_id);
 /* Between the two: n_bytes more of bodies are kept for this key; false: they would be more than

@@ -98,6 +98,7 @@ static void take_batch(pump_t *pump, uint32_t n_events) {
     }
     pump->touched = NULL;
     if (pump->server->http != NULL) http_flush(pump->server->http);
+    if (pump->server->on_batch != NULL) pump->server->on_batch(pump->server->on_batch_user);
     if (pump->server->telemetry == NULL) return;
     (void)kr_telemetry_record(pump->server->telemetry, "write",
                               (double)(kri_clock_ns() - begin_ns) / 1e6);

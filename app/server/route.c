@@ -338,8 +338,12 @@ void server_on_head(void *user, http_exchange_t *exchange) {
     visit_t *visit = visit_create(server, exchange, &match, &principal);
     if (visit == NULL || !enter(visit) || !reserve_body(visit)) return;
     /* What needs no key answers at once: on this thread, whose turning /livez tells about. */
-    if (match.endpoint->scope == SCOPE_NONE) run(visit);
-    else http_accept(exchange, match.endpoint->has_body ? server->body_bytes_max : 0);
+    if (match.endpoint->scope == SCOPE_NONE) {
+        run(visit);
+        return;
+    }
+    http_set_group(exchange, principal.key_id); /* no key takes all the workers */
+    http_accept(exchange, match.endpoint->has_body ? server->body_bytes_max : 0);
 }
 
 void server_on_request(void *user, http_exchange_t *exchange) {

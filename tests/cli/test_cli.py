@@ -41,11 +41,11 @@ class Options(ProgramTest):
             self.assertNotIn(absent, text)
         self.assertEqual(self.assert_done("run", "--help").out.decode(), text)
         commands = self.assert_done("--help").out.decode()
-        for absent in ("runtime", "mcp"):
+        for absent in ("mcp",):
             self.assertNotIn(f"  {absent} ", commands)
 
     def test_what_is_not_built_is_refused_by_name(self):
-        for words in (["runtime"], ["mcp"]):
+        for words in (["mcp"],):
             self.assert_fails(2, f"{words[0]}.*not built", *words)
         for flag, value in (("--json-schema", "x"), ("--regex", "x"), ("--grammar", "x")):
             self.assert_fails(2, f"{flag}.*not built", *RUN, flag, value)

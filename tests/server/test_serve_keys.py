@@ -176,6 +176,21 @@ class Changes(unittest.TestCase):
             one.close()
         eventually(lambda: ask("sk-a").status == 200, "what a held is given back")
 
+    def test_prompts_of_one_key_leave_room_in_the_queue(self):
+        self.write(key_line("a", "sk-a", "generate"), key_line("b", "sk-b", "generate,metrics"))
+        server = self.serve("--queue", "8")  # 4 at once: 4 + 6 for one key
+        for n_prompts in (4, 6):  # not read, with much to read for each token: so they stay
+            crowd = Stream(server, key="sk-a", prompt=["the"] * n_prompts, logprobs=20)
+            self.addCleanup(crowd.close)
+            self.assertEqual(crowd.status, 200)
+            eventually(lambda n=n_prompts: metric(server, "kr_requests_waiting", "sk-b") <= n - 4,
+                       "4 of them run")
+        answer = server.call("POST", "/v1/completions", {"prompt": "the"}, bearer("sk-a"))
+        self.assertEqual((answer.status, answer.error()["code"]), (429, "too_many_requests"))
+        other = Stream(server, key="sk-b")  # waits in the queue: accepted all the same
+        self.addCleanup(other.close)
+        self.assertEqual(other.status, 200)
+
     def refused(self, server, key):
         answer = server.call("GET", "/v1/models", headers=bearer(key))
         return answer if answer.status == 429 else None

@@ -145,6 +145,10 @@ void http_accept(http_exchange_t *exchange, uint64_t body_bytes_max) {
     exchange->n_body_max = body_bytes_max;
 }
 
+void http_set_group(http_exchange_t *exchange, uint64_t group) {
+    if (exchange->in_on_head) exchange->group = group;
+}
+
 /* ---- answers --------------------------------------------------------------------------------- */
 
 /* Appends the exchange to a list, which holds a reference. Under the server's mutex. */

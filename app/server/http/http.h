@@ -127,6 +127,9 @@ void *http_user(const http_exchange_t *exchange);
 /* Only in on_head: the body may come, up to body_bytes_max (over it: 413 and close). Answers an
  * "Expect: 100-continue". */
 void http_accept(http_exchange_t *exchange, uint64_t body_bytes_max);
+/* Only in on_head: requests of one group together never take the last worker. 0, as at first: no
+ * group. */
+void http_set_group(http_exchange_t *exchange, uint64_t group);
 
 typedef struct http_answer_s {
     int status;               /* 200..599 */

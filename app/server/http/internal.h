@@ -58,7 +58,7 @@ struct http_exchange_s {
     /* I/O thread. */
     http_conn_t *conn;      /* NULL once the exchange is over for the connection */
     bool in_on_head, is_accepted;
-    uint64_t n_body_max;
+    uint64_t n_body_max, group;
 
     pthread_mutex_t mutex;  /* the following */
     pthread_cond_t called;  /* a callback has returned */
@@ -233,6 +233,8 @@ struct http_server_s {
     pthread_cond_t queue_filled;
     http_exchange_t **queue; /* ring [limits.queue] */
     uint32_t queue_at, n_queued;
+    uint64_t running[HTTP_WORKERS_MAX]; /* groups of what the workers run; 0: none */
+    uint32_t n_running;
     bool queue_ends;
 };
 

@@ -10,20 +10,54 @@ static bool has_gone(http_exchange_t *exchange) {
     return gone;
 }
 
+/* ---- the queue: under its mutex -------------------------------------------------------------- */
+
+static http_exchange_t **at(http_server_t *server, uint32_t i) {
+    return &server->queue[(server->queue_at + i) % server->limits.queue];
+}
+
+/* One group, however costly its requests are, leaves a worker for the others. */
+static bool may_run(const http_server_t *server, uint64_t group) {
+    uint32_t n = 0;
+    if (group == 0 || server->params.n_workers == 1) return true;
+    for (uint32_t i = 0; i < server->n_running; i++) n += server->running[i] == group;
+    return n + 1 < server->params.n_workers;
+}
+
+/* The first that may run, taken out. NULL: none. */
+static http_exchange_t *take(http_server_t *server) {
+    uint32_t i = 0;
+    while (i < server->n_queued && !may_run(server, (*at(server, i))->group)) i++;
+    if (i == server->n_queued) return NULL;
+    http_exchange_t *exchange = *at(server, i);
+    for (; i > 0; i--) *at(server, i) = *at(server, i - 1);
+    server->queue_at = (server->queue_at + 1) % server->limits.queue;
+    server->n_queued--;
+    server->running[server->n_running++] = exchange->group;
+    return exchange;
+}
+
+/* ---- the threads ----------------------------------------------------------------------------- */
+
 /* NULL: the end. The reference is the caller's. */
 static http_exchange_t *pop(http_server_t *server) {
     http_exchange_t *exchange = NULL;
     pthread_mutex_lock(&server->queue_mutex);
-    while (server->n_queued == 0 && !server->queue_ends) {
+    while (!server->queue_ends && (exchange = take(server)) == NULL) {
         pthread_cond_wait(&server->queue_filled, &server->queue_mutex);
-    }
-    if (!server->queue_ends) {
-        exchange = server->queue[server->queue_at];
-        server->queue_at = (server->queue_at + 1) % server->limits.queue;
-        server->n_queued--;
     }
     pthread_mutex_unlock(&server->queue_mutex);
     return exchange;
+}
+
+/* Whoever waits for a place of its group is found by the pop that follows. */
+static void end(http_server_t *server, http_exchange_t *exchange) {
+    pthread_mutex_lock(&server->queue_mutex);
+    uint32_t i = 0;
+    while (server->running[i] != exchange->group) i++;
+    server->running[i] = server->running[--server->n_running];
+    pthread_mutex_unlock(&server->queue_mutex);
+    http_release(exchange);
 }
 
 static void *run(void *context) {
@@ -32,7 +66,7 @@ static void *run(void *context) {
     while ((exchange = pop(server)) != NULL) {
         /* A client that has gone while its request waited costs nothing more. */
         if (!has_gone(exchange)) server->params.on_request(server->params.user, exchange);
-        http_release(exchange);
+        end(server, exchange);
     }
     return NULL;
 }
@@ -42,7 +76,7 @@ bool http_workers_push(http_server_t *server, http_exchange_t *exchange) {
     const bool has_room = server->n_queued < server->limits.queue && !server->queue_ends;
     if (has_room) {
         http_retain(exchange);
-        server->queue[(server->queue_at + server->n_queued++) % server->limits.queue] = exchange;
+        *at(server, server->n_queued++) = exchange;
         pthread_cond_signal(&server->queue_filled);
     }
     pthread_mutex_unlock(&server->queue_mutex);

@@ -328,6 +328,46 @@ TEST(http_limits_requests_over_the_queue_get_503_and_keep_their_connection) {
     }
 }
 
+static void accept_in_group(http_exchange_t *exchange) {
+    http_set_group(exchange, rig_is_path(exchange, "/crowd") ? 1 : 2);
+    http_accept(exchange, 0);
+}
+
+static void crowd_waits(http_exchange_t *exchange) {
+    if (rig_is_path(exchange, "/crowd")) rig_gate_wait();
+    rig_reply(exchange, 200, "", false);
+}
+
+TEST(http_limits_one_group_leaves_a_worker_to_the_others) {
+    enum { CROWD = 5, WORKERS = 3 };
+    http_params_t params = rig_params();
+    params.n_workers = WORKERS;
+    rig_start(&params);
+    rig.on_head = accept_in_group;
+    rig.on_request = crowd_waits;
+    int fds[CROWD];
+    for (int i = 0; i < CROWD; i++) {
+        fds[i] = rig_connect();
+        rig_send(fds[i], GET("/crowd"));
+    }
+    RIG_UNTIL(rig_gate_waiting() == WORKERS - 1 && atomic_load(&rig.n_heads) == CROWD);
+    const int other = rig_connect();
+    for (int i = 0; i < 20; i++) { /* past those that wait in the queue */
+        assert_int_equal(rig_ask(other, GET("/other")), 200);
+        assert_int_equal(rig_gate_waiting(), WORKERS - 1);
+    }
+    rig_gate_open(CROWD);
+    kri_buffer_t in = new_input();
+    for (int i = 0; i < CROWD; i++) { /* each has its turn */
+        kri_buffer_clear(&in);
+        assert_int_equal(rig_answer(fds[i], &in, NULL, 0), 200);
+        (void)close(fds[i]);
+    }
+    (void)close(other);
+    kri_buffer_deinit(&in);
+    rig_stop();
+}
+
 static uint64_t heap_bytes(void) {
     kr_memory_usage_t usage;
     kr_memory_usage_init(&usage);
