@@ -2,10 +2,11 @@
 """Installs what kr is measured beside, outside this repository: llama.cpp, built from the source
 package llama-cpp-python (PyPI), and a Python environment with mlx-lm and matplotlib.
 
-usage: peers.py [llama] [batched] [mlx] [plot]    (all of them without arguments)
+usage: peers.py [llama] [batched] [server] [perplexity] [mlx] [plot]    (all without arguments)
 
 Folder: $KR_PEERS_DIR, else ~/.cache/kr/peers. What is there is kept:
-  llama/bin/llama-bench   native Release build, static; beside it llama-batched-bench
+  llama/bin/llama-bench   native Release build, static; beside it llama-batched-bench,
+                          llama-server (without its web page) and llama-perplexity
   venv/bin/python         mlx-lm with mlx[cpu], numpy, matplotlib
   hf/<alias>              a model's weights for mlx-lm, made by tools/gguf_to_hf.py
 Nothing of it is built into kr or needed by it."""
@@ -21,7 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE, VERSION = "llama-cpp-python", "0.3.36"
 CMAKE = ["-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=OFF",
          "-DGGML_NATIVE=ON", "-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF",
-         "-DLLAMA_BUILD_SERVER=OFF", "-DLLAMA_BUILD_TOOLS=ON", "-DLLAMA_CURL=OFF",
+         "-DLLAMA_BUILD_APP=OFF", "-DLLAMA_BUILD_SERVER=ON", "-DLLAMA_BUILD_UI=OFF",
+         "-DLLAMA_USE_PREBUILT_UI=OFF", "-DLLAMA_BUILD_TOOLS=ON", "-DLLAMA_CURL=OFF",
          "-DLLAMA_OPENSSL=OFF"]
 PIP = {"mlx": ["numpy", "safetensors", "mlx-lm", "mlx[cpu]"], "plot": ["matplotlib"]}
 IMPORTS = {"mlx": "import numpy, mlx_lm", "plot": "import matplotlib"}
@@ -69,9 +71,8 @@ def llama_program(name):
         for tool in ("cmake", "ninja", "c++"):
             if shutil.which(tool) is None:
                 sys.exit(f"peers: building llama.cpp needs {tool}; tools/setup.sh bench gets it")
-        if not (home / "llama" / "build.ninja").is_file():
-            source = llama_source(home)
-            call(["cmake", "-S", source, "-B", home / "llama", *CMAKE], home / "llama.log")
+        source = llama_source(home)  # configured anew: an older folder may lack parts of CMAKE
+        call(["cmake", "-S", source, "-B", home / "llama", *CMAKE], home / "llama.log")
         say(f"building {name} of llama.cpp (the first time ten minutes and more on two cores)")
         call(["cmake", "--build", home / "llama", "--target", name], home / "llama.log")
     return program
@@ -83,6 +84,14 @@ def llama():
 
 def batched():
     return llama_program("llama-batched-bench")
+
+
+def server():
+    return llama_program("llama-server")
+
+
+def perplexity():
+    return llama_program("llama-perplexity")
 
 
 def python(part):
@@ -115,8 +124,8 @@ def hf_weights(alias, gguf):
 
 
 def main(parts):
-    known = {"llama": llama, "batched": batched, "mlx": lambda: python("mlx"),
-             "plot": lambda: python("plot")}
+    known = {"llama": llama, "batched": batched, "server": server, "perplexity": perplexity,
+             "mlx": lambda: python("mlx"), "plot": lambda: python("plot")}
     for part in parts or list(known):
         if part not in known:
             sys.exit(__doc__)

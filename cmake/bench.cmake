@@ -31,15 +31,6 @@ target_link_libraries(kr_cli PRIVATE -Wl,--start-group ${app_copies}
 target_compile_definitions(kr_cli PRIVATE KR_BUILD_TYPE="${CMAKE_BUILD_TYPE}"
   KR_COMPILER="${CMAKE_C_COMPILER_ID} ${CMAKE_C_COMPILER_VERSION}")
 
-# The parser of baseline files belongs to the program; its fuzz target takes it from there.
-foreach(program replay_bench_baseline fuzz_bench_baseline)
-  if(TARGET ${program})
-    target_sources(${program} PRIVATE app/cli/bench_baseline.c)
-    target_include_directories(${program} PRIVATE ${CMAKE_SOURCE_DIR}/app)
-    target_link_libraries(${program} PRIVATE PkgConfig::JANSSON)
-  endif()
-endforeach()
-
 # What a barrier and a fork-join cost: a plain program, built without assertions and sanitizers.
 add_executable(bench_threads EXCLUDE_FROM_ALL bench/bench_threads.c)
 target_link_libraries(bench_threads PRIVATE kri_base)

@@ -3,13 +3,13 @@
 # libkr takes the folders' objects, not their archives: public functions that no other object needs
 # must stay in, and nothing may be linked twice.
 add_library(kr SHARED)
-foreach(folder base telemetry tensor text ops cpu cpu_avx2 cpu_avx512 cpu_avx512bf16 cpu_amx cpu_neon cpu_dotprod cpu_i8mm model cache sample engine api)
+foreach(folder base telemetry tensor text ops cpu cpu_avx2 cpu_avx512 cpu_avx512bf16 cpu_amx cpu_neon cpu_dotprod cpu_i8mm cuda model cache sample engine api)
   if(TARGET kri_${folder})
     target_sources(kr PRIVATE $<TARGET_OBJECTS:kri_${folder}>)
   endif()
 endforeach()
 target_include_directories(kr PUBLIC include)
-target_link_libraries(kr PRIVATE krt PkgConfig::XXHASH Threads::Threads m)
+target_link_libraries(kr PRIVATE krt PkgConfig::XXHASH Threads::Threads ${CMAKE_DL_LIBS} m)
 if(KR_SANITIZE) # clang leaves the runtime's names open in a shared library
   target_link_options(kr PRIVATE -fsanitize=${KR_SANITIZE})
 else()

@@ -35,6 +35,8 @@ if(KR_TESTS)
     target_link_libraries(ops_test_tile PRIVATE kri_cpu_amx_emulated)
   endif()
   if(NOT KR_KERNELS_ONLY)
+    kri_test(tests/cuda/test_ops.c kri_cuda kri_cpu)
+    kri_test(tests/cuda/test_model.c kri_api)
     # Simulation of scheduler and KV pool; `sim --seeds A:B` runs other seeds than the test.
     file(GLOB sources CONFIGURE_DEPENDS tests/engine/sim*.c)
     add_executable(sim ${sources})

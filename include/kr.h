@@ -182,12 +182,27 @@ KR_API void kr_telemetry_destroy(kr_telemetry_t telemetry);
  * Errors KR_E_INVALID_ARG (NULL, negative, not finite), KR_E_NOT_FOUND (name). Since 0.1 */
 KR_API kr_status_t kr_telemetry_record(kr_telemetry_t telemetry, const char *name,
                                        double duration_ms);
-/* kr_telemetry_count: adds n to a counter ("tokens_generated", ...). Errors as above. */
+/* kr_telemetry_count: adds n to a counter ("tokens_generated", ...), which stays at 2^64 - 1 when
+ * it would be more. Errors as above. */
 KR_API kr_status_t kr_telemetry_count(kr_telemetry_t telemetry, const char *name, uint64_t n);
 KR_API void kr_telemetry_report_init(kr_telemetry_report_t *report);
 /* kr_telemetry_report: sums all threads' records of one metric. Since 0.1 */
 KR_API kr_status_t kr_telemetry_report(kr_telemetry_t telemetry, const char *name,
                                        kr_telemetry_report_t *report);
+/* kr_telemetry_histogram: one histogram as cumulative counts, for Prometheus and the like.
+ * bounds_ms  [n_bounds] finite, not negative, each greater than the one before; NULL with 0.
+ * counts     [n_bounds] receives how many records are known to be at most bounds_ms[i]: a record of
+ *            d ms never counts under a bound below d, and always under one of d * 33/32 or more (in
+ *            between it may do either, the same way in every call). Records over 39 hours count
+ *            under none.
+ * count, sum_ms  of all records. Counts ascend, and *count is at least the last of them, also while
+ *            others record; then *sum_ms may hold records that *count does not hold yet, never the
+ *            reverse. Between resets nothing falls from one call to the next.
+ * Errors     KR_E_INVALID_ARG, KR_E_NOT_FOUND (no histogram of that name). Allocates nothing.
+ * Threads    any. Since 0.1 */
+KR_API kr_status_t kr_telemetry_histogram(kr_telemetry_t telemetry, const char *name,
+                                          const double *bounds_ms, uint32_t n_bounds,
+                                          uint64_t *counts, uint64_t *count, double *sum_ms);
 /* kr_telemetry_name: name of metric `index`, or NULL past the last. Static. Since 0.1 */
 KR_API const char *kr_telemetry_name(uint32_t index);
 /* kr_telemetry_reset: empties histograms and counters. Gauges say what is now and stay. */
@@ -357,7 +372,8 @@ KR_API kr_status_t kr_model_detokenize(kr_model_t model, const kr_token_t *token
 KR_API int32_t kr_model_token_is_end(kr_model_t model, kr_token_t token);
 
 typedef struct kr_message_s {
-    const char *role;      /* C string: "system", "user", "assistant", ... */
+    const char *role;      /* C string: "system", "user", "assistant", ...; handed to the template
+                              as it is: one that it does not know may be left out or refused */
     const char *content;   /* [content_bytes] UTF-8 */
     size_t content_bytes;
 } kr_message_t;
@@ -369,6 +385,16 @@ KR_API kr_status_t kr_model_chat_tokenize(kr_model_t model, const kr_message_t *
                                           size_t n_messages, uint32_t add_generation_prompt,
                                           kr_token_t *tokens, size_t capacity,
                                           size_t *n_tokens, kr_error_t *error);
+/* kr_model_chat_render: the text of the prompt that kr_model_chat_tokenize tokenizes, as the
+ * template writes it: without the BOS that goes in front where the model adds one. Not meant to be
+ * tokenized: in a text nothing tells a control token of the template from its spelling in content.
+ * buf     [capacity], not NUL-terminated; may be NULL with capacity 0. *n_bytes receives the size
+ *         needed, also when it is over capacity (then KR_E_LIMIT, buf unspecified).
+ * Errors  as kr_model_chat_tokenize. Any thread; needs 2 MiB of stack. Since 0.1 */
+KR_API kr_status_t kr_model_chat_render(kr_model_t model, const kr_message_t *messages,
+                                        size_t n_messages, uint32_t add_generation_prompt,
+                                        char *buf, size_t capacity, size_t *n_bytes,
+                                        kr_error_t *error);
 
 typedef struct kr_detokenizer_s *kr_detokenizer_t;
 /* kr_detokenizer_create: incremental text of one generation; keeps a reference to the model.
@@ -404,6 +430,11 @@ enum { KR_INVARIANT_DEFAULT = 0, KR_INVARIANT_ON = 1, KR_INVARIANT_OFF = 2 };
  * A KV cache of KR_DTYPE_I8 holds 8-bit keys and always multiplies them by 15-bit integers made of
  * the query: there DEFAULT and INT16 mean that, F32 and INT8 are KR_E_UNSUPPORTED. */
 enum { KR_ATTN_QK_DEFAULT = 0, KR_ATTN_QK_F32 = 1, KR_ATTN_QK_INT8 = 2, KR_ATTN_QK_INT16 = 3 };
+/* Where a session computes. CUDA: the machine's first NVIDIA GPU of the Hopper class, found at run
+ * time. Weights are copied there by the first such session of a model and stay until the model is
+ * closed. Not built there: kv_dtype other than F16, attn_qk other than F32, KR_INVARIANT_ON, isa;
+ * each is KR_E_UNSUPPORTED. */
+enum { KR_DEVICE_CPU = 0, KR_DEVICE_CUDA = 1 };
 /* Whether prompts reuse the pages of equal prefixes. */
 enum { KR_PREFIX_CACHE_DEFAULT = 0, KR_PREFIX_CACHE_ON = 1, KR_PREFIX_CACHE_OFF = 2 };
 typedef struct kr_session_params_s {
@@ -421,12 +452,14 @@ typedef struct kr_session_params_s {
     kr_telemetry_t telemetry; /* kept by reference; NULL = none */
     uint64_t kv_bytes_max;   /* of the KV pool; 0 = every sequence can hold n_ctx tokens */
     uint32_t prefix_cache;   /* KR_PREFIX_CACHE_*; only engines have one, sessions refuse ON */
-    uint32_t reserved;
+    uint32_t device;         /* KR_DEVICE_* */
 } kr_session_params_t;
 KR_API void kr_session_params_init(kr_session_params_t *params);
 /* kr_session_create: takes every byte that decoding will need.
  * Errors KR_E_INVALID_ARG, KR_E_UNSUPPORTED, KR_E_CONTEXT_LENGTH (n_ctx over the model's),
- *        KR_E_LIMIT, KR_E_NOMEM. The session keeps a reference to the model. Since 0.1 */
+ *        KR_E_LIMIT, KR_E_NOMEM; with a device KR_E_NOT_FOUND (there is none), KR_E_DEVICE_NOMEM
+ *        (the message says what is needed and what is free), KR_E_DEVICE_LOST.
+ * The session keeps a reference to the model. Since 0.1 */
 KR_API kr_status_t kr_session_create(kr_model_t model, const kr_session_params_t *params,
                                      kr_session_t *session, kr_error_t *error);
 KR_API void kr_session_destroy(kr_session_t session);
@@ -436,10 +469,10 @@ typedef struct kr_session_info_s {
     uint32_t n_ctx, n_seqs, n_rows_max, n_threads;
     kr_dtype_t kv_dtype;
     uint32_t is_invariant;   /* 1: logits do not depend on the batch (see KR_INVARIANT_*) */
-    uint32_t reserved;
+    uint32_t device;         /* KR_DEVICE_* */
     uint64_t kv_bytes;       /* KV pool */
     uint64_t scratch_bytes;  /* activations and tables */
-    const char *isa;         /* level in use; static C string */
+    const char *isa;         /* level in use, of the device; static C string */
 } kr_session_info_t;
 KR_API void kr_session_info_init(kr_session_info_t *info);
 KR_API kr_status_t kr_session_info(kr_session_t session, kr_session_info_t *info);
@@ -459,6 +492,13 @@ typedef struct kr_batch_s {
     const int32_t *positions;     /* [n_rows, 3]; not built: must be NULL (rows are appended) */
     const float *embeddings;      /* [n_rows, n_embd]; not built: must be NULL */
     const int32_t *adapters;      /* [n_rows] adapter ids; not built: must be NULL */
+    const uint32_t *hidden_rows;  /* [n_hidden_rows] ascending row indices that give hidden states;
+                                     a row may give logits too */
+    float *hidden;                /* [n_hidden_rows, n_embd] f32 receives what the head would read:
+                                     after the last layer and the final norm; written only on
+                                     KR_OK. It costs no product with the head */
+    uint32_t n_hidden_rows;
+    uint32_t reserved;
 } kr_batch_t;
 KR_API void kr_batch_init(kr_batch_t *batch);
 /* kr_session_decode: appends the batch's tokens to their sequences and computes logits.
@@ -467,7 +507,8 @@ KR_API void kr_batch_init(kr_batch_t *batch);
  * Memory  none is allocated. On any error the sequences keep their former length.
  * Errors  KR_E_INVALID_ARG (param names the field), KR_E_LIMIT (rows, or no KV pages under
  *         kv_bytes_max), KR_E_CONTEXT_LENGTH, KR_E_UNSUPPORTED (a field that is not built),
- *         KR_E_NUMERIC, KR_E_CANCELLED.
+ *         KR_E_NUMERIC, KR_E_CANCELLED, KR_E_DEVICE_LOST (no session of the device works any
+ *         more in this process).
  * Threads one call per session at a time. Since 0.1 */
 KR_API kr_status_t kr_session_decode(kr_session_t session, const kr_batch_t *batch,
                                      float *logits, kr_error_t *error);
@@ -553,9 +594,10 @@ typedef struct kr_engine_s *kr_engine_t;
 typedef struct kr_request_s *kr_request_t;
 
 /* Every accepted request gives, for each choice, its tokens in order (TOKEN) and then one CHOICE;
- * then, exactly once and last, DONE or ERROR (which may come at any point, also after some tokens
- * and choices). */
-enum { KR_EVENT_TOKEN = 1, KR_EVENT_CHOICE = 2, KR_EVENT_DONE = 3, KR_EVENT_ERROR = 4 };
+ * with pooling instead one EMBEDDING; then, exactly once and last, DONE or ERROR (which may come at
+ * any point, also after some tokens and choices). */
+enum { KR_EVENT_TOKEN = 1, KR_EVENT_CHOICE = 2, KR_EVENT_DONE = 3, KR_EVENT_ERROR = 4,
+       KR_EVENT_EMBEDDING = 5 };
 /* Why a choice ended: an end token, a stop string, the token budget or the context. */
 enum { KR_FINISH_NONE = 0, KR_FINISH_END = 1, KR_FINISH_STOP = 2, KR_FINISH_LENGTH = 3 };
 typedef struct kr_event_s {
@@ -574,6 +616,9 @@ typedef struct kr_event_s {
     uint32_t n_logprobs;
     const kr_logprob_t *logprobs; /* TOKEN: [n_logprobs] most likely tokens, descending */
     const kr_error_t *error;   /* ERROR: details; else NULL */
+    int32_t stop;              /* CHOICE with KR_FINISH_STOP: index of the stop string; else -1 */
+    uint32_t n_embd;           /* EMBEDDING; else 0 */
+    const float *embedding;    /* EMBEDDING: [n_embd] f32, finite; else NULL */
 } kr_event_t;
 /* The event and all it points to are borrowed until return. May call any function of the library,
  * submit, cancel, kr_request_release and kr_engine_destroy included; not kr_engine_drain. */
@@ -673,6 +718,11 @@ typedef struct kr_segment_s {
     const kr_message_t *messages;
 } kr_segment_t;
 
+/* What a request is for: NONE generates. The others make one vector of the prompt's final hidden
+ * states (after the last layer and the final norm, what the head would read) and generate nothing:
+ * the mean over all tokens, or the last token's. */
+enum { KR_POOLING_NONE = 0, KR_POOLING_MEAN = 1, KR_POOLING_LAST = 2 };
+
 typedef struct kr_request_params_s {
     uint32_t struct_bytes;
     uint32_t n_segments;       /* 1..256 */
@@ -688,22 +738,31 @@ typedef struct kr_request_params_s {
     uint32_t deadline_ms;      /* from submit; 0 = 600000: then KR_E_TIMEOUT */
     uint32_t credits;          /* 0: events count as consumed when the callback returns or at the
                                   next poll. Else: TOKEN events that may come before
-                                  kr_request_add_credits must grant more, at most 2^20 */
+                                  kr_request_add_credits must grant more, at most 2^20; an
+                                  EMBEDDING takes one */
     uint32_t reserved;
     uint64_t key;              /* on whose behalf: fair share and key_in_flight_max; 0 = nobody's */
     uint64_t cache_salt;       /* prefixes are shared among equal salts only */
     const kr_grammar_t *grammar; /* NULL = none; copied */
     void *user;
+    /* Embeddings ride in the steps of everyone else and are the same bits in any batch and chunking
+     * (KR_INVARIANT_*): MEAN adds in the order of positions in f64. MEAN computes every token, for
+     * the prefix cache holds no hidden states; LAST uses the cache. Both may hold n_ctx tokens and
+     * leave their pages in the cache. sampler, stops, n_stops, n_tokens_max, ignore_end and grammar
+     * must be 0, n_choices 0 or 1. */
+    int32_t pooling;           /* KR_POOLING_* */
+    uint32_t normalize;        /* 1, with pooling: divided by its Euclidean length (zeros stay) */
 } kr_request_params_t;
 KR_API void kr_request_params_init(kr_request_params_t *params);
 /* kr_engine_submit: renders and tokenizes on the calling thread, checks everything, and queues.
  * request  receives a handle to be released by kr_request_release; may be NULL. It is set before
  *          the first event comes.
  * Errors   KR_E_INVALID_ARG (param names the field), KR_E_NOT_FOUND (model, template),
- *          KR_E_CONTEXT_LENGTH (prompt of n_ctx tokens or more), KR_E_LIMIT (would need more pages
- *          than the whole pool, or alone more heap than all requests may hold, which is a quarter
- *          of the memory available at create, at least 256 MiB; param names the field), KR_E_BUSY
- *          (queue full, key_in_flight_max: kr_engine_stats tells when to retry),
+ *          KR_E_CONTEXT_LENGTH (prompt of n_ctx tokens or more; with pooling of more), KR_E_LIMIT
+ *          (would need more pages than the whole pool, or alone more heap than all requests may
+ *          hold, which is a quarter of the memory available at create, at least 256 MiB; param
+ *          names the field), KR_E_BUSY (queue full, key_in_flight_max: kr_engine_stats tells when
+ *          to retry),
  *          KR_E_SHUTTING_DOWN, KR_E_NOMEM, those of tokenizing and templates. A refused request
  *          gives no events.
  * Threads  any; needs 2 MiB of stack. Since 0.1 */
@@ -729,8 +788,9 @@ typedef struct kr_request_stats_s {
     uint32_t n_preempted;
     uint32_t n_stalls;         /* gaps over max_stall_ms, as gap_max_ms counts them */
     kr_status_t status;        /* once ended */
-    double template_ms, tokenize_ms, queue_ms, prefill_ms; /* prefill: first step to first token */
-    double ttft_ms;            /* submit to first token; 0 before */
+    double template_ms, tokenize_ms, queue_ms, prefill_ms; /* prefill: first step to first token,
+                                                              or to the embedding */
+    double ttft_ms;            /* submit to first token, or to the embedding; 0 before */
     double decode_ms;          /* first to last token */
     double gap_max_ms;         /* longest time between two tokens of a choice, from the
                                  credits on where it had none */

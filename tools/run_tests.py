@@ -24,7 +24,11 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 REAL_MODEL_TESTS = ("model_test_real", "model_test_tokens", "model_test_memory")
 TSAN_TESTS = ("base_test_threads", "base_test_team", "base_test_alloc", "base_test_log",
               "telemetry_", "engine_", "model_test_tiny", "model_test_artifact_cache",
-              "model_test_image")
+              "model_test_image", "server_test_http", "server_test_job", "server_test_log",
+              "server_test_keys", "server_test_route")
+# Tests of the server that need neither real models nor foreign clients: also run with sanitizers.
+SANITIZED = ("test_wire.py", "test_routes.py", "test_serve.py", "test_serve_[ckl]*.py",
+             "test_*_raw.py", "test_batch.py", "test_load.py")
 # Emulated CPUs, the highest level of each, and its tests: what differs from the row above.
 ARM_CPUS = (("cortex-a53", "neon", ("",)),
             ("cortex-a76", "dotprod", ("cpu_", "ops_test_linear")),
@@ -113,7 +117,7 @@ def run_command(name, command, totals, env=None):
     report(name, int(good), int(not good), 0, time.time() - begin, done.stdout, totals)
 
 
-def run_unittest(path, totals, env):
+def run_unittest(path, totals, env, note=""):
     begin = time.time()
     done = call([sys.executable, "-m", "unittest", "-v", path], timeout=TIMEOUT_S, env=env)
     ran = re.search(r"^Ran (\d+) test", done.stdout, re.M)
@@ -124,7 +128,15 @@ def run_unittest(path, totals, env):
     failed += skipped  # these tests have no reason to skip in `make test`
     if done.returncode and not failed or n == 0:
         failed = max(failed, 1)
-    report(path, max(n - failed, 0), failed, 0, time.time() - begin, done.stdout, totals)
+    report(path + note, max(n - failed, 0), failed, 0, time.time() - begin, done.stdout, totals)
+
+
+def run_sanitized(folder, totals, env):
+    """The server as a whole. What a sanitizer reports is its exit status, which tests look at."""
+    env = dict(env, KR_BUILD_DIR=os.path.join(ROOT, folder))
+    for pattern in SANITIZED:
+        for path in sorted(glob.glob(os.path.join(ROOT, "tests", "server", pattern))):
+            run_unittest(os.path.relpath(path, ROOT), totals, env, f" on {folder}")
 
 
 def suite_binaries(folder, totals, keep=lambda name: True, env_extra=None):
@@ -140,12 +152,28 @@ def is_real(name):
     return name.startswith(REAL_MODEL_TESTS)
 
 
+def emulated_cuda(totals):
+    """tests/cuda on the emulated device, which is built where nvcc is."""
+    folder = os.path.join(ROOT, "build", "tests", "emulated")
+    if platform.machine() != "x86_64":
+        return
+    if not os.path.exists(os.path.join(folder, "libcuda.so.1")):
+        print("FAILED tests/cuda: no emulated device was built (tools/setup.sh test brings nvcc)")
+        totals.failed += 1
+        return
+    env = dict(os.environ, LD_LIBRARY_PATH=folder, KR_TEST_CUDA="emulated")
+    for path in sorted(glob.glob(os.path.join(ROOT, "build", "tests", "cuda_test_*"))):
+        run_cmocka(path, totals, env, note=" emulated")
+
+
 def release(totals):
     if not build("release", "build", totals):
         return
     env = suite_binaries("build", totals, env_extra={"KR_BUILD_DIR": os.path.join(ROOT, "build")})
+    emulated_cuda(totals)
     run_replays("build", totals, env)
-    for path in sorted(glob.glob(os.path.join(ROOT, "tests", "cli", "test_*.py"))):
+    for path in sorted(glob.glob(os.path.join(ROOT, "tests", "cli", "test_*.py")) +
+                       glob.glob(os.path.join(ROOT, "tests", "server", "test_*.py"))):
         run_unittest(os.path.relpath(path, ROOT), totals, env)
 
 
@@ -161,11 +189,13 @@ def asan(totals):
                    "UBSAN_OPTIONS": "print_stacktrace=1"}
         env = suite_binaries("build-asan", totals, lambda n: not is_real(n), options)
         run_replays("build-asan", totals, env)
+        run_sanitized("build-asan", totals, env)
 
 
 def tsan(totals):
     if build("tsan", "build-tsan", totals):
-        suite_binaries("build-tsan", totals, lambda n: n.startswith(TSAN_TESTS))
+        env = suite_binaries("build-tsan", totals, lambda n: n.startswith(TSAN_TESTS))
+        run_sanitized("build-tsan", totals, env)
 
 
 def arm(totals):

@@ -1,8 +1,9 @@
 #!/bin/sh
 # Installs what building and testing kr needs on Debian 12 or Ubuntu 24.04; does nothing when all
-# is there. usage: tools/setup.sh [run|test|fuzz|bench]   ("test" adds the second compiler, C++, and
-# where it is not ARM the compiler and emulator for that; "fuzz" the second compiler's sanitizers;
-# "bench" C++ and Python environments for bench/peers.py)
+# is there. usage: tools/setup.sh [run|test|fuzz|bench]   ("test" adds the second compiler, C++,
+# where it is not ARM the compiler and emulator for that and NVIDIA's nvcc, and the official clients
+# of the server's protocols in build/clients, Prometheus in build/prometheus; "fuzz" the second
+# compiler's sanitizers; "bench" C++ and Python environments for bench/peers.py)
 set -eu
 what=${1:-run}
 rust_min_minor=89
@@ -16,6 +17,7 @@ run) ;;
 bench) packages="$packages g++:g++" ;;
 *) packages="$packages g++:g++ clang:clang" ;;
 esac
+[ "$what" != test ] || packages="$packages node:nodejs npm:npm"
 cross=no
 if [ "$what" = test ] && [ "$(uname -m)" != aarch64 ]; then
     cross=yes
@@ -79,6 +81,43 @@ install() {
 }
 # shellcheck disable=SC2086
 [ -z "$missing" ] || install $missing
+
+[ "$what" != test ] || python3 "$(dirname "$0")/client_packages.py"
+
+# Prometheus itself, which the tests let scrape a server. It is only unpacked: installing the
+# package would start its service.
+unpack_prometheus() {
+    folder=$(cd "$(dirname "$0")/.." && pwd)/build/prometheus
+    [ ! -x "$folder/usr/bin/promtool" ] || return 0
+    say "unpacking: prometheus"
+    part=$folder.part
+    rm -rf "$part" && mkdir -p "$part"
+    if ! (cd "$part" && apt-get download -qq prometheus >&2); then
+        [ "$refreshed" = yes ] || refresh
+        (cd "$part" && apt-get download -qq prometheus >&2)
+    fi
+    dpkg -x "$part"/prometheus_*.deb "$part" && rm -f "$part"/prometheus_*.deb
+    rm -rf "$folder" && mv "$part" "$folder"
+}
+if [ "$what" = test ] && ! command -v promtool >/dev/null 2>&1; then unpack_prometheus; fi
+
+# nvcc compiles src/cuda/kernels (no GPU is needed for that). 13.0, so that its machine code loads
+# with every driver of CUDA 13; cmake/cuda.cmake looks for it in this folder.
+nvcc_dir="$HOME/.cache/kr/nvcc"
+if [ "$what" = test ] && [ "$(uname -m)" = x86_64 ] && ! command -v nvcc >/dev/null 2>&1 &&
+    ! [ -x "$nvcc_dir/nvidia/cu13/bin/nvcc" ]; then
+    say "installing nvcc 13.0 from PyPI into $nvcc_dir"
+    part=$nvcc_dir.part
+    rm -rf "$part"
+    if ! python3 -m pip install --quiet --disable-pip-version-check --no-deps --root-user-action \
+        ignore --target "$part" nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 \
+        nvidia-nvvm==13.0.88 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85 >&2; then
+        rm -rf "$part"
+        say "installing nvcc failed"
+        exit 1
+    fi
+    rm -rf "$nvcc_dir" && mv "$part" "$nvcc_dir"
+fi
 
 # Rust for the text library: at least 1.89 (edition 2024 and what the tokenizer crates need).
 # A toolchain of the user's own goes before the system's, as the Makefile has it.

@@ -17,6 +17,7 @@ typedef struct subcommand_s {
     const char *name;
     int (*run)(const cli_options_t *options);
     bool opens_model;             /* takes what other commands take too: -m, --kv, ... */
+    bool on_devices;              /* --device other than cpu */
     const cli_option_id_t *takes; /* of bench's own options; ends with CLI_N_OPTIONS */
 } subcommand_t;
 
@@ -24,19 +25,19 @@ typedef struct subcommand_s {
 #define SIZES CLI_OPT_bench_p, CLI_OPT_bench_n
 
 static const subcommand_t subcommands[] = {
-    {"model", cli_bench_model, true,
+    {"model", cli_bench_model, true, true,
      TAKES(SIZES, CLI_OPT_rounds, CLI_OPT_depth, CLI_OPT_frontiers, CLI_OPT_streams)},
-    {"ops", cli_bench_ops, false, TAKES(CLI_OPT_filter, CLI_OPT_seconds)},
-    {"suite", cli_bench_suite, false, TAKES(CLI_OPT_filter, CLI_OPT_runs)},
-    {"flash", cli_bench_flash, false,
+    {"ops", cli_bench_ops, false, false, TAKES(CLI_OPT_filter, CLI_OPT_seconds)},
+    {"suite", cli_bench_suite, false, false, TAKES(CLI_OPT_filter, CLI_OPT_runs)},
+    {"flash", cli_bench_flash, false, false,
      TAKES(CLI_OPT_filter, CLI_OPT_rounds, CLI_OPT_attn_qk, CLI_OPT_kv)},
-    {"compare", cli_bench_compare, true,
+    {"compare", cli_bench_compare, true, false,
      TAKES(SIZES, CLI_OPT_rounds, CLI_OPT_bench_a, CLI_OPT_bench_b, CLI_OPT_rival,
            CLI_OPT_timeout)},
-    {"engine", cli_bench_engine, true,
+    {"engine", cli_bench_engine, true, true,
      TAKES(SIZES, CLI_OPT_rounds, CLI_OPT_bench_mode, CLI_OPT_streams, CLI_OPT_max_stall_ms,
            CLI_OPT_bench_chunk, CLI_OPT_sampling, CLI_OPT_prefix_cache, CLI_OPT_telemetry)},
-    {"gate", cli_bench_gate, true,
+    {"gate", cli_bench_gate, true, false,
      TAKES(SIZES, CLI_OPT_rounds, CLI_OPT_filter, CLI_OPT_baseline, CLI_OPT_write,
            CLI_OPT_force)},
 };
@@ -59,10 +60,14 @@ static bool takes_option(const subcommand_t *subcommand, cli_option_id_t id) {
 static int check_options(const cli_options_t *options, const subcommand_t *subcommand) {
     for (cli_option_id_t id = 0; id < CLI_N_OPTIONS; id++) {
         const cli_value_t *value = &options->values[id];
-        if (!value->is_given || value->is_from_environment) continue;
+        if (!cli_is_typed(value)) continue;
         if (takes_option(subcommand, id)) continue;
         const char *name = cli_option_rows[id].long_name;
         return cli_usage(name, "`kr bench %s` does not take %s", subcommand->name, name);
+    }
+    const char *device = cli_text(options, CLI_OPT_device);
+    if (device != NULL && strcmp(device, "cpu") != 0 && !subcommand->on_devices) {
+        return cli_usage("--device", "`kr bench %s` measures the CPU only", subcommand->name);
     }
     return 0;
 }

@@ -230,7 +230,7 @@ static kr_status_t pass_common(const cli_options_t *options, side_t *side) {
         const cli_option_row_t *row = &cli_option_rows[id];
         const cli_value_t *value = &options->values[id];
         bool is_passed = id == CLI_OPT_model || id == CLI_OPT_threads || id == CLI_OPT_json;
-        if (!value->is_given || value->is_from_environment || is_passed) continue;
+        if (!cli_is_typed(value) || is_passed) continue;
         if (!cli_bench_is_common(id)) continue;
         char number[32];
         snprintf(number, sizeof number, "%lld", (long long)value->integer);
@@ -270,7 +270,7 @@ static int make_commands(const cli_options_t *options, compare_t *compare) {
     for (cli_option_id_t id = 0; id < CLI_N_OPTIONS; id++) {
         const cli_value_t *value = &options->values[id];
         bool is_size = id == CLI_OPT_bench_p || id == CLI_OPT_bench_n;
-        if (!value->is_given || value->is_from_environment || id == CLI_OPT_json) continue;
+        if (!cli_is_typed(value) || id == CLI_OPT_json) continue;
         if (!is_size && !cli_bench_is_common(id)) continue;
         const char *name = cli_option_rows[id].long_name;
         return cli_usage(name, "%s goes into the commands of --a and --b themselves", name);

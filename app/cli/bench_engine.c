@@ -43,7 +43,7 @@ static int check_mode(const cli_options_t *options, const bench_mode_t *mode) {
     };
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         const cli_value_t *value = &options->values[rows[i].id];
-        if (!value->is_given || value->is_from_environment || rows[i].is_taken) continue;
+        if (!cli_is_typed(value) || rows[i].is_taken) continue;
         const char *name = cli_option_rows[rows[i].id].long_name;
         return cli_usage(name, "`kr bench engine --mode %s` does not take %s", mode->name, name);
     }
@@ -291,9 +291,13 @@ int cli_engine_bench_throughput(cli_engine_bench_t *bench, json_t *reports) {
         failed = run_streams(bench, bench->n_streams[i], reports);
     }
     if (failed != 0) return failed;
-    /* The read test comes last: it takes a buffer of its own. */
+    /* The read test comes last: it takes a buffer of its own. It is of the CPU's memory. */
     const json_t *threads = json_object_get(json_array_get(reports, 0), "threads");
-    double read_gbps = stream_bench_read_gbps((unsigned)json_integer_value(threads), 0, 0);
+    const char *device = cli_text(bench->options, CLI_OPT_device);
+    double read_gbps = 0;
+    if (device == NULL || strcmp(device, "cpu") == 0) {
+        read_gbps = stream_bench_read_gbps((unsigned)json_integer_value(threads), 0, 0);
+    }
     for (size_t i = 0; i < json_array_size(reports); i++) {
         json_t *object = json_array_get(reports, i);
         json_object_set_new(object, "read_gbps",

@@ -264,7 +264,7 @@ static int check_fixed(const cli_options_t *options) {
     static const cli_option_id_t fixed[] = {CLI_OPT_bench_p, CLI_OPT_bench_n, CLI_OPT_threads};
     for (size_t i = 0; i < sizeof fixed / sizeof fixed[0]; i++) {
         const cli_value_t *value = &options->values[fixed[i]];
-        if (!value->is_given || value->is_from_environment) continue;
+        if (!cli_is_typed(value)) continue;
         const char *name = cli_option_rows[fixed[i]].long_name;
         return cli_usage(name, "%s is what the baseline says; it goes with --write", name);
     }

@@ -15,6 +15,7 @@
 #include "terminal.h"
 
 #define PREFILL_ROWS 512
+#define PREFILL_ROWS_CUDA 4096 /* a step should keep all multiprocessors busy */
 #define DEPTHS_MAX 64u
 
 typedef struct bench_s {
@@ -43,7 +44,8 @@ static kr_status_t feed(bench_t *bench, const kr_token_t *tokens, uint32_t n, bo
                         kr_error_t *error) {
     kr_status_t status = KR_OK;
     for (uint32_t done = 0; done < n && status == KR_OK;) {
-        uint32_t n_step = n - done < PREFILL_ROWS ? n - done : PREFILL_ROWS;
+        const uint32_t n_most = bench->engine.session_info.n_rows_max;
+        uint32_t n_step = n - done < n_most ? n - done : n_most;
         uint32_t out_row = n_step - 1;
         bool is_last = wants_logits && done + n_step == n;
         status = cli_engine_decode(&bench->engine, tokens + done, n_step, &out_row, is_last,
@@ -192,14 +194,17 @@ static void print_text(const bench_t *bench, const json_t *reports, double read_
         const json_t *report = json_array_get(reports, i);
         double decode = number(report, "decode_tps");
         double used_gbps = decode * (double)engine->info.bytes_per_token / 1e9;
-        double percent = read_gbps > 0 ? 100 * used_gbps / read_gbps : 0;
         (void)cli_out_printf("prefill %10.1f tok/s   (%u tokens at depth %u)\n",
                              number(report, "prefill_tps"), bench->n_prompt, bench->depths[i]);
         (void)cli_out_printf("decode  %10.1f tok/s   (%u tokens; rounds %.1f to %.1f)\n", decode,
                              bench->n_generate, number(report, "decode_tps_min"),
                              number(report, "decode_tps_max"));
-        (void)cli_out_printf("weights %10.1f GB/s    (%.0f%% of the %.1f GB/s that can be read)\n",
-                             used_gbps, percent, read_gbps);
+        (void)cli_out_printf("weights %10.1f GB/s", used_gbps);
+        if (read_gbps > 0) {
+            (void)cli_out_printf("    (%.0f%% of the %.1f GB/s that can be read)",
+                                 100 * used_gbps / read_gbps, read_gbps);
+        }
+        (void)cli_out_printf("\n");
         cli_note("%s, %u threads | %u rounds | first token %.0f ms | load %.0f ms",
                  engine->session_info.isa, engine->session_info.n_threads, bench->n_rounds,
                  number(report, "ttft_ms"), engine->load_ms);
@@ -211,9 +216,12 @@ static void print_text(const bench_t *bench, const json_t *reports, double read_
     }
 }
 
-/* reports: an object per depth. The read test comes last, since it takes a buffer of its own. */
+/* reports: an object per depth. The read test comes last, since it takes a buffer of its own; it is
+ * of the CPU's memory. */
 static void print_reports(const cli_options_t *options, const bench_t *bench, json_t *reports) {
-    double read_gbps = stream_bench_read_gbps(bench->engine.session_info.n_threads, 0, 0);
+    const kr_session_info_t *info = &bench->engine.session_info;
+    double read_gbps =
+        info->device == KR_DEVICE_CPU ? stream_bench_read_gbps(info->n_threads, 0, 0) : 0;
     if (!cli_given(options, CLI_OPT_json)) {
         print_text(bench, reports, read_gbps);
         return;
@@ -289,8 +297,10 @@ static int prepare(const cli_options_t *options, bench_t *bench) {
     failed = choose_depths(options, bench);
     if (failed != 0) return failed;
     size_t n_tokens = (size_t)bench->depths[bench->n_depths - 1] + bench->n_prompt;
-    failed = cli_engine_open_session(options, (uint32_t)n_tokens + bench->n_generate, PREFILL_ROWS,
-                                     &bench->engine);
+    const char *device = cli_text(options, CLI_OPT_device);
+    const bool is_cuda = device != NULL && strcmp(device, "cuda") == 0;
+    failed = cli_engine_open_session(options, (uint32_t)n_tokens + bench->n_generate,
+                                     is_cuda ? PREFILL_ROWS_CUDA : PREFILL_ROWS, &bench->engine);
     if (failed != 0) return failed;
     bench->tokens = calloc(n_tokens, sizeof *bench->tokens);
     bench->prefill_tps = calloc(bench->n_rounds, sizeof(double));

@@ -97,6 +97,7 @@ static void become(char *const *words, pid_t parent, int out, int err, int exec)
     if (getppid() != parent) _exit(127);
     (void)setpgid(0, 0);
     (void)signal(SIGPIPE, SIG_DFL);
+    (void)signal(SIGXFSZ, SIG_DFL);
     if (null >= 0 && dup2(null, STDIN_FILENO) >= 0 && dup2(out, STDOUT_FILENO) >= 0 &&
         dup2(err, STDERR_FILENO) >= 0) {
         (void)execvp(words[0], words);

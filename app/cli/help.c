@@ -30,13 +30,15 @@ void cli_help_print(bool to_stderr) {
                    "`kr help COMMAND` shows its options and examples.\n"
                    "Exit codes: 0 done, 1 other failure, 2 usage, 3 not found or unreadable, "
                    "4 bad model,\n5 digest mismatch, 6 out of memory, 9 disk full or I/O, "
-                   "11 bad input, 12 timed out,\n13 slower than the baseline, 70 internal error, "
-                   "130 interrupted. `run` and `chat` treat\nthe first Ctrl-C as "
-                   "\"stop here\": what was generated so far stands and the exit code is 0.\n");
+                   "10 cannot listen, 11 bad input,\n12 timed out, 13 slower than the baseline, "
+                   "70 internal error, 130 interrupted. `run` and `chat`\ntreat the first Ctrl-C "
+                   "as \"stop here\": what was generated so far stands and the exit code is\n"
+                   "0.\n");
 }
 
-static void put_option(const cli_option_row_t *row) {
-    char left[96] = "", line[LINE_BYTES_MAX], choices[64] = "";
+static void put_option(cli_option_id_t id, cli_command_id_t command) {
+    const cli_option_row_t *row = &cli_option_rows[id];
+    char left[96] = "", line[LINE_BYTES_MAX], choices[64] = "", variable[64];
     if (row->kind == CLI_KIND_CHOICE) {
         size_t n = strcspn(row->value, "!");
         if (n > 0 && row->value[n] == '!') n--;
@@ -54,8 +56,9 @@ static void put_option(const cli_option_row_t *row) {
     if (row->preset[0] != '\0') {
         n += (size_t)snprintf(line + n, sizeof line - n, " [%s]", row->preset);
     }
-    if (row->environment[0] != '\0' && row->long_name[0] != '\0') {
-        n += (size_t)snprintf(line + n, sizeof line - n, " {%s}", row->environment);
+    if (row->long_name[0] != '\0' &&
+        cli_option_environment(id, command, variable, sizeof variable)) {
+        n += (size_t)snprintf(line + n, sizeof line - n, " {%s}", variable);
     }
     snprintf(line + n, sizeof line - n, "\n");
     put(false, line);
@@ -76,7 +79,7 @@ void cli_help_print_command(cli_command_id_t id) {
             snprintf(line, sizeof line, "\n%s\n", group);
             put(false, line);
         }
-        put_option(row);
+        put_option((cli_option_id_t)i, id);
     }
     put(false, "\n[default] {environment}\n");
     if (command->examples[0] == '\0') return;

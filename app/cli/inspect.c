@@ -192,7 +192,7 @@ static void print_json(const cli_engine_t *engine, const ledger_t *ledger) {
 int cli_inspect(const cli_options_t *options) {
     const char *name = options->n_positional > 0 ? options->positional[0] : NULL;
     const cli_value_t *flag = &options->values[CLI_OPT_model];
-    if (name != NULL && flag->is_given && !flag->is_from_environment) {
+    if (name != NULL && cli_is_typed(flag)) {
         return cli_usage("model", "inspect takes one model, not '%.64s' and '%.64s'", flag->text,
                          name);
     }

@@ -82,6 +82,8 @@ void cli_session_params(const cli_options_t *options, uint32_t n_ctx, uint32_t n
         params->invariant = strcmp(invariant, "on") == 0 ? KR_INVARIANT_ON : KR_INVARIANT_OFF;
     }
     params->isa = cli_text(options, CLI_OPT_isa);
+    const char *device = cli_text(options, CLI_OPT_device);
+    if (device != NULL && strcmp(device, "cuda") == 0) params->device = KR_DEVICE_CUDA;
 }
 
 int cli_engine_open_session(const cli_options_t *options, uint32_t n_ctx, uint32_t n_rows_max,
@@ -173,6 +175,8 @@ json_t *cli_engine_json(const cli_engine_t *engine) {
     json_t *object = json_object();
     const char *name = engine->info.name != NULL ? engine->info.name : "";
     json_object_set_new(object, "model", cli_json_text(name, strlen(name)));
+    json_object_set_new(object, "device",
+                        json_string(session->device == KR_DEVICE_CUDA ? "cuda" : "cpu"));
     json_object_set_new(object, "isa", json_string(session->isa));
     json_object_set_new(object, "invariant", json_boolean(session->is_invariant));
     json_object_set_new(object, "threads", json_integer(session->n_threads));

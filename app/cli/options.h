@@ -6,6 +6,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "kr.h"
+
 typedef enum cli_command_id_e {
 #define KR_COMMAND(id, ...) CLI_COMMAND_##id,
 #include "commands.def"
@@ -48,9 +50,17 @@ typedef struct cli_command_s {
     const char *summary, *examples;
 } cli_command_t;
 
+/* Who has said it; the later one in this list wins. */
+typedef enum cli_source_e {
+    CLI_SOURCE_PRESET,
+    CLI_SOURCE_CONFIG, /* the file of --config */
+    CLI_SOURCE_ENVIRONMENT,
+    CLI_SOURCE_FLAG
+} cli_source_t;
+
 typedef struct cli_value_s {
-    bool is_given; /* by flag or environment */
-    bool is_from_environment;
+    bool is_given; /* by flag, environment or file; of a FLAG: it is on */
+    cli_source_t source;
     int64_t integer;
     double number;
     const char *text;
@@ -67,7 +77,10 @@ struct cli_options_s {
     const char **positional;
     size_t n_positional;
     cli_list_item_t *items; /* values of LIST options in the order given */
-    size_t n_items;
+    size_t n_items, items_capacity;
+    char **copies; /* of lists in the environment, cut at their commas */
+    size_t n_copies;
+    struct json_t *config; /* of the file; holds the texts that come from it */
 };
 
 extern const cli_command_t cli_commands[CLI_N_COMMANDS];
@@ -94,6 +107,28 @@ static inline double cli_number(const cli_options_t *options, cli_option_id_t id
 static inline const char *cli_text(const cli_options_t *options, cli_option_id_t id) {
     return options->values[id].text;
 }
+
+/* Asked for by this invocation; what stands in the environment holds for all. */
+static inline bool cli_is_typed(const cli_value_t *value) {
+    return value->is_given && value->source != CLI_SOURCE_ENVIRONMENT;
+}
+
+/* ---- option_table.c ---- */
+
+bool cli_option_belongs(cli_option_id_t id, cli_command_id_t command);
+/* Parses a value within its bounds. `name` is what the user wrote: a flag, a variable, a key. */
+kr_status_t cli_option_parse(cli_option_id_t id, const char *name, const char *text,
+                             cli_value_t *value, kr_error_t *error);
+/* Can stand in the environment and, but for --config, in its file: everything with a long name that
+ * is not asked of one invocation only (--help, --json). */
+bool cli_option_is_setting(cli_option_id_t id);
+/* Back to the default. */
+kr_status_t cli_option_reset(cli_options_t *options, cli_option_id_t id, kr_error_t *error);
+/* The variable that sets this option; false: none does. Commands with --config have one for each
+ * option: KR_ and the long name. */
+bool cli_option_environment(cli_option_id_t id, cli_command_id_t command, char *name, size_t cap);
+bool cli_option_add_item(cli_options_t *options, cli_option_id_t id, const char *text);
+bool cli_option_is_same(const cli_options_t *a, const cli_options_t *b, cli_option_id_t id);
 
 /* Whole-string decimal numbers without white space, '+', hexadecimal, NaN or infinity. */
 bool cli_parse_integer(const char *text, int64_t *value);

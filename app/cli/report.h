@@ -18,6 +18,7 @@ enum {
     CLI_EXIT_MEMORY = 6,
     CLI_EXIT_DEVICE = 7,
     CLI_EXIT_IO = 9, /* disk full or I/O */
+    CLI_EXIT_BIND = 10,     /* `kr serve`: cannot listen */
     CLI_EXIT_INPUT = 11,
     CLI_EXIT_TIMEOUT = 12,
     CLI_EXIT_LOSS = 13, /* `kr bench gate`: a stage is significantly slower */

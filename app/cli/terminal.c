@@ -27,16 +27,21 @@ static struct {
     uint64_t progress_ns;
 } state;
 
-static volatile sig_atomic_t n_interrupts;
-static volatile sig_atomic_t last_signal;
+/* Of a handler, or of the thread that takes the signals of a server. */
+static atomic_int n_interrupts;
+static atomic_int last_signal;
 static _Atomic(kr_session_t) watched;
 
-static void on_interrupt(int number) {
-    int saved_errno = errno;
+void cli_interrupt(int number) {
     last_signal = number;
     if (n_interrupts++ > 0) _exit(128 + number);
     kr_session_t session = atomic_load(&watched);
     if (session != NULL) kr_session_cancel(session);
+}
+
+static void on_interrupt(int number) {
+    int saved_errno = errno;
+    cli_interrupt(number);
     errno = saved_errno;
 }
 
@@ -45,6 +50,7 @@ void cli_terminal_init(void) {
     state.out_terminal = isatty(STDOUT_FILENO) == 1;
     state.err_terminal = isatty(STDERR_FILENO) == 1;
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); /* ulimit -f: an error of the write, as a full disk is */
     /* No SA_RESTART: a read at the chat prompt must come back. */
     struct sigaction action;
     memset(&action, 0, sizeof action);

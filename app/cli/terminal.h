@@ -38,6 +38,8 @@ void cli_progress_clear(void);
  * process ends at once with 130 or 143. */
 void cli_interrupt_watch(kr_session_t session); /* NULL: none */
 bool cli_interrupted(void);
+/* As if this signal had come: for who takes signals himself. */
+void cli_interrupt(int number);
 void cli_interrupt_reset(void);
 int cli_interrupt_exit(void); /* 130 or 143 by the signal seen */
 

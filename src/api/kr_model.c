@@ -102,24 +102,32 @@ int32_t kr_model_token_is_end(kr_model_t model, kr_token_t token) {
     return model ? kri_tokenizer_is_end(model->tokenizer, token) : 0;
 }
 
-kr_status_t kr_model_chat_tokenize(kr_model_t model, const kr_message_t *messages,
-                                   size_t n_messages, uint32_t add_generation_prompt,
-                                   kr_token_t *tokens, size_t capacity, size_t *n_tokens,
-                                   kr_error_t *error) {
+static kr_status_t chat_template(kr_model_t model, uint32_t add_generation_prompt,
+                                 const kri_template_t **tmpl, kr_error_t *error) {
     if (!model) return KRI_FAIL(error, KR_E_INVALID_ARG, "model", "model is NULL");
     if (add_generation_prompt > 1) {
         return KRI_FAIL(error, KR_E_INVALID_ARG, "add_generation_prompt",
                         "add_generation_prompt is %u, allowed are 0 and 1",
                         add_generation_prompt);
     }
-    if (!model->chat_template_source) {
-        return KRI_FAIL(error, KR_E_NOT_FOUND, "chat_template",
-                        "the model has no chat template (a base model?)");
-    }
-    if (!model->chat_template) {
-        const kr_error_t *why = &model->chat_template_error;
-        return KRI_FAIL(error, why->code, "chat_template", "%s", why->message);
-    }
-    return kri_template_tokenize(model->chat_template, messages, n_messages,
-                                 add_generation_prompt, tokens, capacity, n_tokens, error);
+    return kri_model_template(model, tmpl, error);
+}
+
+kr_status_t kr_model_chat_tokenize(kr_model_t model, const kr_message_t *messages,
+                                   size_t n_messages, uint32_t add_generation_prompt,
+                                   kr_token_t *tokens, size_t capacity, size_t *n_tokens,
+                                   kr_error_t *error) {
+    const kri_template_t *tmpl = NULL;
+    KR_TRY(chat_template(model, add_generation_prompt, &tmpl, error));
+    return kri_template_tokenize(tmpl, messages, n_messages, add_generation_prompt, tokens,
+                                 capacity, n_tokens, error);
+}
+
+kr_status_t kr_model_chat_render(kr_model_t model, const kr_message_t *messages,
+                                 size_t n_messages, uint32_t add_generation_prompt, char *buf,
+                                 size_t capacity, size_t *n_bytes, kr_error_t *error) {
+    const kri_template_t *tmpl = NULL;
+    KR_TRY(chat_template(model, add_generation_prompt, &tmpl, error));
+    return kri_template_render(tmpl, messages, n_messages, add_generation_prompt, buf, capacity,
+                               n_bytes, error);
 }

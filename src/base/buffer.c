@@ -23,7 +23,7 @@ void kri_buffer_deinit(kri_buffer_t *buffer) {
 }
 
 /* Makes room for n_more bytes and a NUL. */
-static kr_status_t reserve(kri_buffer_t *buffer, size_t n_more) {
+static kr_status_t grow(kri_buffer_t *buffer, size_t n_more) {
     if (n_more > buffer->max_bytes - buffer->n_bytes) return KR_E_LIMIT;
     const size_t needed = buffer->n_bytes + n_more + 1;
     if (needed <= buffer->capacity) return KR_OK;
@@ -35,6 +35,12 @@ static kr_status_t reserve(kri_buffer_t *buffer, size_t n_more) {
     buffer->data = data;
     buffer->capacity = capacity;
     return KR_OK;
+}
+
+static kr_status_t reserve(kri_buffer_t *buffer, size_t n_more) {
+    const kr_status_t status = grow(buffer, n_more);
+    if (status != KR_OK && buffer->status == KR_OK) buffer->status = status;
+    return status;
 }
 
 kr_status_t kri_buffer_append(kri_buffer_t *buffer, const void *data, size_t n_bytes) {
@@ -63,14 +69,13 @@ kr_status_t kri_buffer_printf(kri_buffer_t *buffer, const char *format, ...) {
 
 void kri_buffer_clear(kri_buffer_t *buffer) {
     buffer->n_bytes = 0;
+    buffer->status = KR_OK;
     if (buffer->data != NULL) buffer->data[0] = '\0';
 }
 
 void kri_buffer_consume(kri_buffer_t *buffer, size_t n_bytes) {
-    if (n_bytes >= buffer->n_bytes) {
-        kri_buffer_clear(buffer);
-        return;
-    }
+    if (n_bytes > buffer->n_bytes) n_bytes = buffer->n_bytes;
+    if (n_bytes == 0) return;
     buffer->n_bytes -= n_bytes;
     memmove(buffer->data, buffer->data + n_bytes, buffer->n_bytes + 1);
 }

@@ -11,6 +11,7 @@ typedef struct kri_buffer_s {
     size_t n_bytes;
     size_t capacity;
     size_t max_bytes;
+    kr_status_t status; /* of the first append that failed since init or clear; KR_OK = none */
 } kri_buffer_t;
 
 void kri_buffer_init(kri_buffer_t *buffer, size_t max_bytes);

@@ -127,4 +127,9 @@ void kri_event_fd_destroy(int fd); /* negative: a no-op */
 void kri_panic(const char *text) __attribute__((noreturn));
 #endif
 
+/* A shared library of the system by its file name, or NULL; stays open for ever. */
+void *kri_library_open(const char *name);
+/* NULL where it has no such symbol. */
+void *kri_library_symbol(void *library, const char *name);
+
 #endif

@@ -42,7 +42,8 @@ static bool return_memory(kri_kv_pool_t *pool) {
         const kri_kv_group_t *view = &pool->views[i];
         const uint32_t id = pop(g, &g->free_first);
         if (id == KRI_PAGE_NONE) continue;
-        kri_pages_discard(view->pool + (size_t)id * view->page_bytes, view->page_bytes);
+        if (pool->is_host)
+            kri_pages_discard(view->pool + (size_t)id * view->page_bytes, view->page_bytes);
         push(g, &g->returned_first, id);
         pool->bytes_touched -= view->page_bytes;
         return true;

@@ -61,6 +61,25 @@ static uint64_t count_pages(const kri_kv_pool_t *pool, const kri_kv_params_t *p,
     return p->prefix_cache || n_most < n_held ? n_most : n_held;
 }
 
+static void *host_alloc(void *ctx, size_t n_bytes) {
+    (void)ctx;
+    return kri_pages_alloc(n_bytes);
+}
+
+static void host_free(void *ctx, void *ptr, size_t n_bytes) {
+    (void)ctx;
+    kri_pages_free(ptr, n_bytes);
+}
+
+static void host_copy(void *ctx, void *to, const void *from, size_t n_bytes) {
+    (void)ctx;
+    memcpy(to, from, n_bytes);
+}
+
+static const kri_kv_memory_t host_memory = {
+    .alloc = host_alloc, .free = host_free, .copy = host_copy, .read = host_copy,
+    .write = host_copy};
+
 static kr_status_t create_group(kri_kv_pool_t *pool, const kri_kv_params_t *p, uint32_t g,
                                 size_t page_bytes) {
     const kri_kv_shape_t *s = &p->groups[g];
@@ -79,7 +98,8 @@ static kr_status_t create_group(kri_kv_pool_t *pool, const kri_kv_params_t *p, u
     group->tables = kri_calloc((size_t)pool->pages_per_seq * p->n_seqs, sizeof(uint32_t),
                                "kv table");
     pool->views[g] = (kri_kv_group_t){
-        .pool = kri_pages_alloc(pool_bytes), .page_bytes = page_bytes, .dtype = p->dtype,
+        .pool = pool->memory.alloc(pool->memory.ctx, pool_bytes), .page_bytes = page_bytes,
+        .dtype = p->dtype,
         .n_layers = s->n_layers, .n_kv_heads = s->n_kv_heads, .head_dim = s->head_dim,
         .window = s->window};
     return group->pages && group->tables && pool->views[g].pool ? KR_OK : KR_E_NOMEM;
@@ -105,6 +125,8 @@ kr_status_t kri_kv_pool_create(const kri_kv_params_t *params, kri_kv_pool_t **ou
     kri_kv_pool_t *pool = kri_calloc(1, sizeof(*pool), "kv pool");
     if (!pool) return KR_E_NOMEM;
     kr_status_t status = KR_OK;
+    pool->memory = params->memory ? *params->memory : host_memory;
+    pool->is_host = params->memory == NULL;
     pool->n_seqs = params->n_seqs;
     pool->n_ctx = params->n_ctx;
     pool->pages_per_seq = (uint32_t)kri_ceil_div(params->n_ctx, KRI_PAGE_TOKENS);
@@ -133,7 +155,8 @@ void kri_kv_pool_destroy(kri_kv_pool_t *pool) {
     kri_prefix_cache_destroy(pool->cache);
     for (uint32_t g = 0; g < pool->n_groups; g++) {
         const kri_kv_pages_t *group = &pool->groups[g];
-        kri_pages_free(pool->views[g].pool, group->n_pages * pool->views[g].page_bytes);
+        pool->memory.free(pool->memory.ctx, pool->views[g].pool,
+                          group->n_pages * pool->views[g].page_bytes);
         kri_pages_free(group->pages, group->n_pages * sizeof(kri_kv_page_t));
         kri_free(group->tables);
     }
@@ -179,8 +202,8 @@ static void make_tail_private(kri_kv_pool_t *pool, uint32_t seq, bool is_copied)
         const uint32_t old = *own;
         if (tail_is_shared(pool, seq, g, is_copied)) {
             *own = kri_kv_page_take(pool, g);
-            memcpy(view->pool + (size_t)*own * view->page_bytes,
-                   view->pool + (size_t)old * view->page_bytes, view->page_bytes);
+            pool->memory.copy(pool->memory.ctx, view->pool + (size_t)*own * view->page_bytes,
+                              view->pool + (size_t)old * view->page_bytes, view->page_bytes);
             pool->bytes_moved += view->page_bytes;
             kri_kv_page_unref(pool, g, old);
         } else if (pool->groups[g].pages[old].node != KRI_NODE_NONE) {

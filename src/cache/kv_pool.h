@@ -5,9 +5,9 @@
  * later row sees.
  *
  * Memory  Address space for every page is taken at create, memory is touched when a page is first
- *         used. The ledger is in bytes of pages over all groups together: used (held by at least
- *         one sequence) + cached (held by the prefix cache only) <= bytes_max, always. Nothing here
- *         allocates after create.
+ *         used (a device's memory is taken whole). The ledger is in bytes of pages over all groups
+ *         together: used (held by at least one sequence) + cached (held by the prefix cache only)
+ *         <= bytes_max, always. Nothing here allocates after create.
  * Threads one at a time. */
 #ifndef KRI_CACHE_KV_POOL_H
 #define KRI_CACHE_KV_POOL_H
@@ -23,6 +23,17 @@ typedef struct kri_kv_shape_s {
     uint32_t n_layers, n_kv_heads, head_dim, window;
 } kri_kv_shape_t;
 
+/* Memory of pages that is not the host's: the pool only copies whole ranges of it. Copies are
+ * done, or in order with what a step does, when the calls return. */
+typedef struct kri_kv_memory_s {
+    void *ctx;
+    void *(*alloc)(void *ctx, size_t n_bytes); /* NULL without memory */
+    void (*free)(void *ctx, void *ptr, size_t n_bytes);
+    void (*copy)(void *ctx, void *to, const void *from, size_t n_bytes);
+    void (*read)(void *ctx, void *host, const void *from, size_t n_bytes);
+    void (*write)(void *ctx, void *to, const void *host, size_t n_bytes);
+} kri_kv_memory_t;
+
 typedef struct kri_kv_params_s {
     uint32_t n_groups;
     kri_kv_shape_t groups[KRI_KV_GROUPS_MAX];
@@ -32,6 +43,7 @@ typedef struct kri_kv_params_s {
     bool prefix_cache;
     uint32_t n_rows;         /* most tokens of a sequence in one step: a windowed group holds its
                                 window and these; 0 = n_ctx */
+    const kri_kv_memory_t *memory; /* copied; NULL = pages of the host */
 } kri_kv_params_t;
 
 /* Bytes of a pool in which every sequence can hold n_ctx tokens (or bytes_max, where given);

@@ -38,6 +38,8 @@ typedef struct kri_kv_seq_s {
 } kri_kv_seq_t;
 
 struct kri_kv_pool_s {
+    kri_kv_memory_t memory;
+    bool is_host;             /* free pages can give their memory back */
     uint32_t n_groups, n_seqs, n_ctx, pages_per_seq;
     uint32_t chain_group;     /* a group that keeps the page before a sequence's length */
     kri_kv_group_t views[KRI_KV_GROUPS_MAX];

@@ -63,7 +63,8 @@ void kri_kv_pool_save(const kri_kv_pool_t *pool, uint32_t seq, uint8_t *bytes) {
         const kri_kv_group_t *view = &pool->views[g];
         const uint32_t *table = kri_kv_table(pool, seq, g);
         for (uint32_t i = extent.first[g]; i < end_page(&extent); i++) {
-            memcpy(bytes, view->pool + (size_t)table[i] * view->page_bytes, view->page_bytes);
+            pool->memory.read(pool->memory.ctx, bytes,
+                              view->pool + (size_t)table[i] * view->page_bytes, view->page_bytes);
             if (n_slots > 0 && i + 1 == end_page(&extent)) clear_slots(view, bytes, n_slots);
             bytes += view->page_bytes;
         }
@@ -85,7 +86,8 @@ kr_status_t kri_kv_pool_restore(kri_kv_pool_t *pool, uint32_t seq, const kri_kv_
         for (uint32_t i = 0; i < extent->first[g]; i++) table[i] = 0;
         for (uint32_t i = extent->first[g]; i < end_page(extent); i++) {
             table[i] = kri_kv_page_take(pool, g);
-            memcpy(view->pool + (size_t)table[i] * view->page_bytes, bytes, view->page_bytes);
+            pool->memory.write(pool->memory.ctx, view->pool + (size_t)table[i] * view->page_bytes,
+                               bytes, view->page_bytes);
             bytes += view->page_bytes;
         }
     }

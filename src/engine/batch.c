@@ -61,10 +61,40 @@ static kr_status_t check_seqs(const kr_batch_t *b, const kri_kv_pool_t *kv,
     return KR_OK;
 }
 
+/* Rows of which something is wanted, and the names of the fields that say so. */
+typedef struct wanted_s {
+    const char *n_name, *rows_name, *out_name;
+    uint32_t n;
+    const uint32_t *rows;
+    const float *out;
+} wanted_t;
+
+static kr_status_t check_wanted(const wanted_t *w, uint32_t n_rows, kr_error_t *error) {
+    if (w->n > 0 && (!w->rows || !w->out)) {
+        const char *name = w->rows ? w->out_name : w->rows_name;
+        return KRI_FAIL(error, KR_E_INVALID_ARG, name, "%s is NULL with %s %u", name, w->n_name,
+                        w->n);
+    }
+    /* Ascending rows cannot be more than the rows: refused before the array is walked. */
+    if (w->n > n_rows) {
+        return KRI_FAIL(error, KR_E_INVALID_ARG, w->n_name, "%s is %u of %u rows", w->n_name, w->n,
+                        n_rows);
+    }
+    for (uint32_t i = 0; i < w->n; i++) {
+        if (w->rows[i] >= n_rows || (i > 0 && w->rows[i] <= w->rows[i - 1])) {
+            return KRI_FAIL(error, KR_E_INVALID_ARG, w->rows_name,
+                            "%s[%u] is %u: not ascending or not below %u", w->rows_name, i,
+                            w->rows[i], n_rows);
+        }
+    }
+    return KR_OK;
+}
+
 kr_status_t kri_batch_check(const kr_batch_t *b, const float *logits, const kri_kv_pool_t *kv,
                             const kr_session_info_t *info, uint32_t n_vocab,
                             kri_batch_space_t *space, kr_error_t *error) {
     KR_TRY(check_unbuilt(b, error));
+    if (b->reserved) return KRI_FAIL(error, KR_E_INVALID_ARG, "reserved", "reserved is not 0");
     if (b->n_rows == 0 || !b->tokens) {
         return KRI_FAIL(error, KR_E_INVALID_ARG, "tokens", "the batch has no tokens");
     }
@@ -83,24 +113,12 @@ kr_status_t kri_batch_check(const kr_batch_t *b, const float *logits, const kri_
                             "tokens[%u] is %d, the vocabulary has %u", i, b->tokens[i], n_vocab);
         }
     }
-    if (b->n_out_rows > 0 && (!b->out_rows || !logits)) {
-        return KRI_FAIL(error, KR_E_INVALID_ARG, b->out_rows ? "logits" : "out_rows",
-                        "%s is NULL with n_out_rows %u", b->out_rows ? "logits" : "out_rows",
-                        b->n_out_rows);
-    }
-    /* Ascending rows cannot be more than the rows: refused before the array is walked. */
-    if (b->n_out_rows > b->n_rows) {
-        return KRI_FAIL(error, KR_E_INVALID_ARG, "n_out_rows", "n_out_rows is %u of %u rows",
-                        b->n_out_rows, b->n_rows);
-    }
-    for (uint32_t i = 0; i < b->n_out_rows; i++) {
-        if (b->out_rows[i] >= b->n_rows || (i > 0 && b->out_rows[i] <= b->out_rows[i - 1])) {
-            return KRI_FAIL(error, KR_E_INVALID_ARG, "out_rows",
-                            "out_rows[%u] is %u: not ascending or not below %u", i,
-                            b->out_rows[i], b->n_rows);
-        }
-    }
-    return KR_OK;
+    const wanted_t logit_rows = {"n_out_rows", "out_rows", "logits", b->n_out_rows, b->out_rows,
+                                 logits};
+    const wanted_t hidden_rows = {"n_hidden_rows", "hidden_rows", "hidden", b->n_hidden_rows,
+                                  b->hidden_rows, b->hidden};
+    KR_TRY(check_wanted(&logit_rows, b->n_rows, error));
+    return check_wanted(&hidden_rows, b->n_rows, error);
 }
 
 kr_status_t kri_batch_prepare(const kr_batch_t *b, kri_kv_pool_t *kv, kri_batch_space_t *space,
@@ -131,7 +149,8 @@ kr_status_t kri_batch_prepare(const kr_batch_t *b, kri_kv_pool_t *kv, kri_batch_
     *step = (kri_step_t){
         .n_rows = b->n_rows, .tokens = b->tokens, .positions = space->positions,
         .n_seqs = b->n_seqs, .seqs = space->seqs, .n_out_rows = b->n_out_rows,
-        .out_rows = b->out_rows, .n_groups = kri_kv_pool_n_groups(kv),
+        .out_rows = b->out_rows, .n_hidden_rows = b->n_hidden_rows,
+        .hidden_rows = b->hidden_rows, .n_groups = kri_kv_pool_n_groups(kv),
         .groups = kri_kv_pool_groups(kv)};
     return KR_OK;
 }

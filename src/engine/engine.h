@@ -5,6 +5,7 @@
  *   engine_step.c     one step: forward pass, then sampling of all rows in parallel
  *   request.c         submit: checks, memory; request_prompt.c segments to tokens
  *   request_run.c     a request on the step thread: credits, events, ends
+ *   pooling.c         an embedding from the hidden states of a prompt
  *   events.c          finished events to their consumer: polling; dispatch.c: the callback thread
  * Arguments arrive here as complete structs (api/kr_engine.c reads them). */
 #ifndef KRI_ENGINE_ENGINE_H

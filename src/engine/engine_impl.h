@@ -16,6 +16,7 @@
 #include "base/threads.h"
 #include "engine/engine.h"
 #include "engine/keys.h"
+#include "engine/pooling.h"
 #include "engine/sched.h"
 #include "engine/session.h"
 #include "model/model.h"
@@ -35,7 +36,7 @@
 typedef struct kri_event_slot_s {
     int32_t type, finish;
     uint32_t choice;
-    kr_token_t token;
+    kr_token_t token;           /* TOKEN; CHOICE: index of the stop string */
     float logprob;
     uint32_t text_bytes;
     char *text_heap;            /* NULL: in text */
@@ -83,6 +84,7 @@ struct kr_request_s {
     kr_grammar_t grammar;       /* [const] */
     kri_choice_t *choices;      /* [n_choices] */
     kr_token_t *tokens;         /* [n_choices, n_tokens_max]; gone when it ends */
+    kri_pooling_t pooling;      /* [step]; kind [const]; the embedding readable once published */
     kri_ring_t ring;
     kr_error_t error;           /* [step] of the ERROR event; readable once published */
 
@@ -109,14 +111,17 @@ struct kr_request_s {
 
 /* ---- models --------------------------------------------------------------------------------- */
 
-/* What one thread found for one row of logits. */
+/* What one thread found for one row of logits, or for the rows of hidden states of one prompt. */
 typedef struct kri_row_result_s {
     kri_choice_t *choice;
     float *logits;              /* [n_vocab] */
+    const float *hidden;        /* [n_hidden, n_embd] instead, with pooling */
+    uint32_t n_hidden, position; /* of the first of them */
     kr_status_t status;
     const char *what;           /* static; why */
     kr_token_t token;
     bool is_end, is_stopped;
+    bool is_embedded;           /* the embedding is there */
     const char *text;           /* borrowed from the detokenizer */
     size_t text_bytes;
 } kri_row_result_t;
@@ -126,7 +131,7 @@ struct kri_engine_model_s {
     _Atomic uint32_t n_refs;    /* table, submits under way, requests that have not ended */
     kr_engine_t engine;         /* [const] */
     kr_model_t model;           /* [const] a reference */
-    uint32_t n_vocab;           /* [const] */
+    uint32_t n_vocab, n_embd;   /* [const] */
     kr_session_info_t info;     /* [const] */
     uint64_t order;             /* [mutex] the least of all ready ones is the default */
     bool is_ready;              /* [mutex] */
@@ -230,8 +235,8 @@ void kri_engine_publish_model(kri_engine_model_t *em);
 /* One step of a model, when it has one. */
 bool kri_engine_step(kri_engine_model_t *em);
 
-/* request_prompt.c: the tokens of all segments, at most n_ctx - 1; *tokens is the caller's to free.
- * The times go to stats. */
+/* request_prompt.c: the tokens of all segments, at most n_ctx - 1 (pooling: n_ctx); *tokens is the
+ * caller's to free. The times go to stats. */
 kr_status_t kri_request_prompt(kri_engine_model_t *em, const kr_request_params_t *params,
                                kr_token_t **tokens, uint32_t *n_tokens, kr_request_stats_t *stats,
                                kr_error_t *error);

@@ -147,6 +147,7 @@ kr_status_t kri_engine_add_model(kr_engine_t e, const char *name, kr_model_t mod
     em->engine = e;
     em->model = model;
     em->n_vocab = model->hp.n_vocab;
+    em->n_embd = model->hp.n_embd;
     kri_model_retain(model);
     kri_mutex_lock(&e->mutex);
     kr_status_t status = reserve(e, em, plan.kv_bytes, p.kv_bytes_max, error);

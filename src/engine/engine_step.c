@@ -1,7 +1,7 @@
 /* engine_step.c: one step of one model: the scheduler's plan, the forward pass, then for each row
- * of logits mask, sample, accept and detokenize: rows are independent, so the threads of the step
- * take them one by one. Only then, on the step thread alone, results become events and the
- * scheduler learns what was appended. */
+ * of logits mask, sample, accept and detokenize, and for each prompt to be embedded its pooling:
+ * they are independent, so the threads of the step take them one by one. Only then, on the step
+ * thread alone, results become events and the scheduler learns what was appended. */
 #include <math.h>
 #include <string.h>
 
@@ -68,11 +68,29 @@ static kr_status_t push_row(const kri_engine_model_t *em, kri_row_result_t *row)
     return KR_OK;
 }
 
+/* All hidden states that the prompt has in this step. */
+static void pool_row(kri_row_result_t *row, bool is_suspect) {
+    const kri_task_t *task = &row->choice->task;
+    kri_pooling_t *pooling = &row->choice->request->pooling;
+    const size_t n = (size_t)row->n_hidden * pooling->n_embd;
+    if (is_suspect && !kri_all_finite(row->hidden, n)) {
+        (void)fail_row(row, KR_E_NUMERIC, "the model computed a value that is not finite");
+        return;
+    }
+    kri_pooling_add(pooling, row->hidden, row->n_hidden, row->position);
+    row->is_embedded = task->n_computed + task->n_rows == task->n_tokens;
+    if (row->is_embedded) kri_pooling_finish(pooling);
+}
+
 static void compute_row(kri_engine_model_t *em, kri_row_result_t *row, uint32_t *mask,
                         bool is_suspect) {
     const kr_grammar_t *grammar = &row->choice->request->grammar;
     kr_telemetry_t t = em->engine->params.telemetry;
     uint64_t begin_ns = t ? kri_clock_ns() : 0, end_ns = begin_ns;
+    if (row->n_hidden > 0) {
+        pool_row(row, is_suspect);
+        return;
+    }
     if (is_suspect && !kri_all_finite(row->logits, em->n_vocab)) {
         (void)fail_row(row, KR_E_NUMERIC, "the model computed a value that is not finite");
         return;
@@ -121,15 +139,35 @@ static void run_rows(void *ctx, uint32_t thread_index, uint32_t n_threads) {
     }
 }
 
-static void compute_rows(kri_engine_model_t *em, const kri_plan_t *plan, bool is_suspect) {
+/* Hidden states stand in the order of tasks. Appends to em->rows; how many there are then. */
+static uint32_t list_hidden(kri_engine_model_t *em, const kri_plan_t *plan, uint32_t n_rows) {
+    const float *hidden = kri_session_hidden(em->session);
+    const kri_step_t *step = &plan->step;
+    for (uint32_t i = 0, at = 0; i < step->n_seqs && at < step->n_hidden_rows; i++) {
+        const kri_step_seq_t *q = &step->seqs[i];
+        const uint32_t first = at, row_end = q->row_begin + q->n_rows;
+        while (at < step->n_hidden_rows && step->hidden_rows[at] < row_end) at++;
+        if (at == first) continue;
+        em->rows[n_rows++] = (kri_row_result_t){
+            .choice = plan->tasks[i]->owner, .hidden = hidden + (size_t)first * em->n_embd,
+            .n_hidden = at - first,
+            .position = q->pos_begin + step->hidden_rows[first] - q->row_begin, .text = ""};
+    }
+    return n_rows;
+}
+
+/* How many rows of em->rows are results now: a task has one or none. */
+static uint32_t compute_rows(kri_engine_model_t *em, const kri_plan_t *plan, bool is_suspect) {
     rows_job_t job = {.em = em, .n_rows = plan->step.n_out_rows, .is_suspect = is_suspect};
-    const uint32_t n_threads = job.n_rows < em->info.n_threads ? job.n_rows : em->info.n_threads;
     for (uint32_t i = 0; i < job.n_rows; i++) {
         em->rows[i] = (kri_row_result_t){.choice = plan->out_tasks[i]->owner,
                                          .logits = em->logits + (size_t)i * em->n_vocab,
                                          .text = ""};
     }
+    job.n_rows = list_hidden(em, plan, job.n_rows);
+    const uint32_t n_threads = job.n_rows < em->info.n_threads ? job.n_rows : em->info.n_threads;
     if (job.n_rows > 0) kri_pool_run(em->pool, n_threads, run_rows, &job);
+    return job.n_rows;
 }
 
 /* The step did not run: a removal or the end of the engine stopped it, or it failed as a whole;
@@ -173,9 +211,8 @@ bool kri_engine_step(kri_engine_model_t *em) {
         return true;
     }
     count_step(em, &plan, run_ns - begin_ns);
-    compute_rows(em, &plan, status == KR_E_NUMERIC);
+    const uint32_t n_rows = compute_rows(em, &plan, status == KR_E_NUMERIC);
     const uint64_t end_ns = kri_clock_ns();
-    const uint32_t n_rows = plan.step.n_out_rows;
     kri_sched_commit(em->sched, &plan, end_ns - begin_ns);
     const uint64_t sched_ns = (begin_ns - plan_ns) + (kri_clock_ns() - end_ns);
     for (uint32_t i = 0; i < n_rows; i++) kri_request_take_row(&em->rows[i], end_ns);

@@ -35,15 +35,18 @@ void kri_events_fill(kr_request_t r, uint32_t position, kr_event_t *event) {
     const kri_event_slot_t *slot = &r->ring.slots[at];
     const char *text = slot->text_heap ? slot->text_heap : slot->text;
     const bool has_logprobs = slot->type == KR_EVENT_TOKEN && r->ring.n_logprobs > 0;
-    const bool is_error = slot->type == KR_EVENT_ERROR;
+    const bool is_error = slot->type == KR_EVENT_ERROR, is_choice = slot->type == KR_EVENT_CHOICE;
+    const bool is_embedding = slot->type == KR_EVENT_EMBEDDING;
     *event = (kr_event_t){
         .struct_bytes = sizeof *event, .type = slot->type, .request = r, .user = r->user,
-        .choice = slot->choice, .token = slot->token, .finish = slot->finish,
+        .choice = slot->choice, .token = is_choice ? -1 : slot->token, .finish = slot->finish,
+        .stop = is_choice ? slot->token : -1,
         .status = is_error ? r->error.code : KR_OK, .text = slot->text_bytes ? text : "",
         .text_bytes = slot->text_bytes, .logprob = slot->logprob,
         .n_logprobs = has_logprobs ? r->ring.n_logprobs : 0,
         .logprobs = has_logprobs ? r->ring.logprobs + (size_t)at * r->ring.n_logprobs : NULL,
-        .error = is_error ? &r->error : NULL};
+        .error = is_error ? &r->error : NULL, .n_embd = is_embedding ? r->pooling.n_embd : 0,
+        .embedding = is_embedding ? r->pooling.embedding : NULL};
 }
 
 bool kri_events_is_terminal(kr_request_t r, uint32_t position) {

@@ -17,6 +17,21 @@
 
 /* ---- checks that need no model -------------------------------------------------------------- */
 
+/* What says how to generate means nothing where nothing is generated. */
+static kr_status_t check_pooled(const kr_request_params_t *p, kr_error_t *error) {
+    const char *field = p->n_choices > 1      ? "n_choices"
+                        : p->sampler          ? "sampler"
+                        : p->stops            ? "stops"
+                        : p->n_stops > 0      ? "n_stops"
+                        : p->n_tokens_max > 0 ? "n_tokens_max"
+                        : p->ignore_end       ? "ignore_end"
+                        : p->grammar          ? "grammar"
+                                              : NULL;
+    if (!field) return KR_OK;
+    return KRI_FAIL(error, KR_E_INVALID_ARG, field,
+                    "%s has no meaning with pooling, which generates nothing", field);
+}
+
 kr_status_t kri_request_check(const kr_request_params_t *p, kr_error_t *error) {
     if (p->n_choices > KRI_CHOICES_MAX) {
         return KRI_FAIL(error, KR_E_INVALID_ARG, "n_choices", "n_choices is %u, the maximum is %u",
@@ -35,6 +50,15 @@ kr_status_t kri_request_check(const kr_request_params_t *p, kr_error_t *error) {
                         p->credits, KRI_CREDITS_MAX);
     }
     if (p->reserved) return KRI_FAIL(error, KR_E_INVALID_ARG, "reserved", "reserved is not 0");
+    if (p->pooling < KR_POOLING_NONE || p->pooling > KR_POOLING_LAST) {
+        return KRI_FAIL(error, KR_E_INVALID_ARG, "pooling", "pooling is %d, allowed are 0 to %d",
+                        p->pooling, KR_POOLING_LAST);
+    }
+    if (p->normalize > (p->pooling != KR_POOLING_NONE)) {
+        return KRI_FAIL(error, KR_E_INVALID_ARG, "normalize", "normalize is %u, not 0%s",
+                        p->normalize, p->pooling != KR_POOLING_NONE ? " or 1" : " without pooling");
+    }
+    if (p->pooling != KR_POOLING_NONE) return check_pooled(p, error);
     if (p->n_stops > 0 && !p->stops) {
         return KRI_FAIL(error, KR_E_INVALID_ARG, "stops", "stops is NULL, n_stops is %u",
                         p->n_stops);
@@ -56,6 +80,7 @@ void kri_request_free_work(kr_request_t r) {
     }
     kri_free(r->tokens);
     r->tokens = NULL;
+    kri_pooling_free_work(&r->pooling);
 }
 
 void kri_request_free_events(kr_request_t r) {
@@ -66,6 +91,7 @@ void kri_request_free_events(kr_request_t r) {
     kri_free(r->ring.logprobs);
     r->ring.slots = NULL;
     r->ring.logprobs = NULL;
+    kri_pooling_free_embedding(&r->pooling);
 }
 
 void kri_request_unref(kr_request_t r) {
@@ -86,7 +112,8 @@ static void plan_ring(kr_request_t r, uint32_t n_budget, uint32_t n_logprobs) {
     while (capacity < r->ring.n_max) capacity *= 2;
     r->ring.capacity = capacity;
     r->ring.n_logprobs = n_logprobs;
-    r->event_bytes = capacity * (sizeof *r->ring.slots + n_logprobs * sizeof *r->ring.logprobs);
+    r->event_bytes = capacity * (sizeof *r->ring.slots + n_logprobs * sizeof *r->ring.logprobs) +
+                     kri_pooling_event_bytes(r->pooling.kind, r->em->n_embd);
 }
 
 static kr_status_t make_ring(kri_ring_t *ring) {
@@ -99,21 +126,32 @@ static kr_status_t make_ring(kri_ring_t *ring) {
 }
 
 /* The penalties look at the prompt too, and remember n_penalty_last tokens of it. */
-static kr_status_t make_choice(kr_request_t r, uint32_t index, const kr_request_params_t *p,
-                               const kr_sampler_params_t *sampler, const kr_token_t *prompt,
-                               kr_error_t *error) {
-    kri_choice_t *choice = &r->choices[index];
+static kr_status_t make_generating(kri_choice_t *choice, const kr_request_params_t *p,
+                                   const kr_sampler_params_t *sampler, const kr_token_t *prompt,
+                                   kr_error_t *error) {
+    const kr_request_t r = choice->request;
     const uint32_t n_prompt = r->live.n_prompt;
     kr_sampler_params_t own = *sampler;
-    own.seed += index;
-    choice->request = r;
-    choice->index = index;
+    own.seed += choice->index;
     KR_TRY(kri_sampler_create(&own, r->em->n_vocab, &choice->sampler, error));
     KR_TRY(kri_detok_create(r->em->model->tokenizer, p->stops, p->n_stops, &choice->detok,
                             error));
     const uint32_t n_seen = own.n_penalty_last < n_prompt ? own.n_penalty_last : n_prompt;
     for (uint32_t i = n_prompt - n_seen; i < n_prompt; i++) {
         KR_TRY(kri_sampler_accept(choice->sampler, prompt[i]));
+    }
+    return KR_OK;
+}
+
+static kr_status_t make_choice(kr_request_t r, uint32_t index, const kr_request_params_t *p,
+                               const kr_sampler_params_t *sampler, const kr_token_t *prompt,
+                               kr_error_t *error) {
+    kri_choice_t *choice = &r->choices[index];
+    const uint32_t n_prompt = r->live.n_prompt;
+    choice->request = r;
+    choice->index = index;
+    if (p->pooling == KR_POOLING_NONE) {
+        KR_TRY(make_generating(choice, p, sampler, prompt, error));
     }
     const uint64_t deadline_ms = p->deadline_ms ? p->deadline_ms : DEADLINE_MS_DEFAULT;
     const uint64_t queue_ms = r->engine->params.queue_wait_ms_max;
@@ -123,15 +161,18 @@ static kr_status_t make_choice(kr_request_t r, uint32_t index, const kr_request_
         .tokens = tokens, .n_prompt = n_prompt, .n_tokens = n_prompt,
         .n_tokens_max = r->n_tokens_max, .priority = p->priority, .key = p->key,
         .salt = p->cache_salt, .deadline_ns = r->submit_ns + deadline_ms * 1000000,
-        .queue_until_ns = r->submit_ns + queue_ms * 1000000, .has_credits = true,
-        .match = {.miss_cached = -1}, .owner = choice};
+        .queue_until_ns = r->submit_ns + queue_ms * 1000000, .pooling = p->pooling,
+        .has_credits = true, .match = {.miss_cached = -1}, .owner = choice};
     return KR_OK;
 }
 
 /* Heap that the request takes until it ends, at most. */
 static uint64_t work_bytes(const kr_request_t r, const kr_sampler_params_t *sampler) {
-    return r->n_choices * (sizeof *r->choices + (uint64_t)r->n_tokens_max * sizeof *r->tokens +
-                           kri_sampler_bytes(sampler, r->em->n_vocab) + DETOK_BYTES);
+    const uint64_t own = r->pooling.kind == KR_POOLING_NONE
+                             ? kri_sampler_bytes(sampler, r->em->n_vocab) + DETOK_BYTES
+                             : kri_pooling_work_bytes(r->pooling.kind, r->em->n_embd);
+    return r->n_choices *
+           (sizeof *r->choices + (uint64_t)r->n_tokens_max * sizeof *r->tokens + own);
 }
 
 /* More than all requests together may hold: what would have to be smaller. */
@@ -141,7 +182,8 @@ static kr_status_t refuse_size(const kr_request_t r, const kr_sampler_params_t *
     kr_sampler_params_t no_window = *sampler;
     no_window.n_penalty_last = 0;
     const char *param = r->n_choices > 1 ? "n_choices" : "n_tokens_max";
-    if (work_bytes(r, &no_window) + r->event_bytes <= n_max) param = "n_penalty_last";
+    if (r->pooling.kind != KR_POOLING_NONE) param = "segments";
+    else if (work_bytes(r, &no_window) + r->event_bytes <= n_max) param = "n_penalty_last";
     return KRI_FAIL(error, KR_E_LIMIT, param,
                     "the request needs %llu bytes, all together may hold %llu",
                     (unsigned long long)(r->work_bytes + r->event_bytes),
@@ -152,7 +194,8 @@ static kr_status_t refuse_size(const kr_request_t r, const kr_sampler_params_t *
 static kr_status_t plan_memory(kr_request_t r, const kr_request_params_t *p,
                                kr_sampler_params_t *sampler, kr_error_t *error) {
     KR_TRY(kri_sampler_params_read(sampler, p->sampler, r->em->n_vocab, error));
-    plan_ring(r, r->n_tokens_max - r->live.n_prompt, sampler->n_logprobs);
+    if (p->pooling != KR_POOLING_NONE) plan_ring(r, 1, 0); /* EMBEDDING goes where a token would */
+    else plan_ring(r, r->n_tokens_max - r->live.n_prompt, sampler->n_logprobs);
     r->work_bytes = work_bytes(r, sampler);
     if (r->work_bytes + r->event_bytes <= r->engine->request_bytes_max) return KR_OK;
     return refuse_size(r, sampler, error);
@@ -170,7 +213,8 @@ static kr_status_t build(kr_request_t r, const kr_request_params_t *p,
     kr_error_init(&r->error);
     r->choices = kri_calloc(r->n_choices, sizeof *r->choices, "request");
     r->tokens = kri_calloc((size_t)r->n_choices * r->n_tokens_max, sizeof *r->tokens, "request");
-    if (!r->choices || !r->tokens || make_ring(&r->ring) != KR_OK) {
+    if (!r->choices || !r->tokens || make_ring(&r->ring) != KR_OK ||
+        kri_pooling_init(&r->pooling, p->pooling, p->normalize != 0, r->em->n_embd) != KR_OK) {
         return KRI_FAIL(error, KR_E_NOMEM, NULL, "no memory for the request");
     }
     for (uint32_t i = 0; i < r->n_choices; i++) {
@@ -193,12 +237,15 @@ static bool fits(const kri_engine_model_t *em, uint32_t n_prompt, uint32_t n_tok
 }
 
 /* Prompt and budget: what was asked, at most what the context leaves; without a wish also what the
- * pool can hold. */
-static kr_status_t choose_budget(kr_engine_t e, kri_engine_model_t *em, uint32_t n_prompt,
-                                 uint32_t n_wanted, uint32_t *n_tokens_max, kr_error_t *error) {
-    const uint32_t n_ctx = em->info.n_ctx;
+ * pool can hold. With pooling the prompt alone. */
+static kr_status_t choose_budget(kr_engine_t e, kri_engine_model_t *em,
+                                 const kr_request_params_t *p, uint32_t n_prompt,
+                                 uint32_t *n_tokens_max, kr_error_t *error) {
+    const bool is_pooled = p->pooling != KR_POOLING_NONE;
+    const uint32_t n_ctx = em->info.n_ctx, n_wanted = p->n_tokens_max;
     uint32_t low = n_prompt + 1, high = n_ctx;
     if (n_wanted > 0 && n_wanted < n_ctx - n_prompt) high = n_prompt + n_wanted;
+    if (is_pooled) low = high = n_prompt;
     kri_mutex_lock(&e->mutex);
     const bool is_ready = em->is_ready;
     bool fits_low = is_ready && fits(em, n_prompt, low);
@@ -215,7 +262,7 @@ static kr_status_t choose_budget(kr_engine_t e, kri_engine_model_t *em, uint32_t
     kri_mutex_unlock(&e->mutex);
     if (!is_ready) return KRI_FAIL(error, KR_E_NOT_FOUND, "model", "the model was removed");
     if (!fits_high) {
-        return KRI_FAIL(error, KR_E_LIMIT, "n_tokens_max",
+        return KRI_FAIL(error, KR_E_LIMIT, is_pooled ? "segments" : "n_tokens_max",
                         "%u tokens need more pages than the whole pool", high);
     }
     *n_tokens_max = high;
@@ -348,9 +395,10 @@ kr_status_t kri_engine_submit(kr_engine_t e, const kr_request_params_t *p, kr_re
     r->submit_ns = submit_ns;
     r->key = p->key;
     r->n_choices = count_choices(p);
+    r->pooling.kind = p->pooling;
     r->live = (kr_request_stats_t){.struct_bytes = sizeof r->live, .miss_cached = -1};
     KR_TRY_DONE(kri_request_prompt(em, p, &prompt, &r->live.n_prompt, &r->live, error));
-    KR_TRY_DONE(choose_budget(e, em, r->live.n_prompt, p->n_tokens_max, &r->n_tokens_max, error));
+    KR_TRY_DONE(choose_budget(e, em, p, r->live.n_prompt, &r->n_tokens_max, error));
     KR_TRY_DONE(plan_memory(r, p, &sampler, error));
     KR_TRY_DONE(check_memory(e, r, error));
     KR_TRY_DONE(build(r, p, &sampler, prompt, error));
@@ -377,16 +425,18 @@ typedef struct explain_args_s {
 static kr_status_t explain(kri_ask_t *ask) {
     const explain_args_t *args = ask->args;
     const kri_task_t *task = args->task;
-    const uint32_t n_rows = ask->em->info.n_rows_max, n_tokens = task->n_tokens_max - 1;
+    const uint32_t n_rows = ask->em->info.n_rows_max, n_tokens = kri_task_kv_tokens(task);
     const uint32_t n_shared = (task->n_prompt - 1) / 16 * 16;
     kr_explain_t *out = args->out;
-    kri_kv_match_t match;
+    kri_kv_match_t match = {.miss_cached = -1};
     uint64_t ttft_ns = 0;
     kri_mutex_lock(&ask->em->engine->mutex);
     const bool is_ready = ask->em->is_ready; /* then it is not closed before we return */
     kri_mutex_unlock(&ask->em->engine->mutex);
     if (!is_ready) return KR_E_NOT_FOUND;
-    kri_kv_pool_match(ask->em->kv, task->salt, task->tokens, task->n_prompt, &match);
+    if (kri_task_uses_cache(task)) {
+        kri_kv_pool_match(ask->em->kv, task->salt, task->tokens, task->n_prompt, &match);
+    }
     kri_sched_predict(ask->em->sched, task, match.n_cached, &out->queue_position, &ttft_ns);
     out->n_prompt = task->n_prompt;
     out->n_cached = match.n_cached;
@@ -407,13 +457,15 @@ kr_status_t kri_engine_explain(kr_engine_t e, const kr_request_params_t *p, kr_e
     kr_request_stats_t stats = {0};
     kr_sampler_params_t sampler;
     kri_detok_t *detok = NULL;
-    kri_task_t task = {.priority = p->priority, .key = p->key, .salt = p->cache_salt};
-    struct kr_request_s shape = {.engine = e, .n_choices = count_choices(p)};
+    kri_task_t task = {.priority = p->priority, .key = p->key, .salt = p->cache_salt,
+                       .pooling = p->pooling};
+    struct kr_request_s shape = {.engine = e, .n_choices = count_choices(p),
+                                 .pooling.kind = p->pooling};
     kr_status_t status = KR_OK;
     KR_TRY(kri_request_check(p, error));
     KR_TRY(find_model(e, p, &em, error));
     KR_TRY_DONE(kri_request_prompt(em, p, &prompt, &task.n_prompt, &stats, error));
-    KR_TRY_DONE(choose_budget(e, em, task.n_prompt, p->n_tokens_max, &task.n_tokens_max, error));
+    KR_TRY_DONE(choose_budget(e, em, p, task.n_prompt, &task.n_tokens_max, error));
     shape.em = em;
     shape.live.n_prompt = task.n_prompt;
     shape.n_tokens_max = task.n_tokens_max;

@@ -64,19 +64,12 @@ static kr_status_t add_text(prompt_t *prompt, const kr_segment_t *segment, kr_er
 
 static kr_status_t add_messages(prompt_t *prompt, const kr_segment_t *segment,
                                 kr_error_t *error) {
-    const struct kr_model_s *model = prompt->em->model;
+    const kri_template_t *tmpl = NULL;
     size_t n = 0;
     if (segment->flags > 1) return bad_flags(segment->flags, error);
-    if (!model->chat_template_source) {
-        return KRI_FAIL(error, KR_E_NOT_FOUND, "chat_template",
-                        "the model has no chat template (a base model?)");
-    }
-    if (!model->chat_template) {
-        const kr_error_t *why = &model->chat_template_error;
-        return KRI_FAIL(error, why->code, "chat_template", "%s", why->message);
-    }
+    KR_TRY(kri_model_template(prompt->em->model, &tmpl, error));
     const kr_status_t status = kri_template_tokenize(
-        model->chat_template, segment->messages, segment->count, segment->flags == 0,
+        tmpl, segment->messages, segment->count, segment->flags == 0,
         prompt->tokens + prompt->n_tokens, prompt->capacity - prompt->n_tokens, &n, error);
     return added(prompt, status, n, error);
 }
@@ -113,10 +106,11 @@ kr_status_t kri_request_prompt(kri_engine_model_t *em, const kr_request_params_t
                         "n_segments is %u, allowed are 1 to %u", p->n_segments, SEGMENTS_MAX);
     }
     if (!p->segments) return KRI_FAIL(error, KR_E_INVALID_ARG, "segments", "segments is NULL");
-    if (em->info.n_ctx < 2) {
+    prompt_t prompt = {.em = em, .capacity = em->info.n_ctx};
+    if (p->pooling == KR_POOLING_NONE) prompt.capacity--; /* room for a token */
+    if (prompt.capacity == 0) {
         return KRI_FAIL(error, KR_E_CONTEXT_LENGTH, "segments", "the context holds no prompt");
     }
-    prompt_t prompt = {.em = em, .capacity = em->info.n_ctx - 1};
     prompt.tokens = kri_alloc(prompt.capacity * sizeof *prompt.tokens, "prompt");
     if (!prompt.tokens) return KRI_FAIL(error, KR_E_NOMEM, NULL, "no memory for the prompt");
     kr_status_t status = KR_OK;

@@ -103,6 +103,13 @@ static bool write_text(kri_event_slot_t *slot, const char *text, size_t n_bytes)
     return true;
 }
 
+static void use_credit(kri_choice_t *choice) {
+    kr_request_t r = choice->request;
+    choice->n_granted--;
+    r->n_granted--;
+    if (r->has_explicit_credits) atomic_fetch_sub(&r->credits, 1);
+}
+
 static bool write_token(kri_choice_t *choice, const kri_row_result_t *row) {
     kr_request_t r = choice->request;
     const uint32_t n_logprobs = r->ring.n_logprobs;
@@ -115,9 +122,7 @@ static bool write_token(kri_choice_t *choice, const kri_row_result_t *row) {
                                    r->ring.logprobs + (size_t)at * n_logprobs);
         slot->logprob = chosen.logprob;
     }
-    choice->n_granted--;
-    r->n_granted--;
-    if (r->has_explicit_credits) atomic_fetch_sub(&r->credits, 1);
+    use_credit(choice);
     return write_text(slot, row->text, row->text_bytes);
 }
 
@@ -148,7 +153,9 @@ void kri_request_started(kr_request_t r, uint64_t now_ns) {
     r->em->n_waiting--;
     r->em->n_running++;
     kri_telemetry_record_ns(telemetry_of(r), KRI_METRIC_queue, now_ns - r->submit_ns);
-    kri_telemetry_add(telemetry_of(r), KRI_METRIC_tokens_looked_up, r->live.n_prompt);
+    if (kri_task_uses_cache(&r->choices[0].task)) {
+        kri_telemetry_add(telemetry_of(r), KRI_METRIC_tokens_looked_up, r->live.n_prompt);
+    }
     kri_telemetry_add(telemetry_of(r), KRI_METRIC_tokens_cached,
                       r->choices[0].task.match.n_cached);
     kri_request_touch(r);
@@ -180,6 +187,9 @@ static void count_end(kr_request_t r, kr_status_t status) {
     kri_telemetry_add(t, status == KR_OK              ? KRI_METRIC_requests_finished
                          : status == KR_E_CANCELLED ? KRI_METRIC_requests_cancelled
                                                     : KRI_METRIC_requests_failed, 1);
+    if (status == KR_OK && r->pooling.kind != KR_POOLING_NONE) {
+        kri_telemetry_record_ns(t, KRI_METRIC_embed, r->last_ns - r->submit_ns);
+    }
     if (status != KR_OK || r->live.n_generated == 0) return;
     kri_telemetry_record_ns(t, KRI_METRIC_generate, r->last_ns - r->submit_ns);
     kri_telemetry_record_ns(t, KRI_METRIC_request_decode, r->last_ns - r->first_ns);
@@ -228,6 +238,7 @@ static void finish_choice(kri_choice_t *choice, int32_t finish) {
     kri_event_slot_t *slot = write_slot(r, KR_EVENT_CHOICE, choice->index);
     r->n_finished++;
     slot->finish = finish;
+    if (finish == KR_FINISH_STOP) slot->token = kri_detok_stop(choice->detok);
     if (status != KR_OK || !write_text(slot, text, n_bytes)) {
         kri_request_end(r, KR_E_NOMEM, "no memory for the last text of a choice", true);
     } else if (r->n_finished == r->n_choices) {
@@ -235,10 +246,23 @@ static void finish_choice(kri_choice_t *choice, int32_t finish) {
     }
 }
 
+/* The whole request is at its end with it. */
+static void take_embedding(kri_choice_t *choice, uint64_t now_ns) {
+    kr_request_t r = choice->request;
+    r->first_ns = r->last_ns = now_ns;
+    (void)write_slot(r, KR_EVENT_EMBEDDING, choice->index);
+    use_credit(choice);
+    kri_request_end(r, KR_OK, "", true);
+}
+
 void kri_request_take_row(const kri_row_result_t *row, uint64_t now_ns) {
     kri_choice_t *choice = row->choice;
     kr_request_t r = choice->request;
     if (r->is_ended) return; /* by another of its rows; the task is out of the scheduler */
+    if (row->status == KR_OK && row->n_hidden > 0) {
+        if (row->is_embedded) take_embedding(choice, now_ns);
+        return; /* else the next step has more of its rows */
+    }
     kri_request_touch(r);
     if (row->status != KR_OK) {
         kri_request_end(r, row->status, row->what, row->status != KR_E_NUMERIC);
@@ -262,6 +286,17 @@ void kri_request_take_row(const kri_row_result_t *row, uint64_t now_ns) {
 
 /* ---- first and later looks ------------------------------------------------------------------ */
 
+static void look_up(kr_request_t r, uint64_t now_ns) {
+    const kri_task_t *first = &r->choices[0].task;
+    kri_kv_match_t match;
+    kri_kv_pool_match(r->em->kv, first->salt, first->tokens, first->n_prompt, &match);
+    r->live.n_cached = match.n_cached;
+    r->live.miss_position = match.miss_position;
+    r->live.miss_cached = match.miss_cached;
+    if (!telemetry_of(r)) return;
+    kri_telemetry_record_ns(telemetry_of(r), KRI_METRIC_cache_lookup, kri_clock_ns() - now_ns);
+}
+
 static void accept(kr_request_t r) {
     kri_engine_model_t *em = r->em;
     const uint64_t now_ns = kri_clock_ns();
@@ -272,15 +307,7 @@ static void accept(kr_request_t r) {
     em->requests = r;
     em->n_waiting++;
     kri_telemetry_add(telemetry_of(r), KRI_METRIC_requests_started, 1);
-    kri_kv_match_t match;
-    kri_kv_pool_match(em->kv, first->salt, first->tokens, first->n_prompt, &match);
-    r->live.n_cached = match.n_cached;
-    r->live.miss_position = match.miss_position;
-    r->live.miss_cached = match.miss_cached;
-    if (telemetry_of(r)) {
-        kri_telemetry_record_ns(telemetry_of(r), KRI_METRIC_cache_lookup,
-                                kri_clock_ns() - now_ns);
-    }
+    if (kri_task_uses_cache(first)) look_up(r, now_ns);
     kri_request_touch(r);
     kri_request_grant(r);
     for (uint32_t i = 0; i < r->n_choices; i++) {

@@ -39,11 +39,12 @@ kr_status_t kri_sched_create(const kri_sched_params_t *params, kri_sched_t **sch
     s->plan_tasks = kri_calloc(n, sizeof *s->plan_tasks, "sched plan");
     s->out_tasks = kri_calloc(n, sizeof *s->out_tasks, "sched plan");
     s->out_rows = kri_calloc(n, sizeof *s->out_rows, "sched plan");
+    s->hidden_rows = kri_calloc(params->n_rows_max, sizeof *s->hidden_rows, "sched rows");
     s->tokens = kri_calloc(params->n_rows_max, sizeof *s->tokens, "sched rows");
     s->positions = kri_calloc(params->n_rows_max, KRI_POS_COMPONENTS * sizeof *s->positions,
                               "sched rows");
     if (!s->running || !s->scratch || !s->seqs_free || !s->step_seqs || !s->plan_tasks ||
-        !s->out_tasks || !s->out_rows || !s->tokens || !s->positions ||
+        !s->out_tasks || !s->out_rows || !s->hidden_rows || !s->tokens || !s->positions ||
         params->queue_max > UINT32_MAX - n ||
         kri_queue_init(&s->queue, n + params->queue_max) != KR_OK) {
         kri_sched_destroy(s);
@@ -67,6 +68,7 @@ void kri_sched_destroy(kri_sched_t *s) {
     kri_free(s->plan_tasks);
     kri_free(s->out_tasks);
     kri_free(s->out_rows);
+    kri_free(s->hidden_rows);
     kri_free(s->tokens);
     kri_free(s->positions);
     kri_free(s);

@@ -33,6 +33,8 @@ typedef struct kri_task_s {
     uint64_t salt;           /* of the prefix cache */
     uint64_t deadline_ns;    /* ends it wherever it is */
     uint64_t queue_until_ns; /* ends it while it never ran */
+    int32_t pooling;         /* KR_POOLING_*: not NONE: its rows give hidden states, no logits, and
+                                nothing is appended; n_prompt = n_tokens_max, up to n_ctx */
     bool has_credits;        /* credits are counted */
     uint32_t credits;        /* tokens it may still append before it is skipped */
     struct kri_task_s *leader; /* another choice of the same prompt whose pages it shares, or NULL;
@@ -43,7 +45,7 @@ typedef struct kri_task_s {
     uint32_t seq;            /* of the pool, while RUNNING */
     uint32_t n_computed;     /* tokens whose keys and values are in the pool */
     uint32_t n_preempted;
-    kri_kv_match_t match;    /* prefix cache at the first admission */
+    kri_kv_match_t match;    /* prefix cache at the first admission; nothing where none is wanted */
     uint64_t submit_ns, start_ns; /* start: first admission, 0 before */
     /* Private from here on. */
     uint64_t age_ns;         /* since when it waits */
@@ -69,6 +71,11 @@ kr_status_t kri_sched_create(const kri_sched_params_t *params, kri_sched_t **sch
 /* No task may be queued or running. */
 void kri_sched_destroy(kri_sched_t *sched);
 
+/* Whether cached pages are of use: they have keys and values, but no hidden states for a mean. */
+static inline bool kri_task_uses_cache(const kri_task_t *task) {
+    return task->pooling != KR_POOLING_MEAN;
+}
+
 /* Queues a task. KR_E_LIMIT: it could never run (more pages than the whole pool); KR_E_BUSY: the
  * queue is full. */
 kr_status_t kri_sched_submit(kri_sched_t *sched, kri_task_t *task, uint64_t now_ns);
@@ -88,7 +95,8 @@ uint64_t kri_sched_wakeup_ns(const kri_sched_t *sched);
 typedef struct kri_plan_s {
     kri_step_t step;         /* as kri_forward_run takes it; step.cancel is the caller's to set */
     kri_task_t *const *tasks; /* [step.n_seqs] */
-    kri_task_t *const *out_tasks; /* [step.n_out_rows] whose logits row it is */
+    kri_task_t *const *out_tasks; /* [step.n_out_rows] whose logits row it is; hidden_rows stand in
+                                     the order of tasks */
     uint32_t n_rows_decode, n_rows_prefill;
     uint64_t predicted_ns;   /* 0 = nothing measured yet */
 } kri_plan_t;
@@ -102,7 +110,8 @@ void kri_sched_share(kri_sched_t *sched, uint32_t n_shares, bool others_stream, 
  * run now. */
 bool kri_sched_plan(kri_sched_t *sched, uint64_t now_ns, kri_plan_t *plan);
 /* The step was computed in step_ns: lengths advance, full pages enter the prefix cache, the cost
- * model learns. The owner then calls append or end for each of plan->out_tasks. */
+ * model learns. The owner then calls append or end for each of plan->out_tasks, and end for each
+ * task with pooling that has nothing more to compute. */
 void kri_sched_commit(kri_sched_t *sched, const kri_plan_t *plan, uint64_t step_ns);
 /* The step failed: everything is as before plan, except what was admitted or preempted. */
 void kri_sched_abort(kri_sched_t *sched, const kri_plan_t *plan);

@@ -73,8 +73,10 @@ static bool try_admit(kri_sched_t *s, kri_task_t *t, admission_t *a) {
     if (!alone && slack < t->slack_wanted + a->outstanding && s->n_steps % 16 != 0) return false;
     if (kri_sched_promised_bytes(s, t) > s->bytes_max) return false;
     const uint32_t seq = s->seqs_free[s->n_seqs_free - 1];
-    kri_kv_match_t match;
-    kri_kv_pool_attach(s->kv, seq, t->salt, t->tokens, t->n_tokens, &match);
+    kri_kv_match_t match = {.miss_cached = -1};
+    if (kri_task_uses_cache(t)) {
+        kri_kv_pool_attach(s->kv, seq, t->salt, t->tokens, t->n_tokens, &match);
+    }
     const uint32_t pending = t->n_tokens - match.n_cached;
     const uint64_t need = kri_kv_pool_need(
         s->kv, match.n_cached, min_u32(t->n_tokens + KRI_ROOM_TOKENS, kri_task_kv_tokens(t)),

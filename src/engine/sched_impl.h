@@ -42,6 +42,7 @@ struct kri_sched_s {
     kr_token_t *tokens;        /* [n_rows_max] */
     int32_t *positions;        /* [n_rows_max, 3] */
     uint32_t *out_rows;        /* [n_seqs] */
+    uint32_t *hidden_rows;     /* [n_rows_max] */
     uint32_t decode_cursor;    /* rotates when not all decode rows fit */
     /* Statistics. */
     uint64_t n_steps, n_preempted, n_rows_prefill, n_rows_decode, n_tokens_cached;

@@ -236,7 +236,22 @@ static void plan_prompts(planning_t *p, kri_task_t **list, uint32_t n) {
 
 /* ---- the step ------------------------------------------------------------------------------- */
 
-static void fill_task(kri_sched_t *s, uint32_t i, uint32_t row, uint32_t *n_out) {
+/* What the task's rows [begin, end) of the step give: one that generates the logits behind its last
+ * token, a mean all hidden states, else the last token's. */
+static void fill_wanted(kri_sched_t *s, kri_task_t *t, uint32_t begin, uint32_t end,
+                        kri_step_t *step) {
+    const bool is_last = t->n_computed + t->n_rows == t->n_tokens;
+    if (t->pooling == KR_POOLING_NONE && is_last) {
+        s->out_tasks[step->n_out_rows] = t;
+        s->out_rows[step->n_out_rows++] = end - 1;
+    }
+    if (t->pooling == KR_POOLING_NONE || (t->pooling == KR_POOLING_LAST && !is_last)) return;
+    if (t->pooling == KR_POOLING_LAST) begin = end - 1;
+    for (uint32_t row = begin; row < end; row++) s->hidden_rows[step->n_hidden_rows++] = row;
+}
+
+static void fill_task(kri_sched_t *s, uint32_t i, kri_step_t *step) {
+    uint32_t row = step->n_rows;
     kri_task_t *t = s->plan_tasks[i];
     kri_step_seq_t *q = &s->step_seqs[i];
     *q = (kri_step_seq_t){.seq = t->seq, .row_begin = row, .n_rows = t->n_rows,
@@ -250,26 +265,20 @@ static void fill_task(kri_sched_t *s, uint32_t i, uint32_t row, uint32_t *n_out)
             s->positions[row * KRI_POS_COMPONENTS + c] = (int32_t)(t->n_computed + r);
         }
     }
-    if (t->n_computed + t->n_rows == t->n_tokens) {
-        s->out_rows[*n_out] = row - 1;
-        s->out_tasks[(*n_out)++] = t;
-    }
+    fill_wanted(s, t, step->n_rows, row, step);
+    step->n_rows = row;
 }
 
 static void fill_plan(planning_t *p, kri_plan_t *plan) {
     kri_sched_t *s = p->s;
-    uint32_t row = 0, n_out = 0;
-    for (uint32_t i = 0; i < p->n_tasks; i++) {
-        fill_task(s, i, row, &n_out);
-        row += s->plan_tasks[i]->n_rows;
-    }
+    kri_step_t step = {.tokens = s->tokens, .positions = s->positions, .n_seqs = p->n_tasks,
+                       .seqs = s->step_seqs, .out_rows = s->out_rows,
+                       .hidden_rows = s->hidden_rows, .n_groups = kri_kv_pool_n_groups(s->kv),
+                       .groups = kri_kv_pool_groups(s->kv)};
+    for (uint32_t i = 0; i < p->n_tasks; i++) fill_task(s, i, &step);
     *plan = (kri_plan_t){
-        .step = {.n_rows = row, .tokens = s->tokens, .positions = s->positions,
-                 .n_seqs = p->n_tasks, .seqs = s->step_seqs, .n_out_rows = n_out,
-                 .out_rows = s->out_rows, .n_groups = kri_kv_pool_n_groups(s->kv),
-                 .groups = kri_kv_pool_groups(s->kv)},
-        .tasks = s->plan_tasks, .out_tasks = s->out_tasks, .n_rows_decode = p->n_decode,
-        .n_rows_prefill = row - p->n_decode,
+        .step = step, .tasks = s->plan_tasks, .out_tasks = s->out_tasks,
+        .n_rows_decode = p->n_decode, .n_rows_prefill = step.n_rows - p->n_decode,
         .predicted_ns = (uint64_t)kri_cost_predict_ns(&s->cost, &p->cost)};
     s->plan_rows = p->cost;
 }

@@ -1,6 +1,8 @@
 /* session.c: see session.h. */
 #include "engine/session_impl.h"
 
+#include <string.h>
+
 #include "base/alloc.h"
 #include "base/checked.h"
 #include "base/clock.h"
@@ -44,6 +46,17 @@ static bool make_layout(const struct kr_model_s *model, const kr_session_info_t 
            place(&at, tile_rows, tile_items * sizeof(uint16_t), &l->tiles) &&
            place(&at, info->n_threads, sizeof(kri_exec_own_t), &l->own) &&
            place(&at, info->n_threads, KRI_ATTN_THREAD_FLOATS * f, &l->attn_scratch) &&
+           place(&at, 1, kri_batch_space_bytes(info->n_rows_max, info->n_seqs), &l->space) &&
+           (l->total = at, true);
+}
+
+/* With a device only the arrays of a step are the host's, and hidden states once they are fetched:
+ * address space until then. */
+static bool make_device_layout(const struct kr_model_s *model, const kr_session_info_t *info,
+                               layout_t *l) {
+    size_t at = 0;
+    *l = (layout_t){0};
+    return place(&at, info->n_rows_max, model->hp.n_embd * sizeof(float), &l->branch) &&
            place(&at, 1, kri_batch_space_bytes(info->n_rows_max, info->n_seqs), &l->space) &&
            (l->total = at, true);
 }
@@ -100,12 +113,13 @@ static kr_status_t check_params(const struct kr_model_s *model, const kr_session
                         p->attn_qk == KR_ATTN_QK_F32 ? "f32" : "int8");
     }
     KR_TRY(in_range("prefix_cache", p->prefix_cache, KR_PREFIX_CACHE_OFF, error));
-    KR_TRY(in_range("reserved", p->reserved, 0, error));
+    KR_TRY(in_range("device", p->device, KR_DEVICE_CUDA, error));
     info->n_ctx = p->n_ctx ? p->n_ctx : n_ctx_train < N_CTX_DEFAULT ? n_ctx_train : N_CTX_DEFAULT;
     info->n_seqs = p->n_seqs ? p->n_seqs : 1;
     info->n_rows_max = p->n_rows_max ? p->n_rows_max : N_ROWS_DEFAULT;
     info->n_threads = p->n_threads ? p->n_threads : kri_cpu_count();
     info->kv_dtype = p->kv_dtype ? p->kv_dtype : KR_DTYPE_F16;
+    info->device = p->device;
     return KR_OK;
 }
 
@@ -118,28 +132,43 @@ static bool holds_a_token(kri_kv_params_t kv) {
     return given == 0 || (kri_kv_pool_bytes(&kv, &least) == KR_OK && given >= least);
 }
 
-static kr_status_t plan(const struct kr_model_s *model, const kr_session_params_t *params,
-                        kr_session_info_t *info, kri_kernels_t *kernels, layout_t *layout,
-                        kr_error_t *error) {
-    kri_kv_params_t kv;
-    KR_TRY(check_params(model, params, info, error));
+/* Level, kernels and scratch of the CPU. */
+static kr_status_t plan_cpu(const struct kr_model_s *model, const kr_session_params_t *params,
+                            kr_session_info_t *info, kri_kernels_t *kernels, layout_t *layout,
+                            kr_error_t *error) {
     KR_TRY(kri_cpu_kernels(params->isa, kernels, error));
     info->isa = kernels->isa;
     /* The matrix unit sums bf16 products in an order of its own. */
     if (params->invariant == KR_INVARIANT_ON) kernels->has_tiles = 0;
     info->is_invariant = !kernels->has_tiles;
+    const bool fits = make_layout(model, info, kernels->has_tiles != 0, layout);
+    info->scratch_bytes = layout->total;
+    if (fits) return KR_OK;
+    return KRI_FAIL(error, KR_E_LIMIT, "n_ctx", "session of %u x %u tokens is too large",
+                    info->n_seqs, info->n_ctx);
+}
+
+static kr_status_t plan(const struct kr_model_s *model, const kr_session_params_t *params,
+                        kr_session_info_t *info, kri_kernels_t *kernels, layout_t *layout,
+                        kr_error_t *error) {
+    kri_kv_params_t kv;
+    KR_TRY(check_params(model, params, info, error));
+    if (info->device == KR_DEVICE_CUDA) {
+        KR_TRY(kri_session_cuda_plan(model, params, info, error));
+        if (!make_device_layout(model, info, layout)) return KR_E_LIMIT; /* never: bounded */
+    } else {
+        KR_TRY(plan_cpu(model, params, info, kernels, layout, error));
+    }
     kv_params(model, params, info, &kv);
     if (!holds_a_token(kv)) {
         return KRI_FAIL(error, KR_E_LIMIT, "kv_bytes_max",
                         "kv_bytes_max is %llu: that is not enough for one token",
                         (unsigned long long)kv.bytes_max);
     }
-    if (kri_kv_pool_bytes(&kv, &info->kv_bytes) != KR_OK ||
-        !make_layout(model, info, kernels->has_tiles != 0, layout)) {
+    if (kri_kv_pool_bytes(&kv, &info->kv_bytes) != KR_OK) {
         return KRI_FAIL(error, KR_E_LIMIT, "n_ctx", "session of %u x %u tokens is too large",
                         info->n_seqs, info->n_ctx);
     }
-    info->scratch_bytes = layout->total;
     return KR_OK;
 }
 
@@ -152,20 +181,24 @@ kr_status_t kri_session_plan(const struct kr_model_s *model, const kr_session_pa
 
 static void bind_scratch(struct kr_session_s *s, const layout_t *l) {
     uint8_t *base = s->scratch;
+    kri_batch_space_init(&s->space, base + l->space, s->info.n_rows_max, s->info.n_seqs);
+    s->exec.n_threads = s->info.n_threads;
+    if (s->cuda) {
+        s->state.branch = (float *)(void *)(base + l->branch);
+        return;
+    }
     s->state = (kri_state_t){
         .x = (float *)(void *)(base + l->x), .branch = (float *)(void *)(base + l->branch),
         .qkv = (float *)(void *)(base + l->qkv), .attn = (float *)(void *)(base + l->attn),
         .cos_sin = {(float *)(void *)(base + l->cos_sin[0]),
                     (float *)(void *)(base + l->cos_sin[1])}};
     s->exec.kernels = &s->kernels;
-    s->exec.n_threads = s->info.n_threads;
     s->exec.attn_scratch = (float *)(void *)(base + l->attn_scratch);
     s->exec.own = (kri_exec_own_t *)(void *)(base + l->own);
     s->exec.normed = (float *)(void *)(base + l->normed);
     s->exec.ff = base + l->ff;
     s->exec.q8 = (kri_q8_block_t *)(void *)(base + l->q8);
     s->exec.tiles = s->kernels.has_tiles ? (uint16_t *)(void *)(base + l->tiles) : NULL;
-    kri_batch_space_init(&s->space, base + l->space, s->info.n_rows_max, s->info.n_seqs);
 }
 
 kr_status_t kri_session_create(struct kr_model_s *model, const kr_session_params_t *params,
@@ -175,6 +208,7 @@ kr_status_t kri_session_create(struct kr_model_s *model, const kr_session_params
     kr_status_t status = KR_OK;
     layout_t layout;
     kri_kv_params_t kv;
+    kri_kv_memory_t memory;
     s->info.struct_bytes = sizeof(s->info);
     KR_TRY_DONE(plan(model, params, &s->info, &s->kernels, &layout, error));
     status = kri_pool_shared(s->info.n_threads, &s->exec.pool);
@@ -187,6 +221,12 @@ kr_status_t kri_session_create(struct kr_model_s *model, const kr_session_params
     s->scratch = kri_pages_alloc(layout.total);
     s->scratch_bytes = layout.total;
     kv_params(model, params, &s->info, &kv);
+    if (s->info.device == KR_DEVICE_CUDA) {
+        KR_TRY_DONE(kri_session_cuda_create(model, &s->info, s->exec.pool, &s->cuda, &memory,
+                                            error));
+        kv.memory = &memory;
+        s->info.isa = kri_session_cuda_level(s->cuda);
+    }
     status = s->scratch ? kri_kv_pool_create(&kv, &s->kv) : KR_E_NOMEM;
     if (status != KR_OK) {
         KRI_FAIL(error, status, "n_ctx", "no memory for %llu bytes of KV and %zu of scratch",
@@ -209,6 +249,7 @@ done:
 void kri_session_destroy(struct kr_session_s *session) {
     if (!session) return;
     kri_kv_pool_destroy(session->kv);
+    kri_session_cuda_destroy(session->cuda);
     if (session->scratch) kri_pages_free(session->scratch, session->scratch_bytes);
     kri_model_close(session->model);
     kr_telemetry_destroy(session->telemetry);
@@ -219,9 +260,8 @@ void kri_session_info(const struct kr_session_s *session, kr_session_info_t *inf
     *info = session->info;
 }
 
-static kr_status_t run_step(struct kr_session_s *s, const kri_step_t *step, float *logits,
-                            kr_error_t *error) {
-    const uint64_t begin_ns = kri_clock_ns();
+/* The pass on the CPU's threads. */
+static kr_status_t run_cpu(struct kr_session_s *s, const kri_step_t *step, float *logits) {
     s->exec.step = step;
     kr_status_t status =
         kri_weights_begin(s->model, s->exec.pool, s->exec.n_threads, step->cancel);
@@ -230,14 +270,25 @@ static kr_status_t run_step(struct kr_session_s *s, const kri_step_t *step, floa
         kri_weights_end(s->model);
     }
     s->exec.step = NULL;
-    if (status != KR_OK && status != KR_E_NUMERIC) {
+    return status;
+}
+
+static kr_status_t run_step(struct kr_session_s *s, const kri_step_t *step, float *logits,
+                            kr_error_t *error) {
+    const uint64_t begin_ns = kri_clock_ns();
+    const kr_status_t status =
+        s->cuda ? kri_session_cuda_run(s->cuda, step, logits, s->state.branch, error)
+                : run_cpu(s, step, logits);
+    if (status == KR_E_CANCELLED) {
         return KRI_FAIL(error, status, NULL, "decoding was cancelled");
     }
+    if (status != KR_OK && status != KR_E_NUMERIC) return status; /* the device has said why */
     const bool is_decode = step->n_rows == step->n_seqs;
     kri_telemetry_record_ns(s->telemetry, is_decode ? KRI_METRIC_decode : KRI_METRIC_prefill,
                             kri_clock_ns() - begin_ns);
     if (status == KR_OK) return KR_OK;
-    return KRI_FAIL(error, status, "logits", "the model computed a value that is not finite");
+    return KRI_FAIL(error, status, step->n_out_rows > 0 ? "logits" : "hidden",
+                    "the model computed a value that is not finite");
 }
 
 kr_status_t kri_session_run(struct kr_session_s *s, const kri_step_t *step, float *logits,
@@ -268,6 +319,10 @@ kr_status_t kri_session_decode(struct kr_session_s *s, const kr_batch_t *batch, 
     KR_TRY(kri_batch_prepare(batch, s->kv, &s->space, &step, error));
     const kr_status_t status = kri_session_run(s, &step, logits, error);
     if (status == KR_OK || status == KR_E_NUMERIC) count_rows(s, &step);
+    if (status == KR_OK && step.n_hidden_rows > 0) {
+        memcpy(batch->hidden, kri_session_hidden(s),
+               (size_t)step.n_hidden_rows * s->model->hp.n_embd * sizeof(float));
+    }
     for (uint32_t i = 0; i < step.n_seqs; i++) {
         const kri_step_seq_t *q = &step.seqs[i];
         if (status == KR_OK) kri_kv_pool_commit(s->kv, q->seq, q->pos_begin + q->n_rows);
@@ -303,3 +358,7 @@ kr_status_t kri_session_fork(struct kr_session_s *session, uint32_t src, uint32_
 }
 
 kri_kv_pool_t *kri_session_kv(struct kr_session_s *session) { return session->kv; }
+
+const float *kri_session_hidden(const struct kr_session_s *session) {
+    return session->state.branch;
+}

@@ -34,9 +34,12 @@ kr_status_t kri_session_fork(struct kr_session_s *session, uint32_t src, uint32_
 kri_kv_pool_t *kri_session_kv(struct kr_session_s *session);
 /* The forward pass of a prepared step and its telemetry: no pages are taken, nothing is committed.
  * logits [n_out_rows, n_vocab]; step->cancel NULL: kri_session_cancel cancels.
- * KR_E_NUMERIC: all logits were written, some row of them is not finite. KR_E_CANCELLED. */
+ * KR_E_NUMERIC: all logits and hidden states were written, some row of them is not finite.
+ * KR_E_CANCELLED. */
 kr_status_t kri_session_run(struct kr_session_s *session, const kri_step_t *step, float *logits,
                             kr_error_t *error);
+/* [n_hidden_rows, n_embd] of the last step, until the next one. */
+const float *kri_session_hidden(const struct kr_session_s *session);
 
 /* ---- session_state.c: a sequence as bytes --------------------------------------------------- */
 

@@ -4,6 +4,7 @@
 
 #include "engine/batch.h"
 #include "engine/session.h"
+#include "engine/session_cuda.h"
 #include "model/model.h"
 
 struct kr_session_s {
@@ -14,6 +15,8 @@ struct kr_session_s {
     kri_exec_t exec;
     kri_state_t state;
     kri_batch_space_t space; /* arrays of the step under way */
+    kri_session_cuda_t *cuda; /* with KR_DEVICE_CUDA; exec and state are its own then, but
+                              * state.branch: hidden states on the host */
     uint8_t *scratch;        /* all of the above in one block of pages */
     size_t scratch_bytes;
     uint32_t cancel, running; /* atomic */

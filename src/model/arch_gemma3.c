@@ -62,7 +62,7 @@ static kr_status_t forward(const struct kr_model_s *m, const kri_exec_t *e, cons
         kri_op_ffn(e, &ffn, s->x, n, false, s->branch);
         kri_op_norm_add(e, s->branch, l->post_ffn_norm, hp->norm_eps, n, d, s->x);
     }
-    kri_forward_logits(m, e, s, logits);
+    kri_forward_outputs(m, e, s, logits);
     return KR_OK;
 }
 

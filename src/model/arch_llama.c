@@ -47,7 +47,7 @@ static kr_status_t forward(const struct kr_model_s *m, const kri_exec_t *e, cons
 
         kri_op_ffn(e, &ffn, s->x, n, true, s->x);
     }
-    kri_forward_logits(m, e, s, logits);
+    kri_forward_outputs(m, e, s, logits);
     return KR_OK;
 }
 

@@ -23,15 +23,22 @@ bool kri_all_finite(const float *x, size_t n) {
     return !bad;
 }
 
-static kr_status_t run_thread(const kri_exec_t *exec, void *ctx) {
-    run_ctx_t *run = ctx;
+/* This thread's part of x [n]. */
+static void check_finite(run_ctx_t *run, const kri_exec_t *exec, const float *x, uint64_t n) {
     uint64_t begin, end;
-    KR_TRY(run->model->arch->forward(run->model, exec, run->state, run->logits));
-    kri_split((uint64_t)exec->step->n_out_rows * run->model->hp.n_vocab, 16, exec->thread_index,
-              exec->n_threads, &begin, &end);
-    if (begin < end && !kri_all_finite(run->logits + begin, (size_t)(end - begin))) {
+    kri_split(n, 16, exec->thread_index, exec->n_threads, &begin, &end);
+    if (begin < end && !kri_all_finite(x + begin, (size_t)(end - begin))) {
         __atomic_fetch_add(&run->n_bad, 1, __ATOMIC_RELAXED);
     }
+}
+
+static kr_status_t run_thread(const kri_exec_t *exec, void *ctx) {
+    run_ctx_t *run = ctx;
+    const kri_hparams_t *hp = &run->model->hp;
+    const kri_step_t *step = exec->step;
+    KR_TRY(run->model->arch->forward(run->model, exec, run->state, run->logits));
+    check_finite(run, exec, run->logits, (uint64_t)step->n_out_rows * hp->n_vocab);
+    check_finite(run, exec, run->state->branch, (uint64_t)step->n_hidden_rows * hp->n_embd);
     return KR_OK;
 }
 
@@ -62,17 +69,25 @@ kri_ffn_desc_t kri_ffn_desc(const struct kr_model_s *model, const kri_layer_t *l
     };
 }
 
-void kri_forward_logits(const struct kr_model_s *model, const kri_exec_t *exec,
-                        const kri_state_t *state, float *logits) {
+static void forward_logits(const struct kr_model_s *model, const kri_exec_t *exec,
+                           const kri_state_t *state, float *logits) {
     const kri_step_t *step = exec->step;
     const uint32_t n_out = step->n_out_rows, n_vocab = model->hp.n_vocab;
-    if (n_out == 0) return;
     /* Only the wanted rows meet the head: most of a prompt's rows have no use for logits. */
     kri_op_norm_linear(exec, &model->head, state->x, model->output_norm, model->hp.norm_eps,
                        step->out_rows, n_out, logits, n_vocab);
     if (model->hp.final_softcap > 0.0f) {
         kri_op_softcap(exec, model->hp.final_softcap, n_out, n_vocab, logits);
     }
+}
+
+void kri_forward_outputs(const struct kr_model_s *model, const kri_exec_t *exec,
+                         const kri_state_t *state, float *logits) {
+    const kri_step_t *step = exec->step;
+    if (step->n_out_rows > 0) forward_logits(model, exec, state, logits);
+    if (step->n_hidden_rows == 0) return;
+    kri_op_rms_norm(exec, state->x, model->output_norm, model->hp.norm_eps, step->hidden_rows,
+                    step->n_hidden_rows, model->hp.n_embd, state->branch);
 }
 
 bool kri_state_plan(const struct kr_model_s *model, uint32_t n_rows, kri_state_plan_t *plan) {

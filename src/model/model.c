@@ -59,6 +59,20 @@ kr_status_t kri_model_open_memory(const void *data, size_t n_bytes, struct kr_mo
     return open_with(gguf, &params, model, error);
 }
 
+kr_status_t kri_model_template(const struct kr_model_s *model, const kri_template_t **tmpl,
+                               kr_error_t *error) {
+    if (!model->chat_template_source) {
+        return KRI_FAIL(error, KR_E_NOT_FOUND, "chat_template",
+                        "the model has no chat template (a base model?)");
+    }
+    if (!model->chat_template) {
+        const kr_error_t *why = &model->chat_template_error;
+        return KRI_FAIL(error, why->code, "chat_template", "%s", why->message);
+    }
+    *tmpl = model->chat_template;
+    return KR_OK;
+}
+
 void kri_model_retain(struct kr_model_s *model) {
     __atomic_fetch_add(&model->n_refs, 1, __ATOMIC_RELAXED);
 }
@@ -66,6 +80,7 @@ void kri_model_retain(struct kr_model_s *model) {
 void kri_model_close(struct kr_model_s *model) {
     if (!model) return;
     if (__atomic_sub_fetch(&model->n_refs, 1, __ATOMIC_ACQ_REL) != 0) return;
+    if (model->on_device) model->free_on_device(model->on_device);
     kri_template_destroy(model->chat_template);
     kri_tokenizer_destroy(model->tokenizer);
     kri_free(model->chat_template_source);

@@ -39,15 +39,17 @@ typedef struct kri_kv_desc_s { uint32_t n_layers, n_kv_heads, head_dim, window; 
 
 typedef struct kri_state_s {
     float *x;          /* [n_rows, n_embd] residual stream */
-    float *branch;     /* [n_rows, n_embd] output of a block before its norm */
+    float *branch;     /* [n_rows, n_embd] output of a block before its norm; in the end the final
+                        * hidden states [n_hidden_rows, n_embd] */
     float *qkv;        /* [n_rows, (n_heads + 2 n_kv_heads) * head_dim] */
     float *attn;       /* [n_rows, n_heads * head_dim] */
     float *cos_sin[2]; /* [n_rows, n_rot / 2, 2]: global, local rotary table */
 } kri_state_t;
 
 struct kr_model_s;
-/* Runs the step and writes logits [n_out_rows, n_vocab]. KR_E_CANCELLED between layers. Called on
- * every thread of a team (exec.h), so it is straight code over ops with local state only. */
+/* Runs the step, writes logits [n_out_rows, n_vocab] and state->branch. KR_E_CANCELLED between
+ * layers. Called on every thread of a team (exec.h), so it is straight code over ops with local
+ * state only. */
 typedef kr_status_t kri_forward_fn(const struct kr_model_s *model, const kri_exec_t *exec,
                                    const kri_state_t *state, float *logits);
 
@@ -152,6 +154,8 @@ struct kr_model_s {
     kri_packed_tensor_t *packed_tensors; /* [n_packed_tensors] */
     uint32_t n_packed_tensors;
     struct kri_image_s *image;     /* packed_image.h; NULL: nothing is kept between runs */
+    void *on_device;               /* the weights on a device, made and guarded by the engine */
+    void (*free_on_device)(void *on_device);
     uint64_t bytes_per_token, n_params;
     kri_tokenizer_t *tokenizer;
     kri_template_t *chat_template; /* NULL: no source, or the error below */
@@ -170,6 +174,9 @@ kr_status_t kri_model_open_memory(const void *data, size_t n_bytes, struct kr_mo
                                   kr_error_t *error);
 void kri_model_retain(struct kr_model_s *model);
 void kri_model_close(struct kr_model_s *model);
+/* The chat template. KR_E_NOT_FOUND: the model has none; else what is wrong with it. */
+kr_status_t kri_model_template(const struct kr_model_s *model, const kri_template_t **tmpl,
+                               kr_error_t *error);
 
 /* Steps of opening, in order. */
 kr_status_t kri_model_read_hparams(struct kr_model_s *model, kr_error_t *error);
@@ -203,8 +210,8 @@ bool kri_state_plan(const struct kr_model_s *model, uint32_t n_rows, kri_state_p
 
 /* ---- pieces that forward functions share --------------------------------------------------- */
 
-/* Runs the model's forward function on exec's threads. KR_E_NUMERIC when a logit is not finite:
- * nothing computed from it can be trusted. */
+/* Runs the model's forward function on exec's threads. KR_E_NUMERIC when a logit or a hidden state
+ * is not finite: nothing computed from it can be trusted. */
 kr_status_t kri_forward_run(const struct kr_model_s *model, const kri_exec_t *exec,
                             const kri_state_t *state, float *logits);
 /* No NaN and no infinity among x [n]. */
@@ -215,8 +222,9 @@ kri_attn_desc_t kri_attn_desc(const struct kr_model_s *model, const kri_layer_t 
 /* Feed-forward block of one layer, with its norm before it. */
 kri_ffn_desc_t kri_ffn_desc(const struct kr_model_s *model, const kri_layer_t *layer,
                             kri_act_t act);
-/* Final norm, head and soft cap of the rows in out_rows. */
-void kri_forward_logits(const struct kr_model_s *model, const kri_exec_t *exec,
-                        const kri_state_t *state, float *logits);
+/* What a step gives: final norm, head and soft cap of the rows in out_rows; final norm alone of
+ * those in hidden_rows. */
+void kri_forward_outputs(const struct kr_model_s *model, const kri_exec_t *exec,
+                         const kri_state_t *state, float *logits);
 
 #endif

@@ -42,6 +42,7 @@ kr_status_t kri_exec_team(const kri_exec_t *exec, kri_exec_fn *fn, void *ctx) {
 }
 
 kr_status_t kri_exec_continue(const kri_exec_t *exec) {
+    if (exec->ops) return exec->ops->go_on(exec);
     return kri_team_stopped(exec->team, exec->thread_index) ? KR_E_CANCELLED : KR_OK;
 }
 
@@ -96,6 +97,10 @@ static void embed_rows(void *ctx, uint32_t thread_index, uint32_t n_threads) {
 }
 
 void kri_op_embed(const kri_exec_t *exec, const kri_tensor_t *table, float scale, float *out) {
+    if (exec->ops) {
+        exec->ops->embed(exec, table, scale, out);
+        return;
+    }
     embed_job_t job = {
         .table = table,
         .tokens = exec->step->tokens,
@@ -113,6 +118,7 @@ typedef struct norm_job_s {
     kri_rms_norm_fn *kernel;
     const float *x, *w;
     float eps;
+    const uint32_t *rows; /* NULL: all */
     uint32_t n_rows, n;
     float *out;
 } norm_job_t;
@@ -122,14 +128,18 @@ static void norm_rows(void *ctx, uint32_t thread_index, uint32_t n_threads) {
     uint64_t begin, end;
     kri_split(job->n_rows, 1, thread_index, n_threads, &begin, &end);
     for (uint64_t r = begin; r < end; r++) {
-        size_t offset = (size_t)r * job->n;
-        job->kernel(job->x + offset, job->w, job->eps, job->n, job->out + offset);
+        const float *x = job->x + (job->rows ? job->rows[r] : r) * job->n;
+        job->kernel(x, job->w, job->eps, job->n, job->out + r * job->n);
     }
 }
 
 void kri_op_rms_norm(const kri_exec_t *exec, const float *x, const float *w, float eps,
-                     uint32_t n_rows, uint32_t n, float *out) {
-    norm_job_t job = {exec->kernels->rms_norm, x, w, eps, n_rows, n, out};
+                     const uint32_t *rows, uint32_t n_rows, uint32_t n, float *out) {
+    if (exec->ops) {
+        exec->ops->rms_norm(exec, x, w, eps, rows, n_rows, n, out);
+        return;
+    }
+    norm_job_t job = {exec->kernels->rms_norm, x, w, eps, rows, n_rows, n, out};
     uint64_t work = n_rows > 1 ? (uint64_t)n_rows * n : 0; /* one row cannot be split */
     kri_exec_split(exec, work, norm_rows, &job);
 }
@@ -155,6 +165,10 @@ static void norm_add_rows(void *ctx, uint32_t thread_index, uint32_t n_threads) 
 
 void kri_op_norm_add(const kri_exec_t *exec, float *branch, const float *w, float eps,
                      uint32_t n_rows, uint32_t n, float *x) {
+    if (exec->ops) {
+        exec->ops->norm_add(exec, branch, w, eps, n_rows, n, x);
+        return;
+    }
     norm_add_job_t job = {exec->kernels, w, eps, n_rows, n, branch, x};
     uint64_t work = n_rows > 1 ? (uint64_t)n_rows * n : 0;
     kri_exec_split(exec, work, norm_add_rows, &job);
@@ -199,6 +213,10 @@ static void chunk_gated_act(const chunk_job_t *job, size_t row, size_t begin, si
 
 void kri_op_gated_act(const kri_exec_t *exec, kri_act_t act, const float *gate_up,
                       uint32_t n_rows, uint32_t n_ff, float *out) {
+    if (exec->ops) {
+        exec->ops->gated_act(exec, act, gate_up, n_rows, n_ff, out);
+        return;
+    }
     chunk_job_t job = {.fn = chunk_gated_act, .x = gate_up, .y = out, .n_rows = n_rows,
                        .n_columns = n_ff, .act = act};
     op_chunks(exec, &job);
@@ -210,6 +228,10 @@ static void chunk_add(const chunk_job_t *job, size_t row, size_t begin, size_t n
 }
 
 void kri_op_add(const kri_exec_t *exec, const float *x, uint32_t n_rows, uint32_t n, float *y) {
+    if (exec->ops) {
+        exec->ops->add(exec, x, n_rows, n, y);
+        return;
+    }
     chunk_job_t job = {.fn = chunk_add, .x = x, .y = y, .n_rows = n_rows, .n_columns = n};
     op_chunks(exec, &job);
 }
@@ -219,6 +241,10 @@ static void chunk_softcap(const chunk_job_t *job, size_t row, size_t begin, size
 }
 
 void kri_op_softcap(const kri_exec_t *exec, float cap, uint32_t n_rows, uint32_t n, float *x) {
+    if (exec->ops) {
+        exec->ops->softcap(exec, cap, n_rows, n, x);
+        return;
+    }
     chunk_job_t job = {.fn = chunk_softcap, .y = x, .n_rows = n_rows, .n_columns = n, .cap = cap};
     op_chunks(exec, &job);
 }
@@ -252,6 +278,10 @@ static void rope_table_pairs(void *ctx, uint32_t thread_index, uint32_t n_thread
 
 void kri_op_rope_table(const kri_exec_t *exec, float base, float freq_scale,
                        const float *factors, uint32_t n_rot, float *cos_sin) {
+    if (exec->ops) {
+        exec->ops->rope_table(exec, base, freq_scale, factors, n_rot, cos_sin);
+        return;
+    }
     rope_table_job_t job = {
         .positions = exec->step->positions,
         .n_rows = exec->step->n_rows,

@@ -1,4 +1,5 @@
-/* exec.h: ops as a model's forward pass sees them: whole batches, split over threads.
+/* exec.h: ops as a model's forward pass sees them: whole batches, split over threads of the CPU or
+ * given to another back-end (kri_exec_ops_t).
  * Each op states its shapes; row strides are the shape's last dimension unless given. Nothing here
  * allocates.
  *
@@ -46,7 +47,11 @@ typedef struct kri_exec_own_s {
     float gate[KRI_OWN_GATED], up[KRI_OWN_GATED];
 } kri_exec_own_t;
 
+struct kri_exec_ops_s;
 typedef struct kri_exec_s {
+    const struct kri_exec_ops_s *ops; /* of another back-end; NULL: threads of the CPU, and all
+                                       * fields below but step are of theirs */
+    void *device;           /* the ops' own; see there */
     const kri_kernels_t *kernels;
     kri_pool_t *pool;
     uint32_t n_threads;
@@ -74,9 +79,10 @@ kr_status_t kri_exec_continue(const kri_exec_t *exec);
 
 /* out [n_tokens, n_embd] = scale * table[token]; table [n_vocab, n_embd] in file blocks. */
 void kri_op_embed(const kri_exec_t *exec, const kri_tensor_t *table, float scale, float *out);
-/* out [n_rows, n] = rms_norm(x [n_rows, n]) * w [n]. out may be x. */
+/* out [n_rows, n] = rms_norm(x [.., n]) * w [n]. rows [n_rows]: which rows of x are read; NULL =
+ * the first n_rows, and out may be x. */
 void kri_op_rms_norm(const kri_exec_t *exec, const float *x, const float *w, float eps,
-                     uint32_t n_rows, uint32_t n, float *out);
+                     const uint32_t *rows, uint32_t n_rows, uint32_t n, float *out);
 /* x [n_rows, n] += rms_norm(branch [n_rows, n]) * w [n]; overwrites branch. */
 void kri_op_norm_add(const kri_exec_t *exec, float *branch, const float *w, float eps,
                      uint32_t n_rows, uint32_t n, float *x);
@@ -134,5 +140,35 @@ void kri_op_gated_act(const kri_exec_t *exec, kri_act_t act, const float *gate_u
 void kri_op_add(const kri_exec_t *exec, const float *x, uint32_t n_rows, uint32_t n, float *y);
 /* x [n_rows, n] = cap * tanh(x / cap) */
 void kri_op_softcap(const kri_exec_t *exec, float cap, uint32_t n_rows, uint32_t n, float *x);
+
+/* The ops of a back-end that is no CPU, with the meaning of the functions above. Pointers in
+ * weights, tensors, steps and arguments are then the device's, a forward pass runs on one thread
+ * without a team, and an op may return before its work is done; go_on is kri_exec_continue. What
+ * went wrong is the device's to remember and go_on's to tell. */
+typedef struct kri_exec_ops_s {
+    kr_status_t (*go_on)(const kri_exec_t *exec);
+    void (*embed)(const kri_exec_t *exec, const kri_tensor_t *table, float scale, float *out);
+    void (*rms_norm)(const kri_exec_t *exec, const float *x, const float *w, float eps,
+                     const uint32_t *rows, uint32_t n_rows, uint32_t n, float *out);
+    void (*norm_add)(const kri_exec_t *exec, float *branch, const float *w, float eps,
+                     uint32_t n_rows, uint32_t n, float *x);
+    void (*linear)(const kri_exec_t *exec, const kri_weight_t *w, const float *x, uint32_t n_rows,
+                   bool accumulate, float *out, size_t out_stride);
+    void (*norm_linear)(const kri_exec_t *exec, const kri_weight_t *w, const float *x,
+                        const float *norm, float eps, const uint32_t *rows, uint32_t n_rows,
+                        float *out, size_t out_stride);
+    void (*rope_table)(const kri_exec_t *exec, float base, float freq_scale, const float *factors,
+                       uint32_t n_rot, float *cos_sin);
+    void (*rope_append)(const kri_exec_t *exec, const kri_attn_desc_t *desc, const float *cos_sin,
+                        float *qkv);
+    void (*attention)(const kri_exec_t *exec, const kri_attn_desc_t *desc, const float *qkv,
+                      float *out);
+    void (*ffn)(const kri_exec_t *exec, const kri_ffn_desc_t *desc, const float *x,
+                uint32_t n_rows, bool accumulate, float *out);
+    void (*gated_act)(const kri_exec_t *exec, kri_act_t act, const float *gate_up,
+                      uint32_t n_rows, uint32_t n_ff, float *out);
+    void (*add)(const kri_exec_t *exec, const float *x, uint32_t n_rows, uint32_t n, float *y);
+    void (*softcap)(const kri_exec_t *exec, float cap, uint32_t n_rows, uint32_t n, float *x);
+} kri_exec_ops_t;
 
 #endif

@@ -165,6 +165,10 @@ static void append_rows(void *ctx, uint32_t thread_index, uint32_t n_threads) {
 
 void kri_op_rope_append(const kri_exec_t *exec, const kri_attn_desc_t *desc,
                         const float *cos_sin, float *qkv) {
+    if (exec->ops) {
+        exec->ops->rope_append(exec, desc, cos_sin, qkv);
+        return;
+    }
     append_job_t job = {
         .exec = exec,
         .desc = desc,
@@ -415,6 +419,10 @@ static void choose_tile(attn_job_t *job) {
 
 void kri_op_attention(const kri_exec_t *exec, const kri_attn_desc_t *desc, const float *qkv,
                       float *out) {
+    if (exec->ops) {
+        exec->ops->attention(exec, desc, qkv, out);
+        return;
+    }
     attn_job_t job = {
         .exec = exec,
         .desc = desc,

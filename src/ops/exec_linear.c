@@ -145,6 +145,10 @@ void kri_linear_run(kri_linear_job_t *job) {
 
 void kri_op_linear(const kri_exec_t *exec, const kri_weight_t *w, const float *x,
                    uint32_t n_rows, bool accumulate, float *out, size_t out_stride) {
+    if (exec->ops) {
+        exec->ops->linear(exec, w, x, n_rows, accumulate, out, out_stride);
+        return;
+    }
     const kri_acts_source_t source = {.x = x};
     if (kri_exec_uses_tiles(exec, w, n_rows)) {
         kri_linear_tiles(exec, w, &source, n_rows, accumulate, out, out_stride);
@@ -161,6 +165,10 @@ void kri_op_linear(const kri_exec_t *exec, const kri_weight_t *w, const float *x
 void kri_op_norm_linear(const kri_exec_t *exec, const kri_weight_t *w, const float *x,
                         const float *norm, float eps, const uint32_t *rows, uint32_t n_rows,
                         float *out, size_t out_stride) {
+    if (exec->ops) {
+        exec->ops->norm_linear(exec, w, x, norm, eps, rows, n_rows, out, out_stride);
+        return;
+    }
     const kri_acts_source_t source = {.x = x, .norm = norm, .eps = eps, .rows = rows};
     if (kri_exec_uses_tiles(exec, w, n_rows)) {
         kri_linear_tiles(exec, w, &source, n_rows, false, out, out_stride);
@@ -225,6 +233,10 @@ static void gated_range(void *ctx, uint32_t thread_index, uint32_t n_threads) {
 
 void kri_op_ffn(const kri_exec_t *exec, const kri_ffn_desc_t *desc, const float *x,
                 uint32_t n_rows, bool accumulate, float *out) {
+    if (exec->ops) {
+        exec->ops->ffn(exec, desc, x, n_rows, accumulate, out);
+        return;
+    }
     const kri_weight_t *w = desc->gate_up, *down = desc->down;
     if (kri_exec_uses_tiles(exec, w, n_rows) && kri_exec_uses_tiles(exec, down, n_rows)) {
         kri_ffn_tiles(exec, desc, x, n_rows, accumulate, out);

@@ -1,5 +1,6 @@
 /* step.h: what one step of a session hands to a model's forward pass: the flat batch, where each
- * sequence's keys and values live, and which rows give logits. No back-end is named here. */
+ * sequence's keys and values live, and which rows give logits or hidden states. No back-end is
+ * named here. */
 #ifndef KRI_OPS_STEP_H
 #define KRI_OPS_STEP_H
 
@@ -80,7 +81,9 @@ typedef struct kri_step_s {
     uint32_t n_seqs;
     const kri_step_seq_t *seqs;  /* [n_seqs], in row order */
     uint32_t n_out_rows;
-    const uint32_t *out_rows;    /* [n_out_rows], ascending */
+    const uint32_t *out_rows;    /* [n_out_rows], ascending: they give logits */
+    uint32_t n_hidden_rows;
+    const uint32_t *hidden_rows; /* [n_hidden_rows], ascending: they give final hidden states */
     uint32_t n_groups;
     const kri_kv_group_t *groups;
     const int32_t *adapters;     /* [n_rows]; NULL until LoRA is built */

@@ -1,7 +1,8 @@
-/* report.c: sums the slots of a metric into a report. A report taken while others record sees each
- * record either wholly or partly; it is exact once they are done. Histograms are merged bucket by
- * bucket, so a report needs no memory of its own. */
+/* report.c: sums the slots of a metric into a report, or into counts under bounds. A report taken
+ * while others record sees each record either wholly or partly; it is exact once they are done.
+ * Histograms are merged bucket by bucket, so a report needs no memory of its own. */
 #include <math.h>
+#include <stdbool.h>
 
 #include "base/clock.h"
 #include "base/error.h"
@@ -26,8 +27,9 @@ typedef struct merged_s {
 static uint64_t merged_bucket(const merged_t *merged, uint32_t bucket) {
     uint64_t n = 0;
     for (uint32_t s = 0; s < N_SLOTS; s++) {
-        n += kri_telemetry_load(
-            &merged->telemetry->slots[s].histograms[merged->histogram].buckets[bucket]);
+        n += atomic_load_explicit(
+            &merged->telemetry->slots[s].histograms[merged->histogram].buckets[bucket],
+            memory_order_acquire);
     }
     return n;
 }
@@ -94,7 +96,8 @@ void kri_telemetry_fill(struct kr_telemetry_s *telemetry, uint32_t metric,
         break;
     case KIND_COUNTER:
         for (uint32_t s = 0; s < N_SLOTS; s++) {
-            report->count += kri_telemetry_load(&telemetry->slots[s].counters[metric]);
+            report->count = kri_telemetry_sum(
+                report->count, kri_telemetry_load(&telemetry->slots[s].counters[metric]));
         }
         break;
     case KIND_GAUGE: report->value = kri_telemetry_gauge(telemetry, metric); break;
@@ -118,4 +121,57 @@ kr_status_t kr_telemetry_report(kr_telemetry_t telemetry, const char *name,
     kr_telemetry_report_t filled;
     kri_telemetry_fill(telemetry, metric, &filled);
     return kri_struct_write(report, &filled, sizeof filled);
+}
+
+/* ---- counts under bounds ------------------------------------------------------------------- */
+
+/* Nothing in the bucket is longer; the last bucket has no end. */
+static double bucket_last_ns(uint32_t bucket) {
+    if (bucket < N_SUB) return bucket;
+    if (bucket == N_BUCKETS - 1) return INFINITY;
+    const int shift = (int)(bucket / N_SUB) - 1;
+    return ldexp((double)(N_SUB + bucket % N_SUB) + 1.0, shift) - 1.0;
+}
+
+static bool are_ascending(const double *bounds, uint32_t n) {
+    for (uint32_t i = 0; i < n; i++) {
+        if (!isfinite(bounds[i]) || bounds[i] < 0.0) return false;
+        if (i > 0 && bounds[i] <= bounds[i - 1]) return false;
+    }
+    return true;
+}
+
+kr_status_t kr_telemetry_histogram(kr_telemetry_t telemetry, const char *name,
+                                   const double *bounds_ms, uint32_t n_bounds, uint64_t *counts,
+                                   uint64_t *count, double *sum_ms) {
+    if (telemetry == NULL || name == NULL || count == NULL || sum_ms == NULL) {
+        return KR_E_INVALID_ARG;
+    }
+    if (n_bounds > 0 && (bounds_ms == NULL || counts == NULL)) return KR_E_INVALID_ARG;
+    if (!are_ascending(bounds_ms, n_bounds)) return KR_E_INVALID_ARG;
+    const uint32_t metric = kri_telemetry_find(name);
+    if (metric == KRI_N_METRICS || kri_telemetry_rows[metric].kind != KIND_HISTOGRAM) {
+        return KR_E_NOT_FOUND;
+    }
+    const merged_t merged = {.telemetry = telemetry,
+                             .histogram = kri_telemetry_rows[metric].histogram};
+    uint64_t n_passed = 0;
+    double sum_ns = 0.0;
+    uint32_t bound = 0;
+    for (uint32_t bucket = 0; bucket < N_BUCKETS; bucket++) {
+        /* To whole nanoseconds, as durations are recorded: one of exactly a bound is under it. */
+        const double last_ns = bucket_last_ns(bucket);
+        while (bound < n_bounds && floor(bounds_ms[bound] * 1e6 + 0.5) < last_ns) {
+            counts[bound++] = n_passed;
+        }
+        n_passed += merged_bucket(&merged, bucket);
+    }
+    while (bound < n_bounds) counts[bound++] = n_passed;
+    for (uint32_t s = 0; s < N_SLOTS; s++) {
+        sum_ns += (double)kri_telemetry_load(
+            &telemetry->slots[s].histograms[merged.histogram].sum_ns);
+    }
+    *count = n_passed;
+    *sum_ms = sum_ns / 1e6;
+    return KR_OK;
 }

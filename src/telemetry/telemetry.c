@@ -38,7 +38,7 @@ uint32_t kri_telemetry_find(const char *name) {
 
 /* ---- recording ---------------------------------------------------------------------------- */
 
-/* Sums of durations must not overflow: 2^53 ns are 104 days. */
+/* The most that one record adds: 104 days. */
 #define NS_MAX (UINT64_C(1) << 53)
 
 static _Atomic(kri_gauge_fn) gauge_sources[KRI_N_METRICS];
@@ -47,8 +47,12 @@ static void store(_Atomic uint64_t *value, uint64_t next) {
     atomic_store_explicit(value, next, memory_order_relaxed);
 }
 
+/* Stays at the greatest value instead of beginning anew: a sum that falls looks like a restart. */
 static void add(_Atomic uint64_t *value, uint64_t n) {
-    atomic_fetch_add_explicit(value, n, memory_order_relaxed);
+    uint64_t seen = kri_telemetry_load(value);
+    while (!atomic_compare_exchange_weak_explicit(value, &seen, kri_telemetry_sum(seen, n),
+                                                  memory_order_relaxed, memory_order_relaxed)) {
+    }
 }
 
 static uint32_t bucket_of(uint64_t ns) {
@@ -86,7 +90,8 @@ void kri_telemetry_record_ns(kr_telemetry_t telemetry, kri_metric_t metric, uint
                                                                memory_order_relaxed,
                                                                memory_order_relaxed)) {
     }
-    add(&histogram->buckets[bucket_of(ns)], 1);
+    /* Last, and seen only after the sum: who counts it finds it in the sum too. */
+    atomic_fetch_add_explicit(&histogram->buckets[bucket_of(ns)], 1, memory_order_release);
 }
 
 void kri_telemetry_add(kr_telemetry_t telemetry, kri_metric_t metric, uint64_t n) {

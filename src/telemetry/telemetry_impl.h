@@ -64,6 +64,11 @@ static inline uint64_t kri_telemetry_load(const _Atomic uint64_t *value) {
     return atomic_load_explicit(value, memory_order_relaxed);
 }
 
+/* a + b, at most UINT64_MAX. */
+static inline uint64_t kri_telemetry_sum(uint64_t a, uint64_t b) {
+    return b > UINT64_MAX - a ? UINT64_MAX : a + b;
+}
+
 /* What a gauge says now: its source, or what was set last; always finite. */
 double kri_telemetry_gauge(struct kr_telemetry_s *telemetry, uint32_t metric);
 

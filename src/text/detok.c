@@ -29,6 +29,7 @@ struct kri_detok_s {
     char partial[4];     /* beginning of a character */
     size_t n_partial;
     int32_t is_stopped;
+    int32_t stop;        /* which stop string; -1 */
     int32_t is_finished;
     size_t n_stops;
     stop_t stops[];
@@ -47,6 +48,7 @@ kr_status_t kri_detok_create(const kri_tokenizer_t *tokenizer, const char *const
     if (!d) return KRI_FAIL(error, KR_E_NOMEM, NULL, "no memory for the detokenizer");
     d->tokenizer = tokenizer;
     d->n_stops = n_stops;
+    d->stop = -1;
     kri_buffer_init(&d->text, TEXT_BYTES_MAX);
     for (size_t i = 0; i < n_stops; i++) {
         const size_t n_bytes = stops[i] ? strnlen(stops[i], STOP_BYTES_MAX + 1) : 0;
@@ -120,7 +122,7 @@ static kr_status_t append_bytes(kri_detok_t *d, const char *bytes, size_t n_byte
 }
 
 /* Start of the stop string that is complete first in text[from..], or n_bytes. */
-static size_t find_stop(const kri_detok_t *d, size_t from) {
+static size_t find_stop(kri_detok_t *d, size_t from) {
     const char *text = d->text.data;
     for (size_t end = from + 1; end <= d->text.n_bytes; end++) {
         size_t n_found = 0;
@@ -130,6 +132,7 @@ static size_t find_stop(const kri_detok_t *d, size_t from) {
                 stop->text[stop->n_bytes - 1] == text[end - 1] &&
                 memcmp(text + end - stop->n_bytes, stop->text, stop->n_bytes) == 0) {
                 n_found = stop->n_bytes;
+                d->stop = (int32_t)i;
             }
         }
         if (n_found) return end - n_found;
@@ -198,4 +201,8 @@ kr_status_t kri_detok_finish(kri_detok_t *detok, const char **text, size_t *n_by
     detok->is_finished = 1;
     give(detok, 1, text, n_bytes);
     return KR_OK;
+}
+
+int32_t kri_detok_stop(const kri_detok_t *detok) {
+    return detok->stop;
 }

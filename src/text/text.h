@@ -77,5 +77,7 @@ void kri_detok_destroy(kri_detok_t *detok);
 kr_status_t kri_detok_push(kri_detok_t *detok, kr_token_t token, const char **text,
                            size_t *n_bytes, int32_t *stopped);
 kr_status_t kri_detok_finish(kri_detok_t *detok, const char **text, size_t *n_bytes);
+/* Index of the stop string that ended the text; -1 while none has. */
+int32_t kri_detok_stop(const kri_detok_t *detok);
 
 #endif

@@ -4,6 +4,7 @@
 #ifndef KR_TEST_ENGINE_UTIL_H
 #define KR_TEST_ENGINE_UTIL_H
 
+#include <math.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -20,7 +21,7 @@ typedef struct out_choice_s {
     uint32_t n_tokens;
     char text[OUT_TEXT_MAX];
     size_t n_text;
-    int32_t finish;
+    int32_t finish, stop;
     bool is_over;
 } out_choice_t;
 
@@ -32,6 +33,8 @@ typedef struct out_s {
     kr_status_t status;
     char message[512];
     const char *broken;     /* what was out of order; NULL = nothing */
+    float *embedding;       /* [n_embd] of EMBEDDING; NULL = none came */
+    uint32_t n_embd;
     uint32_t n_tokens;      /* all choices */
     bool is_over;
     struct collector_s *collector;
@@ -62,8 +65,22 @@ static inline out_t *out_create(collector_t *c, uint32_t n_choices) {
 
 static inline void out_destroy(out_t *out) {
     kr_request_release(out->request);
+    free(out->embedding);
     free(out->choices);
     free(out);
+}
+
+/* It stands for the whole of its only choice. */
+static inline const char *out_record_embedding(out_t *out, const kr_event_t *e) {
+    if (e->n_embd == 0 || e->text_bytes > 0 || e->token != -1 || e->stop != -1) {
+        return "an embedding has fields of other events";
+    }
+    if (out->n_choices != 1 || out->n_tokens > 0) return "an embedding of what generates";
+    out->n_embd = e->n_embd;
+    out->embedding = malloc(e->n_embd * sizeof *out->embedding);
+    memcpy(out->embedding, e->embedding, e->n_embd * sizeof *out->embedding);
+    out->choices[0].is_over = true;
+    return NULL;
 }
 
 static inline const char *out_record(out_t *out, const kr_event_t *e) {
@@ -83,6 +100,8 @@ static inline const char *out_record(out_t *out, const kr_event_t *e) {
     if (e->choice >= out->n_choices) return "unknown choice";
     out_choice_t *choice = &out->choices[e->choice];
     if (choice->is_over) return "an event of a choice after its CHOICE";
+    if ((e->type == KR_EVENT_EMBEDDING) != (e->embedding != NULL)) return "type and vector differ";
+    if (e->type == KR_EVENT_EMBEDDING) return out_record_embedding(out, e);
     if (e->text_bytes > 0 && choice->n_text + e->text_bytes < OUT_TEXT_MAX) {
         memcpy(choice->text + choice->n_text, e->text, e->text_bytes);
         choice->n_text += e->text_bytes;
@@ -90,9 +109,12 @@ static inline const char *out_record(out_t *out, const kr_event_t *e) {
     if (e->type == KR_EVENT_CHOICE) {
         choice->is_over = true;
         choice->finish = e->finish;
+        choice->stop = e->stop;
+        if ((e->finish == KR_FINISH_STOP) != (e->stop >= 0)) return "finish and stop differ";
         return e->finish == KR_FINISH_NONE ? "CHOICE without a reason" : NULL;
     }
     if (e->type != KR_EVENT_TOKEN) return "unknown type";
+    if (e->stop != -1) return "a TOKEN with a stop string";
     if (choice->n_tokens < OUT_TOKENS_MAX) {
         choice->tokens[choice->n_tokens] = e->token;
         choice->logprobs[choice->n_tokens++] = e->logprob;
@@ -310,6 +332,35 @@ static inline void assert_same(const out_choice_t *got, const out_choice_t *want
     assert_int_equal(got->finish, wanted->finish);
     assert_int_equal(got->n_text, wanted->n_text);
     assert_memory_equal(got->text, wanted->text, wanted->n_text);
+}
+
+/* ---- a model that fails ---------------------------------------------------------------------- */
+
+#define NAN_TOKEN 9
+/* A NaN in the embedding of one token and a head of its own: only sequences that hold the token are
+ * lost. */
+static inline kr_model_t open_with_nan(void) {
+    const tiny_config_t config = tiny_config("llama_gqa4");
+    gguf_bytes_t file = tiny_model(&config);
+    kr_model_params_t params;
+    kr_model_t model = NULL;
+    kr_tensor_info_t info;
+    uint64_t from_end = 0, row = 0;
+    const float value = NAN;
+    kr_model_params_init(&params);
+    kr_tensor_info_init(&info);
+    assert_status(open_bytes(&file, &params, &model, NULL), KR_OK);
+    for (uint32_t i = 0; kr_model_tensor(model, i, &info) == KR_OK; i++) {
+        if (from_end == 0 && strcmp(info.name, "token_embd.weight") != 0) continue;
+        if (from_end == 0) row = info.bytes / 320;
+        from_end += (info.bytes + 31) / 32 * 32;
+    }
+    kr_model_close(model);
+    model = NULL;
+    memcpy(file.data + (file.n + 31) / 32 * 32 - from_end + NAN_TOKEN * row, &value, sizeof value);
+    assert_status(open_bytes(&file, &params, &model, NULL), KR_OK);
+    free(file.data);
+    return model;
 }
 
 /* ---- a gate in the step thread -------------------------------------------------------------- */

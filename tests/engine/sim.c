@@ -21,6 +21,7 @@ typedef struct world_s {
     uint32_t n_target, n_accepted, n_live, fault; /* fault: permille, scales all faults */
     uint32_t prompt_max, budget_max;
     bool is_storm; /* short prompts, long answers, a pool for one of them: preemption throughout */
+    bool is_crawl; /* many prompts to be embedded, by a few rows a step, beside answers that grow */
     kr_token_t prefixes[PREFIXES][TOKENS_MAX];
     kr_token_t turns[TURNS][TOKENS_MAX]; /* finished requests that the next turn repeats */
     uint32_t turn_lengths[TURNS];
@@ -136,6 +137,10 @@ static void fill_request(world_t *w, sim_request_t *r, const sim_request_t *lead
         const uint32_t left = w->params.n_ctx - t->n_prompt;
         const uint32_t budget = sim_range(&w->rng, 1 + w->budget_max / 4, w->budget_max);
         t->n_tokens_max = t->n_prompt + (budget < left ? budget : left);
+        if (sim_chance(&w->rng, w->is_crawl ? 500 : 80)) {
+            t->pooling = sim_chance(&w->rng, 600) ? KR_POOLING_MEAN : KR_POOLING_LAST;
+            t->n_tokens_max = t->n_prompt;
+        }
         t->key = sim_range(&w->rng, 0, sim_chance(&w->rng, 200) ? 400 : 4);
         t->salt = sim_chance(&w->rng, 700) ? 0 : sim_range(&w->rng, 1, 2);
         t->priority = sim_chance(&w->rng, 300) ? (int32_t)sim_range(&w->rng, 0, 200) - 100 : 0;
@@ -146,8 +151,10 @@ static void fill_request(world_t *w, sim_request_t *r, const sim_request_t *lead
     }
     t->tokens = tokens;
     t->owner = r;
-    r->n_goal = sim_chance(&w->rng, w->is_storm ? 900 : 500) ? t->n_tokens_max
-                                         : sim_range(&w->rng, t->n_prompt + 1, t->n_tokens_max);
+    r->n_goal = t->n_tokens_max;
+    if (t->pooling == KR_POOLING_NONE && sim_chance(&w->rng, w->is_storm ? 100 : 500)) {
+        r->n_goal = sim_range(&w->rng, t->n_prompt + 1, t->n_tokens_max);
+    }
     if (sim_chance(&w->rng, w->fault * 3)) {
         t->has_credits = true;
         t->credits = sim_range(&w->rng, 0, 6);
@@ -165,9 +172,11 @@ static bool submit_one(world_t *w, sim_request_t *r) {
     const bool has_place = stats.n_waiting < w->params.queue_max;
     const kr_status_t status = kri_sched_submit(w->sched, t, w->now_ns);
     const kr_status_t expected = !fits ? KR_E_LIMIT : has_place ? KR_OK : KR_E_BUSY;
-    TRACE(w, "submit    %3u  prompt %u, up to %u tokens, key %u, salt %u, priority %d%s: %s",
-          slot_of(w, t), t->n_prompt, t->n_tokens_max, (unsigned)t->key, (unsigned)t->salt,
-          t->priority, t->has_credits ? ", credits" : "", kr_status_name(status));
+    TRACE(w, "submit    %3u  prompt %u, up to %u tokens, pooling %d, key %u, salt %u, "
+             "priority %d%s: %s",
+          slot_of(w, t), t->n_prompt, t->n_tokens_max, t->pooling, (unsigned)t->key,
+          (unsigned)t->salt, t->priority, t->has_credits ? ", credits" : "",
+          kr_status_name(status));
     if (status != expected) {
         fail(w, "submit: %s, expected %s", kr_status_name(status), kr_status_name(expected));
     }
@@ -185,7 +194,7 @@ static void submit(world_t *w) {
     sim_request_t *leader = free_slot(w);
     if (!leader) return;
     fill_request(w, leader, NULL);
-    if (!submit_one(w, leader)) return;
+    if (!submit_one(w, leader) || leader->task.pooling != KR_POOLING_NONE) return;
     const uint32_t n_choices = sim_chance(&w->rng, 150) ? sim_range(&w->rng, 2, 8) : 1;
     for (uint32_t i = 1; i < n_choices; i++) {
         sim_request_t *r = free_slot(w);
@@ -286,9 +295,35 @@ static void disturb(world_t *w) {
 
 /* ---- a step --------------------------------------------------------------------------------- */
 
+/* What sequence i gives: out and hidden count what those before it gave. */
+static void check_wanted(world_t *w, const kri_plan_t *plan, uint32_t i, uint32_t *out,
+                         uint32_t *hidden) {
+    const kri_step_t *step = &plan->step;
+    const kri_step_seq_t *q = &step->seqs[i];
+    const kri_task_t *t = plan->tasks[i];
+    const uint32_t end = q->row_begin + q->n_rows;
+    const bool is_last = q->pos_begin + q->n_rows == t->n_tokens;
+    if (t->pooling == KR_POOLING_NONE && is_last) {
+        if (*out >= step->n_out_rows || step->out_rows[*out] != end - 1 ||
+            plan->out_tasks[*out] != t) {
+            fail(w, "output rows do not match the tasks");
+        }
+        (*out)++;
+    }
+    if (t->pooling == KR_POOLING_NONE || (t->pooling == KR_POOLING_LAST && !is_last)) return;
+    for (uint32_t row = t->pooling == KR_POOLING_LAST ? end - 1 : q->row_begin; row < end; row++) {
+        if (*hidden >= step->n_hidden_rows || step->hidden_rows[*hidden] != row) {
+            fail(w, "hidden rows do not match the tasks");
+            return;
+        }
+        (*hidden)++;
+    }
+    if (t->pooling == KR_POOLING_MEAN && t->match.n_cached > 0) fail(w, "a mean of cached rows");
+}
+
 static void check_plan(world_t *w, const kri_plan_t *plan) {
     const kri_step_t *step = &plan->step;
-    uint32_t row = 0, out = 0;
+    uint32_t row = 0, out = 0, hidden = 0;
     uint64_t seen = 0;
     if (step->n_rows == 0 || step->n_rows > w->params.n_rows_max ||
         plan->n_rows_decode + plan->n_rows_prefill != step->n_rows) {
@@ -313,16 +348,12 @@ static void check_plan(world_t *w, const kri_plan_t *plan) {
                 fail(w, "row %u has the wrong token or position", row);
             }
         }
-        if (q->pos_begin + q->n_rows == t->n_tokens) {
-            if (out >= step->n_out_rows || step->out_rows[out] != row - 1 ||
-                plan->out_tasks[out] != t) {
-                fail(w, "output rows do not match the tasks");
-                return;
-            }
-            out++;
-        }
+        check_wanted(w, plan, i, &out, &hidden);
+        if (w->is_failed) return;
     }
-    if (row != step->n_rows || out != step->n_out_rows) fail(w, "rows do not add up");
+    if (row != step->n_rows || out != step->n_out_rows || hidden != step->n_hidden_rows) {
+        fail(w, "rows do not add up");
+    }
 }
 
 static void check_all(world_t *w) {
@@ -351,24 +382,51 @@ static const kri_task_t *senior(const world_t *w) {
     return first;
 }
 
+static void finish_token(world_t *w, kri_task_t *t, uint64_t hash) {
+    sim_request_t *r = t->owner;
+    const kr_token_t token = sim_sample(hash, r->sampler);
+    kri_sched_append(w->sched, t, token);
+    r->hash = sim_hash(r->hash, token);
+    r->n_appended++;
+    w->totals->n_tokens++;
+    if (t->n_tokens != t->n_prompt + r->n_appended) fail(w, "token count");
+    if (t->n_tokens == r->n_goal) end(w, r, true, "done", &w->totals->n_done);
+}
+
+/* A mean has had every position once and in order; a preempted one begins anew. */
+static void pool_rows(world_t *w, const kri_task_t *t, const kri_step_seq_t *q) {
+    sim_request_t *r = t->owner;
+    if (t->pooling != KR_POOLING_MEAN) return;
+    if (q->pos_begin == 0 && r->n_pooled > 0) {
+        w->totals->n_repooled++;
+        r->n_pooled = 0;
+    }
+    if (q->pos_begin != r->n_pooled) {
+        fail(w, "request %u: hidden states from %u on, had %u", slot_of(w, t), q->pos_begin,
+             r->n_pooled);
+    }
+    r->n_pooled += q->n_rows;
+}
+
 static void finish_rows(world_t *w, const kri_plan_t *plan, const uint64_t *hashes) {
-    for (uint32_t i = 0; i < plan->step.n_out_rows && !w->is_failed; i++) {
-        kri_task_t *t = plan->out_tasks[i];
+    for (uint32_t i = 0; i < plan->step.n_seqs && !w->is_failed; i++) {
+        const kri_step_seq_t *q = &plan->step.seqs[i];
+        kri_task_t *t = plan->tasks[i];
         sim_request_t *r = t->owner;
-        if (hashes[i] != r->hash) {
+        const bool is_last = q->pos_begin + q->n_rows == t->n_tokens;
+        pool_rows(w, t, q);
+        if (!is_last && t->pooling == KR_POOLING_NONE) continue;
+        if (is_last && hashes[i] != r->hash) {
             fail(w, "wrong output: request %u at token %u", slot_of(w, t), t->n_tokens);
         }
         if (sim_chance(&w->rng, w->fault / 20)) {
             end(w, r, false, "numeric", &w->totals->n_numeric);
-            continue;
+        } else if (t->pooling == KR_POOLING_NONE) {
+            finish_token(w, t, hashes[i]);
+        } else if (is_last) {
+            w->totals->n_embedded++;
+            end(w, r, true, "embedded", &w->totals->n_done);
         }
-        const kr_token_t token = sim_sample(hashes[i], r->sampler);
-        kri_sched_append(w->sched, t, token);
-        r->hash = sim_hash(r->hash, token);
-        r->n_appended++;
-        w->totals->n_tokens++;
-        if (t->n_tokens != t->n_prompt + r->n_appended) fail(w, "token count");
-        if (t->n_tokens == r->n_goal) end(w, r, true, "done", &w->totals->n_done);
     }
 }
 
@@ -462,10 +520,11 @@ static bool make_pool(world_t *w) {
                                         .window = g > 0 ? windows[sim_range(&w->rng, 0, 4)] : 0};
     }
     if (kri_kv_pool_create(&kv, &w->kv) != KR_OK) return false;
-    if (w->is_storm || sim_chance(&w->rng, 900)) {
+    if (w->is_storm || w->is_crawl || sim_chance(&w->rng, 900)) {
         const uint32_t n = w->prompt_max + w->budget_max < w->params.n_ctx
                                ? w->prompt_max + w->budget_max : w->params.n_ctx;
-        const uint32_t percent = sim_range(&w->rng, 100, w->is_storm ? 130 : 300);
+        const uint32_t percent =
+            sim_range(&w->rng, 100, w->is_storm || w->is_crawl ? 130 : 300);
         const uint64_t bytes = need_of(w, n, n) * percent / 100;
         /* A full pool may be less than what windows ask for in one step. */
         (void)kri_kv_pool_resize(w->kv, bytes);
@@ -512,6 +571,14 @@ static bool make_world(world_t *w, uint64_t seed) {
         w->prompt_max = 12;
         w->budget_max = sim_range(&w->rng, 150, 240);
         w->fault = sim_range(&w->rng, 0, 12);
+    }
+    w->is_crawl = !w->is_storm && sim_chance(&w->rng, 150);
+    if (w->is_crawl) {
+        w->params.n_seqs = sim_range(&w->rng, 3, 8);
+        w->params.n_ctx = 512;
+        w->params.n_rows_max = rows[sim_range(&w->rng, 1, 2)];
+        w->prompt_max = 120;
+        w->budget_max = 240;
     }
     make_prefixes(w);
     if (!make_pool(w)) return false;

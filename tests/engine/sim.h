@@ -41,8 +41,8 @@ static inline kr_token_t sim_sample(uint64_t hash, uint64_t sampler) {
     return (kr_token_t)(sim_mix(hash ^ sampler) % SIM_VOCAB);
 }
 
-/* sim_model.c: writes the step's keys into the pages and reads the history of every output row
- * back: hashes [n_out_rows]. False with a text in error: what a window or a page held was wrong. */
+/* sim_model.c: writes the step's keys into the pages and reads the history of every sequence's last
+ * row back: hashes [n_seqs]. False with a text in error: what a window or a page held was wrong. */
 bool sim_model_run(const kri_plan_t *plan, uint64_t *hashes, char *error, size_t error_bytes);
 
 /* ---- one request ---- */
@@ -52,6 +52,7 @@ typedef struct sim_request_s {
     uint64_t hash;          /* of prompt and tokens so far, from the request's own prompt */
     uint32_t n_goal;        /* ends at so many tokens */
     uint32_t n_appended;
+    uint32_t n_pooled;      /* MEAN: rows whose hidden states it has had, from position 0 on */
     uint64_t credits_at_ns; /* next grant, when counted */
     bool is_live;
 } sim_request_t;
@@ -59,7 +60,7 @@ typedef struct sim_request_s {
 typedef struct sim_totals_s {
     uint64_t n_requests, n_done, n_cancelled, n_expired, n_numeric, n_refused, n_busy;
     uint64_t n_steps, n_tokens, n_aborted, n_preempted, n_pinned, n_forked, n_cached, n_evicted;
-    uint64_t n_resized, n_idle_steps;
+    uint64_t n_resized, n_idle_steps, n_embedded, n_repooled;
 } sim_totals_t;
 
 /* sim.c: runs one seed; false with a text in error (when and what). */

@@ -31,7 +31,8 @@ static int report(const sim_totals_t *t, uint64_t n_seeds, uint64_t n_failed) {
         {"refused (queue full)", t->n_busy}, {"aborted steps", t->n_aborted},
         {"preemptions", t->n_preempted}, {"pinned", t->n_pinned}, {"forked", t->n_forked},
         {"tokens from the cache", t->n_cached}, {"pages evicted", t->n_evicted},
-        {"resizes", t->n_resized}, {"idle steps", t->n_idle_steps}};
+        {"resizes", t->n_resized}, {"idle steps", t->n_idle_steps},
+        {"embedded", t->n_embedded}, {"means begun anew", t->n_repooled}};
     printf("%llu seeds, %llu requests, %llu steps, %llu tokens, %llu failed\n",
            (unsigned long long)n_seeds, (unsigned long long)t->n_requests,
            (unsigned long long)t->n_steps, (unsigned long long)t->n_tokens,

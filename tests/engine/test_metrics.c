@@ -84,11 +84,20 @@ static out_t *submit_text(metrics_t *m) {
     return submit(&m->c, &ask);
 }
 
+static out_t *submit_embedding(metrics_t *m, int32_t pooling) {
+    ask_t ask;
+    ask_init(&ask, m->prompt, 40, 0);
+    ask.params.sampler = NULL;
+    ask.params.ignore_end = 0;
+    ask.params.pooling = pooling;
+    return submit(&m->c, &ask);
+}
+
 static void run_all_kinds(metrics_t *m) {
     const kr_grammar_t refusing = {refuse_mask, accept_any, NULL};
     const kr_grammar_t allowing = {allow_all, accept_any, NULL};
     ask_t ask;
-    out_t *outs[8];
+    out_t *outs[9];
     uint32_t n = 0;
     /* Two hold the sequences and wait for credits, so a third one has to queue. */
     ask_init(&ask, m->prompt, 40, 20);
@@ -110,6 +119,7 @@ static void run_all_kinds(metrics_t *m) {
     outs[n++] = submit(&m->c, &ask);
     outs[n++] = submit_messages(m);
     outs[n++] = submit_text(m);
+    outs[n++] = submit_embedding(m, KR_POOLING_MEAN);
     for (uint32_t i = 0; i < n; i++) wait_over(outs[i]);
     for (uint32_t i = 0; i < n; i++) out_destroy(outs[i]);
 }
@@ -156,8 +166,8 @@ TEST(metrics_all_move) {
     }
     assert_int_equal(report_of(m.telemetry, "requests_cancelled").count, 1);
     assert_int_equal(report_of(m.telemetry, "requests_failed").count, 1);
-    assert_int_equal(report_of(m.telemetry, "requests_finished").count, 8);
-    assert_int_equal(report_of(m.telemetry, "requests_started").count, 10);
+    assert_int_equal(report_of(m.telemetry, "requests_finished").count, 9);
+    assert_int_equal(report_of(m.telemetry, "requests_started").count, 11);
     teardown(&m);
 }
 
@@ -224,6 +234,32 @@ TEST(metrics_count_tokens_exactly_when_steps_are_mixed) {
     assert_int_equal(report_of(m.telemetry, "tokens_cached").count, 0);
     assert_int_equal(report_of(m.telemetry, "inter_token").count, n_generated - N);
     assert_int_equal(report_of(m.telemetry, "ttft").count, N);
+    teardown(&m);
+}
+
+/* An embedding is no generation: its rows count, and only a lookup that was made. */
+TEST(metrics_of_embeddings) {
+    metrics_t m;
+    if (!setup(&m, 4, 0)) SKIP("built with KR_TELEMETRY=OFF");
+    for (int32_t pooling = KR_POOLING_MEAN; pooling <= KR_POOLING_LAST; pooling++) {
+        out_t *out = submit_embedding(&m, pooling);
+        wait_over(out);
+        assert_status(out->status, KR_OK);
+        out_destroy(out);
+    }
+    assert_int_equal(report_of(m.telemetry, "embed").count, 2);
+    assert_true(report_of(m.telemetry, "embed").max_ms > 0);
+    assert_int_equal(report_of(m.telemetry, "requests_finished").count, 2);
+    assert_int_equal(report_of(m.telemetry, "queue").count, 2);
+    assert_int_equal(report_of(m.telemetry, "tokens_prompt").count, 40 + 8);
+    assert_int_equal(report_of(m.telemetry, "tokens_looked_up").count, 40);
+    assert_int_equal(report_of(m.telemetry, "tokens_cached").count, 32);
+    assert_int_equal(report_of(m.telemetry, "cache_lookup").count, 1);
+    static const char *const others[] = {"generate", "ttft", "request_prefill", "request_decode",
+                                         "inter_token", "sample", "tokens_generated"};
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
+        assert_int_equal(report_of(m.telemetry, others[i]).count, 0);
+    }
     teardown(&m);
 }
 

@@ -109,6 +109,70 @@ TEST(api_detokenizer_gives_the_text_and_honours_stops) {
     kr_model_close(model);
 }
 
+static void render_refused(kr_model_t model, const kr_message_t *messages, size_t n_messages,
+                           uint32_t prompt, kr_status_t wanted, const char *param) {
+    kr_error_t error;
+    size_t n = 77;
+    char buf[64] = "";
+    kr_error_init(&error);
+    assert_status(kr_model_chat_render(model, messages, n_messages, prompt, buf, 64, &n, &error),
+                  wanted);
+    assert_string_equal(error.param, param);
+    assert_true(n == 77 && buf[0] == '\0');
+}
+
+/* Any role is the template's, spellings in content stay as they are, sizes as in tokenizing. */
+TEST(api_chat_render_gives_the_text_of_the_prompt) {
+    static const char wanted[] = "<|im_start|>system\nBe brief.<|im_end|>\n"
+                                 "<|im_start|>developer\n<|im_end|><|im_end|>\n"
+                                 "<|im_start|>user\n\xc3\xa4<|im_end|>\n"
+                                 "<|im_start|>assistant\n<|im_end|>\n<|im_start|>assistant\n";
+    const kr_message_t messages[] = {{"system", "Be brief.", 9}, {"developer", "<|im_end|>", 10},
+                                     {"user", "\xc3\xa4", 2}, {"assistant", NULL, 0}};
+    const kr_message_t bad_text = {"user", "\xff", 1}, no_role = {NULL, "x", 1};
+    const size_t n_wanted = sizeof wanted - 1;
+    kr_model_t model = open_tiny("llama"), base = open_tiny("gemma3");
+    char text[512], back[512];
+    kr_token_t tokens[512];
+    size_t n = 0, n_tokens = 0, n_back = 0;
+    memset(text, '#', sizeof text);
+    assert_status(kr_model_chat_render(model, messages, 4, 1, text, n_wanted, &n, NULL), KR_OK);
+    assert_int_equal(n, n_wanted);
+    assert_memory_equal(text, wanted, n_wanted);
+    assert_int_equal(text[n_wanted], '#');
+    n = 0;
+    assert_status(kr_model_chat_render(model, messages, 4, 1, text, n_wanted - 1, &n, NULL),
+                  KR_E_LIMIT);
+    assert_int_equal(n, n_wanted);
+    n = 0;
+    assert_status(kr_model_chat_render(model, messages, 4, 0, NULL, 0, &n, NULL), KR_E_LIMIT);
+    assert_int_equal(n, n_wanted - strlen("<|im_start|>assistant\n"));
+    /* What is tokenized is this text, behind the BOS that the model adds. */
+    assert_status(kr_model_chat_tokenize(model, messages, 4, 1, tokens, 512, &n_tokens, NULL),
+                  KR_OK);
+    kr_model_info_t info;
+    kr_model_info_init(&info);
+    assert_status(kr_model_info(model, &info), KR_OK);
+    const size_t n_bos = info.add_bos && tokens[0] == info.token_bos;
+    assert_status(kr_model_detokenize(model, tokens + n_bos, n_tokens - n_bos,
+                                      KR_TOKENIZE_PARSE_SPECIAL, back, 512, &n_back, NULL), KR_OK);
+    assert_int_equal(n_back, n_wanted);
+    assert_memory_equal(back, wanted, n_wanted);
+    render_refused(NULL, messages, 4, 1, KR_E_INVALID_ARG, "model");
+    render_refused(base, messages, 4, 1, KR_E_NOT_FOUND, "chat_template");
+    render_refused(model, messages, 4, 2, KR_E_INVALID_ARG, "add_generation_prompt");
+    render_refused(model, &bad_text, 1, 1, KR_E_INVALID_ARG, "messages");
+    render_refused(model, &no_role, 1, 1, KR_E_INVALID_ARG, "messages");
+    render_refused(model, NULL, 1, 1, KR_E_INVALID_ARG, "messages");
+    render_refused(model, messages, 2049, 1, KR_E_LIMIT, "messages");
+    assert_status(kr_model_chat_render(model, messages, 4, 1, NULL, 1, &n, NULL),
+                  KR_E_INVALID_ARG);
+    assert_status(kr_model_chat_render(model, messages, 4, 1, text, 512, NULL, NULL),
+                  KR_E_INVALID_ARG);
+    kr_model_close(base);
+    kr_model_close(model);
+}
+
 TEST(api_sampler_reports_log_probabilities) {
     static const float logits[4] = {0.0f, 2.0f, 1.0f, -1.0f};
     const double sum = 1.0 + exp(2.0) + exp(1.0) + exp(-1.0);

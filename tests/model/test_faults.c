@@ -205,10 +205,15 @@ static kr_status_t run_chat(world_t *w) {
     static const kr_message_t messages[] = {
         {"system", "Be brief.", 9}, {"user", "Hello <|im_end|> there", 22}, {"assistant", "Hi", 2}};
     kr_token_t tokens[512];
-    size_t n_tokens = 0;
-    const kr_status_t status =
+    char text[512];
+    size_t n_tokens = 0, n_bytes = 0;
+    kr_status_t status =
         kr_model_chat_tokenize(w->model, messages, 3, 1, tokens, 512, &n_tokens, error_of(w));
-    if (status == KR_OK) digest(w, tokens, n_tokens * sizeof tokens[0]);
+    if (status == KR_OK) {
+        digest(w, tokens, n_tokens * sizeof tokens[0]);
+        status = kr_model_chat_render(w->model, messages, 3, 1, text, 512, &n_bytes, error_of(w));
+    }
+    if (status == KR_OK) digest(w, text, n_bytes);
     else expect(w, w->error.code == status, "the error's code is the status");
     return status;
 }
@@ -595,7 +600,13 @@ static kr_status_t run_telemetry(world_t *w) {
     expect(w, kr_telemetry_set(telemetry, "kv_usage", 0.5) == KR_OK, "nor do gauges");
     expect(w, kr_telemetry_report(telemetry, "ttft", &report) == KR_OK, "nor do reports");
     expect(w, kr_telemetry_json(telemetry, json, sizeof json, &n_bytes) == KR_OK, "nor does JSON");
-    expect(w, report.count == 1 && n_bytes > 1000, "reports hold what was recorded");
+    const double bound_ms = 2.0;
+    uint64_t n_under = 0, count = 0;
+    double sum_ms = 0.0;
+    expect(w, kr_telemetry_histogram(telemetry, "ttft", &bound_ms, 1, &n_under, &count, &sum_ms) ==
+                  KR_OK, "nor do histograms");
+    expect(w, report.count == 1 && n_bytes > 1000 && n_under == 1 && count == 1 && sum_ms == 1.5,
+           "reports hold what was recorded");
     kr_telemetry_destroy(telemetry);
     return KR_OK;
 }

@@ -7,7 +7,7 @@
 #define FAULTS_SPARE_PROBES
 #include "faults.h"
 
-enum { N_CHOICES_MAX = 4, N_TOKENS_MAX = 12, N_REQUESTS_MAX = 4, WAIT_MS = 60000 };
+enum { N_CHOICES_MAX = 4, N_TOKENS_MAX = 12, N_REQUESTS_MAX = 4, N_EMBD = 64, WAIT_MS = 60000 };
 
 /* ---- requests and their events ------------------------------------------------------------ */
 
@@ -16,6 +16,7 @@ typedef struct record_s {
     uint32_t n_choices;
     kr_token_t tokens[N_CHOICES_MAX][N_TOKENS_MAX];
     uint32_t n_tokens[N_CHOICES_MAX];
+    float embedding[N_EMBD];
     bool is_finished[N_CHOICES_MAX];
     kr_status_t status;   /* of ERROR */
     _Atomic bool has_ended;
@@ -33,6 +34,12 @@ static void on_record(record_t *record, const kr_event_t *event) {
         if (record->n_tokens[c] < N_TOKENS_MAX) {
             record->tokens[c][record->n_tokens[c]++] = event->token;
         }
+        break;
+    case KR_EVENT_EMBEDDING:
+        expect(w, !record->is_finished[c], "an embedding comes once");
+        expect(w, event->n_embd == N_EMBD && event->embedding != NULL, "all of it");
+        if (event->embedding) memcpy(record->embedding, event->embedding, sizeof record->embedding);
+        record->is_finished[c] = true;
         break;
     case KR_EVENT_CHOICE:
         expect(w, !record->is_finished[c], "a choice ends once");
@@ -137,6 +144,7 @@ static kr_status_t finish(world_t *w, flow_t *flow) {
         for (uint32_t c = 0; c < record->n_choices; c++) {
             digest(w, record->tokens[c], record->n_tokens[c] * sizeof(kr_token_t));
         }
+        digest(w, record->embedding, sizeof record->embedding);
         if (flow->requests[i] == NULL) continue;
         kr_request_stats_t stats;
         kr_request_stats_init(&stats);
@@ -276,6 +284,25 @@ static kr_status_t run_segments(world_t *w) {
     return finish(w, &flow);
 }
 
+/* Both kinds, and one that generates beside them. */
+static kr_status_t run_embeddings(world_t *w) {
+    kr_request_params_t params;
+    kr_sampler_params_t sampler;
+    flow_t flow = flow_of(w);
+    for (int32_t pooling = KR_POOLING_NONE; pooling <= KR_POOLING_LAST; pooling++) {
+        request_of(&params, &sampler, pooling == KR_POOLING_MEAN ? &tokens_segment
+                                                                : &text_segment);
+        if (pooling != KR_POOLING_NONE) {
+            params.sampler = NULL;
+            params.n_tokens_max = params.ignore_end = 0;
+            params.pooling = pooling;
+            params.normalize = pooling == KR_POOLING_LAST;
+        }
+        (void)submit(w, &flow, &params);
+    }
+    return finish(w, &flow);
+}
+
 static kr_status_t run_choices(world_t *w) {
     kr_request_params_t params;
     kr_sampler_params_t sampler;
@@ -410,6 +437,10 @@ SCENARIO(engine_messages, .enter = enter_polled, .run = run_messages, .leave = l
 SCENARIO(engine_segments, .enter = enter_polled, .run = run_segments, .leave = leave_engine,
          .degrades = true)
 SCENARIO(engine_windows, .preset = "gemma3", .enter = enter_polled, .run = run_tokens,
+         .leave = leave_engine, .degrades = true)
+SCENARIO(engine_embeddings, .enter = enter_polled, .run = run_embeddings, .leave = leave_engine,
+         .degrades = true)
+SCENARIO(engine_embeddings_called, .enter = enter_called, .run = run_embeddings,
          .leave = leave_engine, .degrades = true)
 SCENARIO(engine_choices, .enter = enter_polled, .run = run_choices, .leave = leave_engine,
          .degrades = true)

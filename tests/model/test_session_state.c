@@ -216,10 +216,10 @@ TEST(session_refuses_a_prefix_cache_and_reserved_bits) {
     assert_status(kr_session_create(model, &params, &session, &error), KR_E_INVALID_ARG);
     assert_string_equal(error.param, "prefix_cache");
     params.prefix_cache = KR_PREFIX_CACHE_OFF;
-    params.reserved = 1;
+    params.device = 2;
     assert_status(kr_session_create(model, &params, &session, &error), KR_E_INVALID_ARG);
-    assert_string_equal(error.param, "reserved");
-    params.reserved = 0;
+    assert_string_equal(error.param, "device");
+    params.device = KR_DEVICE_CPU;
     assert_status(kr_session_create(model, &params, &session, &error), KR_OK);
     kr_session_destroy(session);
     kr_model_close(model);

@@ -106,6 +106,10 @@ static void check_chat(kr_model_t model, char *line, unsigned number) {
         fail_msg("line %u, wanted:\n%.*s\ngot:\n%.*s", number, (int)n_wanted, wanted, (int)n_got,
                  got);
     }
+    assert_status(kr_model_chat_render(model, messages, n_messages, prompt, got, sizeof(got),
+                                       &n_got, NULL), KR_OK);
+    assert_int_equal(n_got, n_wanted);
+    assert_memory_equal(got, wanted, n_wanted);
 }
 
 static void check_chats(const char *alias) {

@@ -135,15 +135,15 @@ static void run_unfused(const kri_exec_t *exec, const ffn_case_t *c) {
     float *gate_up = must_alloc((size_t)n * 2 * n_ff * 4);
     for (uint32_t r = 0; r < n; r++)
         memcpy(y + r * FFN_EMBD, c->x + (c->rows ? c->rows[r] : r) * FFN_EMBD, FFN_EMBD * 4);
-    kri_op_rms_norm(exec, y, c->desc.norm, 1e-5f, n, FFN_EMBD, y);
+    kri_op_rms_norm(exec, y, c->desc.norm, 1e-5f, NULL, n, FFN_EMBD, y);
     kri_op_linear(exec, &c->qkv, y, n, false, c->projected, c->qkv.n_out);
     for (int pass = 0; pass < 2; pass++) {
-        kri_op_rms_norm(exec, c->x, c->desc.norm, 1e-5f, n, FFN_EMBD, y);
+        kri_op_rms_norm(exec, c->x, c->desc.norm, 1e-5f, NULL, n, FFN_EMBD, y);
         kri_op_linear(exec, &c->gate_up, y, n, false, gate_up, 2 * n_ff);
         kri_op_gated_act(exec, c->desc.act, gate_up, n, n_ff, ff);
         kri_op_linear(exec, &c->down, ff, n, pass == 0, pass == 0 ? c->x : c->branch, FFN_EMBD);
     }
-    kri_op_rms_norm(exec, c->branch, c->desc.norm, 1e-6f, n, FFN_EMBD, c->branch);
+    kri_op_rms_norm(exec, c->branch, c->desc.norm, 1e-6f, NULL, n, FFN_EMBD, c->branch);
     kri_op_add(exec, c->branch, n, FFN_EMBD, c->x);
     free(y);
     free(ff);
@@ -250,10 +250,17 @@ TEST(op_rms_norm_gives_kernel_bits_when_on_any_thread_count) {
         for (uint32_t t = 1; t <= N_THREADS_MAX; t++) {
             kri_exec_t exec = exec_new(t, NULL);
             memset(out, 0, ROWS * N * sizeof *out);
-            kri_op_rms_norm(&exec, x, w, 1e-5f, n_rows, N, out);
+            kri_op_rms_norm(&exec, x, w, 1e-5f, NULL, n_rows, N, out);
             for (size_t r = 0; r < n_rows; r++) {
                 kernels.rms_norm(x + r * N, w, 1e-5f, N, row);
                 assert_same_floats(out + r * N, row, N, "rms_norm");
+            }
+            /* Chosen rows, one behind the other. */
+            const uint32_t rows[] = {0, n_rows / 2, n_rows - 1};
+            kri_op_rms_norm(&exec, x, w, 1e-5f, rows, 3, N, out);
+            for (size_t r = 0; r < 3; r++) {
+                kernels.rms_norm(x + rows[r] * N, w, 1e-5f, N, row);
+                assert_same_floats(out + r * N, row, N, "rms_norm of a row");
             }
         }
     }

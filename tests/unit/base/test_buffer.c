@@ -84,3 +84,24 @@ TEST(buffer_consume_drops_the_front) {
     assert_status(kri_buffer_append(&buffer, NULL, 0), KR_OK);
     kri_buffer_deinit(&buffer);
 }
+
+TEST(buffer_remembers_its_first_failure_until_cleared) {
+    kri_buffer_t buffer;
+    kri_buffer_init(&buffer, 4);
+    assert_status(kri_buffer_append(&buffer, "abc", 3), KR_OK);
+    assert_status(buffer.status, KR_OK);
+    assert_status(kri_buffer_append(&buffer, "de", 2), KR_E_LIMIT);
+    assert_status(kri_buffer_append(&buffer, "d", 1), KR_OK);
+    assert_status(buffer.status, KR_E_LIMIT);
+    kri_buffer_consume(&buffer, 4);
+    assert_status(buffer.status, KR_E_LIMIT);
+    kri_buffer_clear(&buffer);
+    assert_status(buffer.status, KR_OK);
+    kri_alloc_fail(1, false);
+    kri_buffer_deinit(&buffer);
+    assert_status(kri_buffer_append(&buffer, "abc", 3), KR_E_NOMEM);
+    assert_status(kri_buffer_append(&buffer, "abcde", 5), KR_E_LIMIT);
+    assert_status(buffer.status, KR_E_NOMEM);
+    kri_buffer_deinit(&buffer);
+    assert_status(buffer.status, KR_OK);
+}

@@ -546,6 +546,86 @@ TEST(sched_resize_preempts_the_newest_until_it_fits) {
     rig_destroy(r);
 }
 
+/* ---- prompts to be embedded ----------------------------------------------------------------- */
+
+static kri_task_t *pooled_task(rig_t *r, uint32_t n_prompt, int32_t pooling) {
+    kri_task_t *t = rig_task(r, n_prompt, 0);
+    t->pooling = pooling;
+    return t;
+}
+
+static void assert_hidden(const rig_t *r, uint32_t begin, uint32_t end) {
+    const kri_step_t *step = &r->plan.step;
+    assert_int_equal(step->n_hidden_rows, end - begin);
+    for (uint32_t i = 0; i < end - begin; i++) assert_int_equal(step->hidden_rows[i], begin + i);
+}
+
+TEST(sched_pooled_prompts_give_hidden_states_and_no_logits) {
+    rig_t *r = roomy(); /* 64 rows a step */
+    kri_task_t *stream = rig_submit(r, rig_task(r, 10, 20));
+    assert_true(rig_step(r, STEP_NS));
+    kri_task_t *mean = rig_submit(r, pooled_task(r, 60, KR_POOLING_MEAN));
+    assert_true(rig_plan(r));
+    const uint32_t n = rig_rows(r, mean);
+    assert_true(n >= 16 && n < 60);
+    assert_int_equal(r->plan.step.n_out_rows, 1);
+    assert_ptr_equal(r->plan.out_tasks[0], stream);
+    assert_hidden(r, 1, 1 + n);
+    rig_commit(r, STEP_NS);
+    kri_sched_end(r->sched, stream, true);
+    assert_true(rig_plan(r));
+    assert_int_equal(rig_rows(r, mean), 60 - n);
+    assert_int_equal(r->plan.step.n_out_rows, 0);
+    assert_hidden(r, 0, 60 - n);
+    rig_commit(r, STEP_NS);
+    assert_int_equal(mean->n_computed, 60);
+    kri_sched_end(r->sched, mean, true);
+    kri_task_t *last = rig_submit(r, pooled_task(r, 100, KR_POOLING_LAST));
+    assert_true(rig_plan(r));
+    assert_int_equal(rig_rows(r, last), 64);
+    assert_hidden(r, 0, 0);
+    rig_commit(r, STEP_NS);
+    assert_true(rig_plan(r));
+    assert_int_equal(rig_rows(r, last), 36);
+    assert_hidden(r, 35, 36);
+    assert_int_equal(r->plan.step.n_out_rows, 0);
+    rig_commit(r, STEP_NS);
+    rig_destroy(r);
+}
+
+TEST(sched_mean_computes_what_the_cache_has_and_leaves_its_pages) {
+    rig_t *r = tight(0, true);
+    kri_task_t *tasks[4];
+    const int32_t poolings[] = {KR_POOLING_MEAN, KR_POOLING_MEAN, KR_POOLING_LAST,
+                                KR_POOLING_NONE};
+    const uint32_t n_rows[] = {90, 90, 10, 10};
+    for (int i = 0; i < 4; i++) {
+        tasks[i] = poolings[i] ? pooled_task(r, 90, poolings[i]) : rig_task(r, 90, 1);
+        memcpy(tasks[i]->tokens, tasks[0]->tokens, 90 * sizeof(kr_token_t));
+        rig_submit(r, tasks[i]);
+        assert_true(rig_plan(r));
+        assert_int_equal(rig_rows(r, tasks[i]), n_rows[i]);
+        assert_int_equal(tasks[i]->match.n_cached, 90 - n_rows[i]);
+        assert_int_equal(tasks[i]->match.miss_cached, -1);
+        rig_commit(r, STEP_NS);
+        kri_sched_end(r->sched, tasks[i], true);
+    }
+    rig_destroy(r);
+}
+
+/* The prompt is the whole context, and its pages the whole pool. */
+TEST(sched_pooled_prompt_may_fill_context_and_pool) {
+    rig_t *r = rig_create((rig_params_t){.n_seqs = 2, .n_ctx = 64, .n_rows_max = 64,
+                                         .queue_max = 4, .max_stall_ms = 100, .n_pages = 4});
+    kri_task_t *t = rig_submit(r, pooled_task(r, 64, KR_POOLING_MEAN));
+    assert_true(rig_step(r, STEP_NS));
+    assert_int_equal(t->n_computed, 64);
+    kri_sched_end(r->sched, t, true);
+    assert_status(kri_sched_submit(r->sched, pooled_task(r, 65, KR_POOLING_MEAN), r->now_ns),
+                  KR_E_LIMIT);
+    rig_destroy(r);
+}
+
 /* ---- prefix cache and choices --------------------------------------------------------------- */
 
 TEST(sched_second_request_with_the_same_prompt_computes_its_last_page_only) {

@@ -5,6 +5,7 @@
 #include <math.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 
 #include "base/alloc.h"
 #include "telemetry/telemetry_impl.h"
@@ -27,6 +28,11 @@ TEST(telemetry_that_is_compiled_out_is_refused_and_recording_goes_nowhere) {
     size_t n_bytes = 7;
     assert_status(kr_telemetry_json(NULL, NULL, 0, &n_bytes), KR_E_INVALID_ARG);
     assert_int_equal(n_bytes, 7);
+    uint64_t count = 7;
+    double sum_ms = 7;
+    assert_status(kr_telemetry_histogram(NULL, "generate", NULL, 0, NULL, &count, &sum_ms),
+                  KR_E_INVALID_ARG);
+    assert_true(count == 7 && sum_ms == 7);
     assert_string_equal(kr_telemetry_name(0), "queue");
     kri_telemetry_record_ns(NULL, KRI_METRIC_decode, 1);
     kri_telemetry_add(NULL, KRI_METRIC_tokens_prompt, 1);
@@ -302,6 +308,146 @@ TEST(telemetry_names_every_metric_once) {
     assert_null(kr_telemetry_name(UINT32_MAX));
 }
 
+/* Every bound: nothing above it counts, and all that is a 32nd below it does. */
+TEST(telemetry_histogram_counts_what_is_under_each_bound) {
+    static uint64_t values[20000];
+    static const double bounds[] = {0.0, 0.000031, 0.000032, 0.0005, 0.001, 0.0025, 0.05, 0.1, 0.3,
+                                    1.0, 5.0, 25.0, 100.0, 2500.0, 60000.0, 3.6e6, 1.4e8, 1e300};
+    enum { N_BOUNDS = sizeof bounds / sizeof bounds[0], N_VALUES = 20000 };
+    kr_telemetry_t telemetry = create();
+    uint64_t seed = 88172645463325252u, counts[N_BOUNDS], count = 0;
+    double sum = 0.0, sum_ms = 0.0;
+    for (uint32_t i = 0; i < N_VALUES; i++) {
+        values[i] = rng_next(&seed) >> (16 + rng_next(&seed) % 46);
+        sum += (double)values[i];
+        kri_telemetry_record_ns(telemetry, KRI_METRIC_decode, values[i]);
+    }
+    assert_status(kr_telemetry_histogram(telemetry, "decode", bounds, N_BOUNDS, counts, &count,
+                                         &sum_ms), KR_OK);
+    assert_int_equal(count, N_VALUES);
+    assert_close(sum_ms, sum / 1e6, 1e-12);
+    for (uint32_t b = 0; b < N_BOUNDS; b++) {
+        const double bound_ns = floor(bounds[b] * 1e6 + 0.5);
+        uint64_t n_most = 0, n_least = 0;
+        for (uint32_t i = 0; i < N_VALUES; i++) {
+            const double ns = (double)values[i];
+            n_most += ns <= bound_ns && values[i] < UINT64_C(1) << 47;
+            n_least += ns * 33.0 / 32.0 <= bound_ns && values[i] < UINT64_C(1) << 47;
+        }
+        if (counts[b] < n_least || counts[b] > n_most) {
+            fail_msg("%llu under %g, wanted %llu to %llu", (unsigned long long)counts[b],
+                     bounds[b], (unsigned long long)n_least, (unsigned long long)n_most);
+        }
+        assert_true(b == 0 || counts[b] >= counts[b - 1]);
+    }
+    assert_true(counts[N_BOUNDS - 1] < count); /* some were over 39 hours */
+    kr_telemetry_destroy(telemetry);
+}
+
+/* At every edge of a bucket: its last value as a bound holds it, one less does not. */
+TEST(telemetry_histogram_bounds_are_exact_at_every_bucket_edge) {
+    kr_telemetry_t telemetry = create();
+    for (uint32_t bit = 0; bit < 47; bit++) {
+        const uint64_t low = UINT64_C(1) << bit, last = bit < 5 ? low : low + (low >> 5) - 1;
+        const double bounds[] = {((double)low - 1.0) / 1e6, ((double)last - 1.0) / 1e6,
+                                 (double)last / 1e6, ((double)last + 1.0) / 1e6};
+        const uint32_t first = last - 1 > low - 1 ? 0 : 1; /* two may be one */
+        uint64_t counts[4] = {9, 9, 9, 9}, count = 0;
+        double sum_ms = 0.0;
+        assert_status(kr_telemetry_reset(telemetry), KR_OK);
+        kri_telemetry_record_ns(telemetry, KRI_METRIC_load, low);
+        kri_telemetry_record_ns(telemetry, KRI_METRIC_load, last);
+        assert_status(kr_telemetry_histogram(telemetry, "load", bounds + first, 4 - first,
+                                             counts + first, &count, &sum_ms), KR_OK);
+        assert_int_equal(counts[first], 0);
+        assert_int_equal(counts[1], 0);
+        assert_int_equal(counts[2], 2);
+        assert_int_equal(counts[3], 2);
+        assert_int_equal(count, 2);
+        assert_close(sum_ms, (double)(low + last) / 1e6, 1e-12);
+    }
+    /* A duration of exactly a bound, as hosts spell both. */
+    static const double bounds[] = {0.000001, 0.00001};
+    uint64_t counts[2], count = 0;
+    double sum_ms = 0.0;
+    assert_status(kr_telemetry_record(telemetry, "queue", 0.00001), KR_OK);
+    assert_status(kr_telemetry_histogram(telemetry, "queue", bounds, 2, counts, &count, &sum_ms),
+                  KR_OK);
+    assert_int_equal(counts[0], 0);
+    assert_int_equal(counts[1], 1);
+    kr_telemetry_destroy(telemetry);
+}
+
+static void histogram_refused(kr_telemetry_t telemetry, const char *name, const double *bounds,
+                              uint32_t n_bounds, kr_status_t wanted) {
+    uint64_t counts[3] = {7, 7, 7}, count = 7;
+    double sum_ms = 7.0;
+    assert_status(kr_telemetry_histogram(telemetry, name, bounds, n_bounds, counts, &count,
+                                         &sum_ms), wanted);
+    assert_true(counts[0] == 7 && counts[1] == 7 && counts[2] == 7 && count == 7);
+    assert_true(sum_ms == 7.0);
+}
+
+TEST(telemetry_histogram_refuses_bad_arguments) {
+    static const double good[] = {1, 2, 3}, equal[] = {1, 2, 2}, falling[] = {1, 3, 2},
+                        negative[] = {-1, 2, 3}, nan[] = {1, NAN, 3}, endless[] = {1, 2, INFINITY};
+    kr_telemetry_t telemetry = create();
+    uint64_t counts[3], count = 7;
+    double sum_ms = 7.0;
+    histogram_refused(NULL, "decode", good, 3, KR_E_INVALID_ARG);
+    histogram_refused(telemetry, NULL, good, 3, KR_E_INVALID_ARG);
+    histogram_refused(telemetry, "decode", NULL, 3, KR_E_INVALID_ARG);
+    histogram_refused(telemetry, "decode", equal, 3, KR_E_INVALID_ARG);
+    histogram_refused(telemetry, "decode", falling, 3, KR_E_INVALID_ARG);
+    histogram_refused(telemetry, "decode", negative, 3, KR_E_INVALID_ARG);
+    histogram_refused(telemetry, "decode", nan, 3, KR_E_INVALID_ARG);
+    histogram_refused(telemetry, "decode", endless, 3, KR_E_INVALID_ARG);
+    histogram_refused(telemetry, "nothing", good, 3, KR_E_NOT_FOUND);
+    histogram_refused(telemetry, "tokens_prompt", good, 3, KR_E_NOT_FOUND);
+    histogram_refused(telemetry, "kv_usage", good, 3, KR_E_NOT_FOUND);
+    assert_status(kr_telemetry_histogram(telemetry, "decode", good, 3, NULL, &count, &sum_ms),
+                  KR_E_INVALID_ARG);
+    assert_status(kr_telemetry_histogram(telemetry, "decode", good, 3, counts, NULL, &sum_ms),
+                  KR_E_INVALID_ARG);
+    assert_status(kr_telemetry_histogram(telemetry, "decode", good, 3, counts, &count, NULL),
+                  KR_E_INVALID_ARG);
+    assert_true(count == 7 && sum_ms == 7.0);
+    assert_status(kr_telemetry_histogram(telemetry, "decode", NULL, 0, NULL, &count, &sum_ms),
+                  KR_OK);
+    assert_true(count == 0 && sum_ms == 0.0);
+    kr_telemetry_destroy(telemetry);
+}
+
+static void *count_most(void *telemetry) {
+    assert_status(kr_telemetry_count(telemetry, "tokens_prompt", UINT64_MAX), KR_OK);
+    return NULL;
+}
+
+TEST(telemetry_counters_stay_at_their_greatest_value) {
+    kr_telemetry_t telemetry = create();
+    pthread_t thread;
+    assert_status(kr_telemetry_count(telemetry, "tokens_prompt", UINT64_MAX - 1), KR_OK);
+    assert_true(report_of(telemetry, "tokens_prompt").count == UINT64_MAX - 1);
+    for (int i = 0; i < 3; i++) {
+        assert_status(kr_telemetry_count(telemetry, "tokens_prompt", 1), KR_OK);
+        assert_true(report_of(telemetry, "tokens_prompt").count == UINT64_MAX);
+    }
+    /* Another thread has a count of its own: the sum of the two stays there as well. */
+    assert_int_equal(pthread_create(&thread, NULL, count_most, telemetry), 0);
+    assert_int_equal(pthread_join(thread, NULL), 0);
+    assert_true(report_of(telemetry, "tokens_prompt").count == UINT64_MAX);
+    /* So do sums of durations: 4096 times 104 days are more than 2^64 ns. */
+    double last_ms = 0.0;
+    for (int i = 0; i < 4096; i++) {
+        assert_status(kr_telemetry_record(telemetry, "load", 1e300), KR_OK);
+        const double sum_ms = report_of(telemetry, "load").sum_ms;
+        assert_true(sum_ms >= last_ms);
+        last_ms = sum_ms;
+    }
+    assert_close(last_ms, ldexp(1.0, 64) / 1e6, 1e-12);
+    kr_telemetry_destroy(telemetry);
+}
+
 enum { N_WRITERS = 20, N_RECORDS = 5000 };
 static _Atomic int writers_left;
 
@@ -340,6 +486,41 @@ TEST(telemetry_is_exact_and_allocates_nothing_when_threads_compete) {
     assert_close(report.max_ms, N_RECORDS / 1e6, 1e-12);
     assert_close(report.p50_ms, N_RECORDS / 2 / 1e6, 1.0 / 32);
     assert_int_equal(report_of(telemetry, "tokens_generated").count, 2 * N_WRITERS * N_RECORDS);
+    kr_telemetry_destroy(telemetry);
+}
+
+static void *write_equal_records(void *arg) {
+    for (uint64_t i = 1; i <= N_RECORDS; i++) {
+        kri_telemetry_record_ns(arg, KRI_METRIC_decode, 1000);
+    }
+    atomic_fetch_sub(&writers_left, 1);
+    return NULL;
+}
+
+TEST(telemetry_histogram_is_of_one_piece_while_threads_record) {
+    static const double bounds[] = {0.0009, 0.0011, 1.0};
+    kr_telemetry_t telemetry = create();
+    pthread_t threads[4];
+    uint64_t counts[3], count = 0, last = 0;
+    double sum_ms = 0.0, last_ms = 0.0;
+    bool is_over = false;
+    atomic_store(&writers_left, 4);
+    for (int i = 0; i < 4; i++) {
+        assert_int_equal(pthread_create(&threads[i], NULL, write_equal_records, telemetry), 0);
+    }
+    while (!is_over) {
+        is_over = atomic_load(&writers_left) == 0;
+        assert_status(kr_telemetry_histogram(telemetry, "decode", bounds, 3, counts, &count,
+                                             &sum_ms), KR_OK);
+        assert_true(counts[0] == 0 && counts[1] == count && counts[2] == count);
+        assert_true(sum_ms * 1e6 + 0.5 >= (double)count * 1000.0); /* never the reverse */
+        assert_true(count >= last && sum_ms >= last_ms);
+        last = count;
+        last_ms = sum_ms;
+    }
+    for (int i = 0; i < 4; i++) pthread_join(threads[i], NULL);
+    assert_int_equal(count, 4 * N_RECORDS);
+    assert_close(sum_ms, 4 * N_RECORDS / 1e3, 1e-12);
     kr_telemetry_destroy(telemetry);
 }
 

@@ -159,6 +159,27 @@ TEST(detok_stop_that_is_complete_first_wins) {
     assert_status(kri_detok_push(d, 257, &text, &n, &stopped), KR_OK);
     assert_int_equal(n, 1);
     assert_memory_equal(text, "a", 1);
+    assert_int_equal(stopped, 1);
+    assert_int_equal(kri_detok_stop(d), 0);
+    kri_detok_destroy(d);
+    fixture_free(&f);
+}
+
+/* Of several that end at the same byte the longest; -1 while what came only looks like one. */
+TEST(detok_says_which_stop) {
+    const char *const stops[] = {"zz", "c", "abc", "bc"};
+    fixture_t f = fixture(NULL, 0);
+    kri_detok_t *d = NULL;
+    const char *text;
+    size_t n;
+    int32_t stopped = 0;
+    assert_status(kri_detok_create(f.tokenizer, stops, 4, &d, NULL), KR_OK);
+    for (const char *c = "zabc"; *c; c++) {
+        assert_int_equal(kri_detok_stop(d), -1);
+        assert_status(kri_detok_push(d, *c, &text, &n, &stopped), KR_OK);
+    }
+    assert_int_equal(stopped, 1);
+    assert_int_equal(kri_detok_stop(d), 2);
     kri_detok_destroy(d);
     fixture_free(&f);
 }

@@ -1,0 +1,423 @@
+/* exec_cuda.c: see exec_cuda.h. */
+#include "cuda/exec_cuda.h"
+
+#include "base/checked.h"
+#include "base/error.h"
+#include "ops/pack.h"
+
+#define UNPACKED_BYTES ((size_t)32 << 20) /* of bf16 weights: they stay in the second-level cache */
+#define UNPACKED_ROWS 128u                /* whole tiles of a product */
+#define BLOCKS_EACH 4u                    /* blocks of decode attention per multiprocessor */
+#define SPLIT_PAGES 4u                    /* pages of a split, at least: one for each warp */
+#define FLOAT_WARPS 8u                    /* of a block of matvec_float.cu */
+#define WARPS_EACH 24u                    /* of it per multiprocessor, if k can be shared */
+#define DECODE_THREADS 128u
+#define PREFILL_THREADS 128u
+
+_Static_assert(sizeof(kri_cu_q8_t) == sizeof(kri_q8_block_t), "blocks are read by both sides");
+_Static_assert(KRI_CU_GROUPS == KRI_KV_GROUPS_MAX && KRI_CU_PARTS == KRI_WEIGHT_PARTS_MAX &&
+               KRI_CU_HEAD_DIM == KRI_HEAD_DIM_MAX && KRI_GROUP_ROWS == 16 &&
+               KRI_PAGE_TOKENS == 16, "kernels are built for these");
+_Static_assert((int)KRI_CU_F32 == (int)KR_DTYPE_F32 && (int)KRI_CU_BF16 == (int)KR_DTYPE_BF16 &&
+               (int)KRI_CU_Q4_0 == (int)KR_DTYPE_Q4_0 && (int)KRI_CU_Q6_K == (int)KR_DTYPE_Q6_K,
+               "types of kr.h");
+
+static kri_cuda_exec_t *own(const kri_exec_t *exec) { return exec->device; }
+
+static uint32_t ceil32(uint64_t a, uint64_t b) { return (uint32_t)kri_ceil_div(a, b); }
+
+static bool is_float(kr_dtype_t dtype) {
+    return dtype == KR_DTYPE_F32 || dtype == KR_DTYPE_F16 || dtype == KR_DTYPE_BF16;
+}
+
+static kr_status_t go_on(const kri_exec_t *exec) {
+    const kri_cuda_exec_t *d = own(exec);
+    if (d->stream->error) return KR_E_DEVICE_LOST;
+    return d->cancel && __atomic_load_n(d->cancel, __ATOMIC_RELAXED) ? KR_E_CANCELLED : KR_OK;
+}
+
+/* ---- rows ----------------------------------------------------------------------------------- */
+
+static void embed(const kri_exec_t *exec, const kri_tensor_t *table, float scale, float *out) {
+    const kri_cu_embed_t args = {
+        .tokens = own(exec)->step.tokens, .table = table->data,
+        .row_bytes = table->n_bytes / table->shape[0], .dtype = (uint32_t)table->dtype,
+        .n = (uint32_t)table->shape[1], .scale = scale, .out = out};
+    kri_cuda_launch(own(exec)->stream, KRI_CUDA_embed,
+                    (kri_cuda_grid_t){.x = exec->step->n_rows, .n_threads = 256}, &args);
+}
+
+static uint32_t row_threads(uint32_t n) {
+    const uint32_t most = ceil32(n, 128) * 32; /* four items each */
+    return most < 1024 ? most : 1024;
+}
+
+static void acts_norm(const kri_exec_t *exec, const kri_cu_acts_t *args, uint32_t n_rows) {
+    kri_cuda_launch(own(exec)->stream, KRI_CUDA_acts_norm,
+                    (kri_cuda_grid_t){.x = n_rows, .n_threads = row_threads(args->n)}, args);
+}
+
+static void acts_elements(const kri_exec_t *exec, kri_cuda_kernel_t kernel,
+                          const kri_cu_acts_t *args, uint32_t n_rows) {
+    kri_cuda_launch(own(exec)->stream, kernel,
+                    (kri_cuda_grid_t){.x = ceil32(args->n, 1024), .y = n_rows, .n_threads = 256},
+                    args);
+}
+
+static void rms_norm(const kri_exec_t *exec, const float *x, const float *w, float eps,
+                     const uint32_t *rows, uint32_t n_rows, uint32_t n, float *out) {
+    acts_norm(exec,
+              &(kri_cu_acts_t){.x = x, .w = w, .eps = eps, .rows = rows, .n = n, .f32 = out},
+              n_rows);
+}
+
+static void gated_act(const kri_exec_t *exec, kri_act_t act, const float *gate_up,
+                      uint32_t n_rows, uint32_t n_ff, float *out) {
+    acts_elements(exec, KRI_CUDA_acts_gated,
+                  &(kri_cu_acts_t){.x = gate_up, .n = n_ff, .act = (uint32_t)act, .f32 = out},
+                  n_rows);
+}
+
+static void norm_add(const kri_exec_t *exec, float *branch, const float *w, float eps,
+                     uint32_t n_rows, uint32_t n, float *x) {
+    const kri_cu_norm_add_t args = {.branch = branch, .w = w, .eps = eps, .n = n, .x = x};
+    kri_cuda_launch(own(exec)->stream, KRI_CUDA_norm_add,
+                    (kri_cuda_grid_t){.x = n_rows, .n_threads = row_threads(n)}, &args);
+}
+
+static void elements(const kri_exec_t *exec, kri_cuda_kernel_t kernel, kri_cu_elements_t args) {
+    const uint32_t n_blocks = args.n < 1u << 20 ? ceil32(args.n, 256) : 4096;
+    kri_cuda_launch(own(exec)->stream, kernel,
+                    (kri_cuda_grid_t){.x = n_blocks, .n_threads = 256}, &args);
+}
+
+static void add(const kri_exec_t *exec, const float *x, uint32_t n_rows, uint32_t n, float *y) {
+    elements(exec, KRI_CUDA_add, (kri_cu_elements_t){.x = x, .y = y, .n = (uint64_t)n_rows * n});
+}
+
+static void softcap(const kri_exec_t *exec, float cap, uint32_t n_rows, uint32_t n, float *x) {
+    elements(exec, KRI_CUDA_softcap,
+             (kri_cu_elements_t){.y = x, .cap = cap, .n = (uint64_t)n_rows * n});
+}
+
+static void rope_table(const kri_exec_t *exec, float base, float freq_scale,
+                       const float *factors, uint32_t n_rot, float *cos_sin) {
+    const kri_cu_rope_table_t args = {
+        .positions = own(exec)->step.positions, .factors = factors, .base = (double)base,
+        .freq_scale = (double)freq_scale, .n_pairs = n_rot / 2, .cos_sin = cos_sin};
+    kri_cuda_launch(own(exec)->stream, KRI_CUDA_rope_table,
+                    (kri_cuda_grid_t){.x = exec->step->n_rows, .n_threads = 64}, &args);
+}
+
+void kri_cuda_finite(kri_cuda_stream_t *stream, const float *x, uint64_t n, uint32_t *flag) {
+    const kri_cu_finite_t args = {.x = x, .n = n, .flag = flag};
+    const uint32_t n_blocks = n < 1u << 18 ? ceil32(n, 1024) : 256;
+    kri_cuda_launch(stream, KRI_CUDA_finite,
+                    (kri_cuda_grid_t){.x = n_blocks, .n_threads = 256}, &args);
+}
+
+/* ---- linear: few rows ------------------------------------------------------------------------ */
+
+typedef struct product_s {
+    const kri_weight_t *w;
+    const float *f32;
+    uint32_t n_rows;
+    bool accumulate;
+    float *out;
+    size_t out_stride;
+} product_t;
+
+/* Warps of a block that share k: enough to keep the memory busy, each with work of its own. */
+static uint32_t float_slices(const kri_cuda_exec_t *d, uint64_t n_row_sets, uint32_t n_in,
+                             uint32_t item_bytes) {
+    const uint32_t wanted = kri_cuda_processors(d->stream->cuda) * WARPS_EACH;
+    uint32_t n = 1;
+    while (n < FLOAT_WARPS && n_row_sets * n < wanted && n_in * item_bytes >= n * 2 * 512) n *= 2;
+    return n;
+}
+
+/* Parts of the type of part `first`, which is the first of them. */
+static void matvec_type(const kri_exec_t *exec, const product_t *p, uint32_t first) {
+    const kri_weight_t *w = p->w;
+    const kr_dtype_t dtype = w->parts[first].dtype;
+    const uint32_t bucket = p->n_rows == 1 ? 0 : p->n_rows == 2 ? 1 : p->n_rows <= 4 ? 2 : 3;
+    uint32_t block_rows = KRI_GROUP_ROWS;
+    kri_cuda_grid_t grid = {.n_threads = 32 * FLOAT_WARPS};
+    kri_pack_layout_t layout = {0};
+    uint32_t n = 0;
+    kri_cu_matvec_t args = {
+        .n_in = w->n_in, .n_tokens = p->n_rows, .accumulate = p->accumulate, .out = p->out,
+        .out_stride = p->out_stride, .act = p->f32};
+    if (!is_float(dtype)) {
+        (void)kri_pack_layout(dtype, w->n_in, &layout); /* the binder did, so it fits */
+        grid.n_threads = 32;
+        while (grid.n_threads < 512 && grid.n_threads * 2 <= w->n_in / 32 * 16) grid.n_threads *= 2;
+        args.scales = (uint32_t)layout.scales;
+        args.quants = (uint32_t)layout.quants;
+        args.group_bytes = layout.group_bytes;
+        args.act = own(exec)->q8;
+    } else {
+        const uint32_t warp_rows = bucket < 2 ? 2 : 4;
+        args.k_slices = float_slices(own(exec), w->n_out / warp_rows, w->n_in,
+                                     dtype == KR_DTYPE_F32 ? 4 : 2);
+        block_rows = FLOAT_WARPS / args.k_slices * warp_rows;
+    }
+    for (uint32_t i = 0; i < KRI_CU_PARTS; i++) args.first[i] = UINT32_MAX;
+    for (uint32_t i = first; i < w->n_parts; i++) {
+        const kri_weight_part_t *part = &w->parts[i];
+        if (part->dtype != dtype) continue;
+        args.w[n] = part->packed;
+        args.bias[n] = part->bias;
+        args.n_out[n] = part->n_out;
+        args.out_offset[n] = part->out_offset;
+        args.first[n++] = grid.x;
+        grid.x += ceil32(part->n_out, block_rows);
+    }
+    const uint32_t kernel =
+        KRI_CUDA_matvec_f32_1 + (uint32_t)(dtype - KR_DTYPE_F32) * 4 + bucket;
+    kri_cuda_launch(own(exec)->stream, (kri_cuda_kernel_t)kernel, grid, &args);
+}
+
+static void matvec(const kri_exec_t *exec, const product_t *p) {
+    uint32_t seen = 0;
+    for (uint32_t i = 0; i < p->w->n_parts; i++) {
+        const uint32_t bit = 1u << p->w->parts[i].dtype;
+        if (!(seen & bit)) matvec_type(exec, p, i);
+        seen |= bit;
+    }
+}
+
+/* ---- linear: many rows ----------------------------------------------------------------------- */
+
+size_t kri_cuda_unpacked_items(size_t n_in_max) {
+    const size_t least = n_in_max * UNPACKED_ROWS, most = UNPACKED_BYTES / sizeof(uint16_t);
+    return least > most ? least : most;
+}
+
+static void unpack(const kri_exec_t *exec, const kri_weight_part_t *part, uint32_t n_in,
+                   uint32_t row, uint32_t n_rows) {
+    const kri_cuda_exec_t *d = own(exec);
+    const uint64_t n = (uint64_t)n_rows * n_in;
+    kri_cu_unpack_t args = {.w = part->packed, .n_in = n_in, .n_rows = n_rows, .out = d->unpacked};
+    if (is_float(part->dtype)) {
+        const bool is_f32 = part->dtype == KR_DTYPE_F32;
+        args.w += (size_t)row * n_in * (is_f32 ? 4 : 2);
+        kri_cuda_launch(d->stream, is_f32 ? KRI_CUDA_unpack_f32 : KRI_CUDA_unpack_f16,
+                        (kri_cuda_grid_t){.x = n < 1u << 22 ? ceil32(n, 1024) : 4096,
+                                          .n_threads = 256}, &args);
+        return;
+    }
+    kri_pack_layout_t layout = {0};
+    (void)kri_pack_layout(part->dtype, n_in, &layout);
+    args.w += row / KRI_GROUP_ROWS * layout.group_bytes;
+    args.group_bytes = layout.group_bytes;
+    args.scales = (uint32_t)layout.scales;
+    args.quants = (uint32_t)layout.quants;
+    const uint32_t kernel = KRI_CUDA_unpack_q4_0 + (uint32_t)(part->dtype - KR_DTYPE_Q4_0);
+    kri_cuda_launch(d->stream, (kri_cuda_kernel_t)kernel,
+                    (kri_cuda_grid_t){.x = ceil32(n_rows, KRI_GROUP_ROWS),
+                                      .y = ceil32(n_in, 512), .n_threads = 256}, &args);
+}
+
+static void gemm(const kri_exec_t *exec, const kri_cu_gemm_t *args) {
+    kri_cuda_stream_t *stream = own(exec)->stream;
+    if (own(exec)->lt && kri_cuda_lt_gemm(own(exec)->lt, stream, args)) {
+        const kri_cu_bias_t bias = {.bias = args->bias, .out = args->c, .out_stride = args->ldc,
+                                    .n_rows = args->m, .n = args->n};
+        if (!args->bias) return;
+        kri_cuda_launch(stream, KRI_CUDA_bias,
+                        (kri_cuda_grid_t){.x = ceil32(args->n, 256), .y = args->m,
+                                          .n_threads = 256}, &bias);
+        return;
+    }
+    const uint32_t n_blocks = ceil32(args->m, 128) * ceil32(args->n, 128);
+    if (args->m <= 16) {
+        kri_cuda_launch(stream, KRI_CUDA_gemm_16,
+                        (kri_cuda_grid_t){.x = 1, .y = ceil32(args->n, 64), .n_threads = 128,
+                                          .shared_bytes = 20480}, args);
+    } else if (args->m <= 64 || n_blocks < kri_cuda_processors(stream->cuda)) {
+        kri_cuda_launch(stream, KRI_CUDA_gemm_64,
+                        (kri_cuda_grid_t){.x = ceil32(args->m, 64), .y = ceil32(args->n, 64),
+                                          .n_threads = 128, .shared_bytes = 32768}, args);
+    } else {
+        kri_cuda_launch(stream, KRI_CUDA_gemm_128,
+                        (kri_cuda_grid_t){.x = ceil32(args->m, 128), .y = ceil32(args->n, 128),
+                                          .n_threads = 256, .shared_bytes = 65536}, args);
+    }
+}
+
+/* own->bf16 times w. */
+static void multiply(const kri_exec_t *exec, const product_t *p) {
+    const kri_cuda_exec_t *d = own(exec);
+    const uint32_t n_in = p->w->n_in;
+    const uint32_t chunk =
+        (uint32_t)(d->unpacked_items / n_in / UNPACKED_ROWS) * UNPACKED_ROWS;
+    for (uint32_t i = 0; i < p->w->n_parts; i++) {
+        const kri_weight_part_t *part = &p->w->parts[i];
+        const bool is_ready = part->dtype == KR_DTYPE_BF16;
+        const uint32_t step = is_ready ? part->n_out : chunk;
+        for (uint32_t row = 0; row < part->n_out; row += step) {
+            const uint32_t n = part->n_out - row < step ? part->n_out - row : step;
+            const void *ready = part->packed + (size_t)row * n_in * sizeof(uint16_t);
+            if (!is_ready) unpack(exec, part, n_in, row, n);
+            const kri_cu_gemm_t args = {
+                .a = d->bf16, .b = is_ready ? ready : d->unpacked,
+                .c = p->out + part->out_offset + row,
+                .bias = part->bias ? part->bias + row : NULL, .ldc = p->out_stride,
+                .m = p->n_rows, .n = n, .k = n_in, .accumulate = p->accumulate};
+            gemm(exec, &args);
+        }
+    }
+}
+
+/* ---- linear ---------------------------------------------------------------------------------- */
+
+/* The forms of activations that a product of n_rows rows by w reads. */
+static kri_cu_acts_t forms_of(const kri_cuda_exec_t *d, const kri_weight_t *w, uint32_t n_rows) {
+    kri_cu_acts_t acts = {.n = w->n_in};
+    if (n_rows > KRI_CU_TOKENS) {
+        acts.bf16 = d->bf16;
+        return acts;
+    }
+    for (uint32_t i = 0; i < w->n_parts; i++) {
+        if (is_float(w->parts[i].dtype)) acts.f32 = d->f32;
+        else acts.q8 = d->q8;
+    }
+    return acts;
+}
+
+static void run(const kri_exec_t *exec, const product_t *p) {
+    if (p->n_rows > KRI_CU_TOKENS) multiply(exec, p);
+    else matvec(exec, p);
+}
+
+static void linear(const kri_exec_t *exec, const kri_weight_t *w, const float *x, uint32_t n_rows,
+                   bool accumulate, float *out, size_t out_stride) {
+    const product_t p = {w, x, n_rows, accumulate, out, out_stride};
+    kri_cu_acts_t acts = forms_of(own(exec), w, n_rows);
+    acts.x = x;
+    acts.f32 = NULL; /* x itself */
+    if (acts.q8 || acts.bf16) acts_elements(exec, KRI_CUDA_acts_plain, &acts, n_rows);
+    run(exec, &p);
+}
+
+static void norm_linear(const kri_exec_t *exec, const kri_weight_t *w, const float *x,
+                        const float *norm, float eps, const uint32_t *rows, uint32_t n_rows,
+                        float *out, size_t out_stride) {
+    const product_t p = {w, own(exec)->f32, n_rows, false, out, out_stride};
+    kri_cu_acts_t acts = forms_of(own(exec), w, n_rows);
+    acts.x = x;
+    acts.rows = rows;
+    acts.w = norm;
+    acts.eps = eps;
+    acts_norm(exec, &acts, n_rows);
+    run(exec, &p);
+}
+
+static void ffn(const kri_exec_t *exec, const kri_ffn_desc_t *desc, const float *x,
+                uint32_t n_rows, bool accumulate, float *out) {
+    const kri_weight_t *down = desc->down;
+    float *gate_up = own(exec)->gate_up;
+    const product_t p = {down, own(exec)->f32, n_rows, accumulate, out, down->n_out};
+    kri_cu_acts_t acts = forms_of(own(exec), down, n_rows);
+    norm_linear(exec, desc->gate_up, x, desc->norm, desc->norm_eps, NULL, n_rows, gate_up,
+                desc->gate_up->n_out);
+    acts.x = gate_up;
+    acts.act = (uint32_t)desc->act;
+    acts_elements(exec, KRI_CUDA_acts_gated, &acts, n_rows);
+    run(exec, &p);
+}
+
+/* ---- attention ------------------------------------------------------------------------------- */
+
+static kri_cu_kv_t kv_of(const kri_exec_t *exec, const kri_attn_desc_t *desc) {
+    const kri_kv_group_t *group = &exec->step->groups[desc->group];
+    const kri_kv_place_t place = kri_kv_place(group, desc->layer_in_group, 0);
+    return (kri_cu_kv_t){
+        .pool = group->pool, .page_bytes = group->page_bytes, .k = place.k, .v = place.v,
+        .block_bytes = (uint32_t)kri_kv_block_bytes(group->dtype, group->head_dim),
+        .group = desc->group, .window = group->window};
+}
+
+static void rope_append(const kri_exec_t *exec, const kri_attn_desc_t *desc, const float *cos_sin,
+                        float *qkv) {
+    const kri_cu_append_t args = {
+        .step = own(exec)->step, .kv = kv_of(exec, desc), .qkv = qkv, .cos_sin = cos_sin,
+        .q_norm = desc->q_norm, .k_norm = desc->k_norm, .eps = desc->norm_eps,
+        .n_heads = desc->n_heads, .n_kv_heads = desc->n_kv_heads, .head_dim = desc->head_dim,
+        .n_rot = desc->n_rot, .is_pair = desc->rope_pair};
+    kri_cuda_launch(own(exec)->stream, KRI_CUDA_rope_append,
+                    (kri_cuda_grid_t){.x = ceil32(desc->n_heads + 2 * desc->n_kv_heads, 4),
+                                      .y = exec->step->n_rows, .n_threads = 128}, &args);
+}
+
+bool kri_cuda_has_tiles(uint32_t head_dim) {
+    return head_dim == 64 || head_dim == 128 || head_dim == 256;
+}
+
+/* Chunks of the query heads of one KV head. */
+static uint32_t head_chunks(uint32_t n_heads, uint32_t n_kv_heads) {
+    return ceil32(n_heads / n_kv_heads, KRI_CU_HEADS);
+}
+
+uint32_t kri_cuda_splits(uint32_t n_processors, uint32_t n_rows, uint32_t n_heads,
+                         uint32_t n_kv_heads, uint32_t n_pages) {
+    const uint64_t n_items = (uint64_t)n_rows * n_kv_heads * head_chunks(n_heads, n_kv_heads);
+    const uint64_t wanted = n_items ? (uint64_t)n_processors * BLOCKS_EACH / n_items : 1;
+    uint64_t n_most = 1;
+    while (n_most * SPLIT_PAGES < n_pages) n_most *= 2;
+    uint64_t n = wanted < n_most ? wanted : n_most;
+    if (n > KRI_CU_SPLITS) n = KRI_CU_SPLITS;
+    return n ? (uint32_t)n : 1;
+}
+
+size_t kri_cuda_partial_floats(uint32_t n_processors, uint32_t head_dim) {
+    return (size_t)n_processors * BLOCKS_EACH * KRI_CU_HEADS * (head_dim + 2);
+}
+
+static void attend_rows(const kri_exec_t *exec, const kri_attn_desc_t *desc, kri_cu_attn_t *args) {
+    const kri_cuda_exec_t *d = own(exec);
+    if (!kri_cuda_has_tiles(desc->head_dim)) {
+        kri_cuda_launch(d->stream, KRI_CUDA_attn_any,
+                        (kri_cuda_grid_t){.x = desc->n_heads, .y = d->n_decode_rows,
+                                          .n_threads = DECODE_THREADS}, args);
+        return;
+    }
+    const uint32_t n_chunks = head_chunks(desc->n_heads, desc->n_kv_heads);
+    const uint32_t each = ceil32(desc->n_heads / desc->n_kv_heads, n_chunks);
+    const uint32_t size = desc->head_dim == 64 ? 0 : desc->head_dim == 128 ? 1 : 2;
+    const uint32_t kernel = KRI_CUDA_attn_decode_64_1 + size * KRI_CU_HEADS + each - 1;
+    args->n_splits = d->n_splits;
+    kri_cuda_launch(d->stream, (kri_cuda_kernel_t)kernel,
+                    (kri_cuda_grid_t){.x = d->n_splits, .y = desc->n_kv_heads * n_chunks,
+                                      .z = d->n_decode_rows, .n_threads = DECODE_THREADS}, args);
+    if (d->n_splits == 1) return;
+    kri_cuda_launch(d->stream, KRI_CUDA_attn_merge,
+                    (kri_cuda_grid_t){.x = desc->n_heads, .y = d->n_decode_rows,
+                                      .n_threads = DECODE_THREADS}, args);
+}
+
+static void attention(const kri_exec_t *exec, const kri_attn_desc_t *desc, const float *qkv,
+                      float *out) {
+    const kri_cuda_exec_t *d = own(exec);
+    kri_cu_attn_t args = {
+        .step = d->step, .kv = kv_of(exec, desc), .qkv = qkv, .out = out,
+        .partials = d->partials, .scale = desc->scale, .softcap = desc->softcap,
+        .n_heads = desc->n_heads, .n_kv_heads = desc->n_kv_heads, .head_dim = desc->head_dim,
+        .n_splits = 1};
+    if (d->n_decode_rows > 0) attend_rows(exec, desc, &args);
+    if (d->n_tiles == 0) return;
+    static const struct { kri_cuda_kernel_t kernel; uint32_t bytes; } kernels[] = {
+        {KRI_CUDA_attn_prefill_64, 40960}, {KRI_CUDA_attn_prefill_128, 81920},
+        {KRI_CUDA_attn_prefill_256, 98304}};
+    const uint32_t size = desc->head_dim == 64 ? 0 : desc->head_dim == 128 ? 1 : 2;
+    kri_cuda_launch(d->stream, kernels[size].kernel,
+                    (kri_cuda_grid_t){.x = d->n_tiles, .y = desc->n_heads,
+                                      .n_threads = PREFILL_THREADS,
+                                      .shared_bytes = kernels[size].bytes}, &args);
+}
+
+const kri_exec_ops_t kri_cuda_ops = {
+    .go_on = go_on, .embed = embed, .rms_norm = rms_norm, .norm_add = norm_add, .linear = linear,
+    .norm_linear = norm_linear, .rope_table = rope_table, .rope_append = rope_append,
+    .attention = attention, .ffn = ffn, .gated_act = gated_act, .add = add, .softcap = softcap};

@@ -1,0 +1,45 @@
+/* kernels.cpp: the kernels as C++, each file in a namespace of its own, and their table. */
+#include "emulator.h"
+
+#include "emulated.h"
+
+#define KRI_CUDA_PRIMITIVES_CUH /* emulated.h has them */
+#include "cuda/kernels/common.cuh"
+
+namespace rows {
+#include "cuda/kernels/rows.cu"
+}
+namespace matvec_quant {
+#include "cuda/kernels/matvec_quant.cu"
+}
+#undef MATVEC
+#undef MATVECS
+namespace matvec_float {
+#include "cuda/kernels/matvec_float.cu"
+}
+namespace gemm {
+#include "cuda/kernels/gemm.cu"
+}
+namespace attn_rows {
+#include "cuda/kernels/attn_rows.cu"
+}
+namespace attn_prefill {
+#include "cuda/kernels/attn_prefill.cu"
+}
+
+namespace {
+template <typename A> constexpr size_t args_bytes(void (*)(A)) { return sizeof(A); }
+template <typename A> void call(void (*kernel)(A), const void *args) {
+    A copy;
+    memcpy((void *)&copy, args, sizeof copy);
+    kernel(copy);
+}
+} // namespace
+
+const emu_kernel_t emu_kernels[] = {
+#define KR_CUDA_KERNEL(name, image, shared_bytes)                                                \
+    {"kri_" #name, [](const void *args) { call(image::kri_##name, args); },                      \
+     args_bytes(image::kri_##name)},
+#include "cuda/kernels.def"
+    {nullptr, nullptr, 0},
+};

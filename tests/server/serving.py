@@ -1,0 +1,63 @@
+"""What the tests with foreign clients and the soak add to serve_program.py: SmolLM2 behind the
+server, its metrics, and the clients' packages (tools/client_packages.py)."""
+import re
+import sys
+
+from serve_program import ROOT, Server, eventually
+
+CLIENTS = ROOT / "build" / "clients"
+MODEL = "smollm2"
+
+
+def use_python_clients():
+    """Makes the pinned packages importable. None there is an error, not a reason to skip."""
+    folder = CLIENTS / "python"
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is missing: tools/setup.sh test makes it")
+    sys.path.insert(0, str(folder))
+
+
+class MeteredServer(Server):
+    def metrics(self, key=None):
+        """Sum over the labels of every sample of /metrics, by name."""
+        answer = self.call("GET", "/metrics", headers={"Authorization": f"Bearer {key}"} if key
+                           else None)
+        if answer.status != 200:
+            raise AssertionError(f"/metrics: {answer.status} {answer.text}")
+        sums = {}
+        for line in answer.text.splitlines():
+            if line and not line.startswith("#"):
+                name, value = re.match(r"([^{ ]+)(?:\{.*\})? (\S+)", line).groups()
+                sums[name] = sums.get(name, 0.0) + float(value)
+        return sums
+
+    def is_idle(self, key=None):
+        now = self.metrics(key)
+        return now["kr_requests_running"] == 0 and now["kr_requests_waiting"] == 0
+
+
+class ClientTest:
+    """Mixin of unittest.TestCase: one server on SmolLM2 for the class, with WORDS. Texts are
+    compared with what was said alone: a token may not depend on its neighbours, on AMX either."""
+    WORDS = ("--invariant", "on")
+
+    @classmethod
+    def setUpClass(cls):
+        cls.server = MeteredServer(MODEL, *cls.WORDS)
+        cls.addClassCleanup(cls.end)
+
+    @classmethod
+    def end(cls):
+        status = cls.server.stop()
+        if status != 0:
+            raise AssertionError(f"kr serve ended with {status}:\n{cls.server.said()}")
+
+    def cancelled(self):
+        return self.server.metrics()["kr_requests_cancelled_total"]
+
+    def assert_cancels(self, leave):
+        """leave() starts something long and gives it up: the engine must cancel it and be idle."""
+        before = self.cancelled()
+        leave()
+        eventually(lambda: self.cancelled() > before, "the cancelled request is counted")
+        eventually(self.server.is_idle, "the engine is idle after the cancel")
