@@ -178,14 +178,28 @@ class Streams(RuntimeTest, unittest.TestCase):
             event = self.client.end_of(stream)[-1][1]
             self.assertEqual(event["finish_reason"], "cancelled")
 
-    def test_cancel_of_a_call_without_stream(self):
+    def caught(self, waits):
+        """Cancels a call without stream, at once or when it is seen to run. Nothing can hold such
+        a call, so it may have ended before: whether it was caught."""
         number = self.client.send("generate", **FIXED, prompt="a", max_tokens=500, stream=False,
                                   stream_id="whole")
-        eventually(lambda: self.client.call("runtime/state")["active_streams"] == 1, "it runs")
-        self.client.call("cancel", stream_id="whole")
-        with self.assertRaises(RpcError) as caught:
-            self.client.answer(number)
-        self.assertEqual(caught.exception.data["type"], "Cancelled")
+        if waits:
+            eventually(lambda: self.client.call("runtime/state")["active_streams"] == 1 or
+                       number in self.client.answers, "it runs")
+        self.client.notify("cancel", stream_id="whole")
+        try:
+            got = self.client.answer(number)
+        except RpcError as error:
+            self.assertEqual((error.code, error.data["type"], error.data["kr_status"]),
+                             (-32002, "Cancelled", 16))
+            return True
+        self.assertEqual((got["finish_reason"], got["stats"]["tokens_generated"]), ("length", 500))
+        return False
+
+    def test_cancel_of_a_call_without_stream(self):
+        for waits in (False, True):
+            eventually(lambda w=waits: self.caught(w), "a call that is cancelled")
+        self.assertEqual(self.client.call("runtime/state")["active_streams"], 0)
 
     def test_one_write_for_a_step_and_no_text_twice(self):
         """Lesson 2: what is sent grows with the tokens, not with their square."""
