@@ -1,0 +1,169 @@
+// One generation, from the first next() to its end: an async iterator over chunks that the runtime
+// sends. settle() is the only way to an end and works once; whatever comes later finds nobody. Chunks
+// are frozen and made for this stream alone: there is no pool.
+import { EngineClientError } from '../errors.js';
+import type {
+  FinishReason, GenerationStats, GeneratorChunk, TokenChunk, TopLogprob,
+} from '../types.js';
+
+/** How a stream ended. Only `failed` is thrown; the others are chunks. */
+export type Outcome =
+  | { kind: 'completed'; stats: GenerationStats }
+  | { kind: 'ended'; error: EngineClientError }
+  | { kind: 'failed'; error: EngineClientError }
+  | { kind: 'left' };
+
+export interface StreamOwner {
+  /** The first next(). */
+  begin(stream: GenerationStream): void;
+  /** n chunks more were taken by the consumer. */
+  taken(stream: GenerationStream, n: number): void;
+  token(stream: GenerationStream, chunk: TokenChunk): void;
+  settled(stream: GenerationStream, outcome: Outcome): void;
+}
+
+export interface WireToken {
+  token?: string;
+  token_id?: number;
+  logprob?: number;
+  top_logprobs?: { token: string; token_id?: number; logprob: number }[];
+  is_final?: boolean;
+}
+
+type Step = IteratorResult<GeneratorChunk, void>;
+interface Waiter {
+  resolve(step: Step): void;
+  reject(error: unknown): void;
+}
+
+export class GenerationStream implements AsyncGenerator<GeneratorChunk, void, undefined> {
+  nTokens = 0;
+  readonly createdAt = performance.now();
+  firstTokenAt: number | undefined;
+  private chunks: GeneratorChunk[] = [];
+  private waiters: Waiter[] = [];
+  private hasBegun = false;
+  private outcome: Outcome | undefined;
+  private text = '';
+
+  constructor(readonly id: string, readonly modelId: string, private readonly owner: StreamOwner,
+    private readonly keepsText: boolean) {}
+
+  get isSettled(): boolean {
+    return this.outcome !== undefined;
+  }
+
+  // ---- the consumer's side ----
+
+  next(): Promise<Step> {
+    if (!this.hasBegun && this.outcome === undefined) {
+      this.hasBegun = true;
+      this.owner.begin(this);
+    }
+    const chunk = this.chunks.shift();
+    if (chunk !== undefined) {
+      if (chunk.type === 'token') this.owner.taken(this, 1);
+      return Promise.resolve({ done: false, value: chunk });
+    }
+    if (this.outcome === undefined) {
+      return new Promise((resolve, reject) => this.waiters.push({ resolve, reject }));
+    }
+    return this.end();
+  }
+
+  return(): Promise<Step> {
+    this.settle({ kind: 'left' });
+    this.chunks = [];
+    return Promise.resolve({ done: true, value: undefined });
+  }
+
+  throw(error: unknown): Promise<Step> {
+    void this.return();
+    return Promise.reject(error);
+  }
+
+  [Symbol.asyncIterator](): this {
+    return this;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.return();
+  }
+
+  // ---- the runtime's side ----
+
+  push(wire: WireToken): void {
+    if (this.outcome !== undefined) return;
+    const token = wire.token ?? '';
+    if (wire.token_id !== undefined) this.nTokens += 1;
+    this.firstTokenAt ??= performance.now();
+    if (this.keepsText) this.text += token;
+    const chunk: TokenChunk = Object.freeze({
+      type: 'token', token,
+      ...(wire.token_id !== undefined && { tokenId: wire.token_id }),
+      ...(wire.logprob !== undefined && { logprob: wire.logprob }),
+      ...(wire.top_logprobs !== undefined && { topLogprobs: likeliest(wire.top_logprobs) }),
+      isFinal: wire.is_final === true,
+      ...(this.keepsText && { cumulativeText: this.text }),
+    });
+    this.deliver(chunk);
+    this.owner.token(this, chunk);
+  }
+
+  settle(outcome: Outcome): boolean {
+    if (this.outcome !== undefined) return false;
+    this.outcome = outcome;
+    if (outcome.kind === 'completed') {
+      this.deliver(Object.freeze({ type: 'metadata', stats: Object.freeze(outcome.stats) }));
+    } else if (outcome.kind === 'ended') {
+      this.deliver(Object.freeze({
+        type: 'error', error: Object.freeze(outcome.error.toObject()),
+      }));
+    }
+    for (const waiter of this.waiters.splice(0)) this.end().then(waiter.resolve, waiter.reject);
+    this.owner.settled(this, outcome);
+    return true;
+  }
+
+  /** Where the runtime gave no statistics. */
+  localStats(finishReason?: FinishReason): GenerationStats {
+    const now = performance.now();
+    const first = this.firstTokenAt ?? now;
+    const after = (now - first) / 1000;
+    const stats: GenerationStats = {
+      tokensGenerated: this.nTokens,
+      tokensPerSecond: after > 0 ? this.nTokens / after : 0,
+      timeToFirstToken: (first - this.createdAt) / 1000,
+      totalTime: (now - this.createdAt) / 1000,
+      modelId: this.modelId,
+    };
+    if (finishReason !== undefined) stats.finishReason = finishReason;
+    return stats;
+  }
+
+  private deliver(chunk: GeneratorChunk): void {
+    const waiter = this.waiters.shift();
+    if (waiter === undefined) {
+      this.chunks.push(chunk);
+      return;
+    }
+    waiter.resolve({ done: false, value: chunk });
+    if (chunk.type === 'token') this.owner.taken(this, 1);
+  }
+
+  /** Thrown once; afterwards the iterator is over like any other. */
+  private end(): Promise<Step> {
+    const { outcome } = this;
+    if (outcome?.kind === 'failed') {
+      this.outcome = { kind: 'left' };
+      return Promise.reject(outcome.error);
+    }
+    return Promise.resolve({ done: true, value: undefined });
+  }
+}
+
+function likeliest(list: NonNullable<WireToken['top_logprobs']>): readonly TopLogprob[] {
+  return Object.freeze(list.map(({ token, token_id, logprob }) => Object.freeze({
+    token, logprob, ...(token_id !== undefined && { tokenId: token_id }),
+  })));
+}

@@ -1,0 +1,149 @@
+// `kr runtime` as a child process. Messages go over its stdin and stdout; whatever it logs is on
+// stderr and can never be taken for a message. When this program dies, the pipe ends and the child
+// with it.
+import { spawn } from 'node:child_process';
+import type { ChildProcessWithoutNullStreams } from 'node:child_process';
+import { EngineClientError, RuntimeNotFoundError } from '../errors.js';
+import { LineReader, idOfPrefix } from './lines.js';
+import type { Transport } from './transport.js';
+
+const LOG_TAIL_CHARS = 4096;
+/** Between the process's end and that of its pipes; bytes it wrote before are still read. */
+const DRAIN_MS = 50;
+
+export interface ChildOptions {
+  krPath: string;
+  args?: readonly string[];
+  env?: Readonly<Record<string, string>> | undefined;
+  cwd?: string | undefined;
+  maxMessageBytes: number;
+  shutdownTimeoutMs: number;
+  onLog?: (line: string) => void;
+}
+
+export class ChildTransport implements Transport {
+  readonly kind = 'child';
+  onMessage: (line: string) => void = () => {};
+  onClose: (reason: Error | null) => void = () => {};
+  private child: ChildProcessWithoutNullStreams | undefined;
+  private isStopping = false;
+  private isOver = false;
+  private logTail = '';
+  private drained: Promise<void> | undefined;
+  private ended: Promise<void> | undefined;
+
+  constructor(private readonly options: ChildOptions) {}
+
+  get pid(): number | undefined {
+    return this.isOver ? undefined : this.child?.pid;
+  }
+
+  async start(): Promise<void> {
+    const { krPath, args = [], env, cwd } = this.options;
+    const child = spawn(krPath, ['runtime', ...args], {
+      cwd, env: { ...process.env, ...env }, stdio: ['pipe', 'pipe', 'pipe'], windowsHide: true,
+    });
+    this.child = child;
+    await new Promise<void>((resolve, reject) => {
+      child.once('spawn', resolve);
+      child.once('error', (error) => reject(new RuntimeNotFoundError(
+        `cannot run '${krPath}': ${error.message}; give its path as krPath or in KR_PATH`, error)));
+    });
+    this.ended = new Promise((resolve) => this.watch(child, resolve));
+  }
+
+  /** Resolves when the pipe has taken it, at once unless it is full. */
+  send(message: string): Promise<void> {
+    const input = this.child?.stdin;
+    if (input === undefined || this.isOver || !input.writable) {
+      return Promise.reject(closed('it is not running'));
+    }
+    if (input.write(`${message}\n`)) return Promise.resolve();
+    this.drained ??= this.waitForDrain(input);
+    return this.drained;
+  }
+
+  async stop(): Promise<void> {
+    const child = this.child;
+    if (child === undefined || this.ended === undefined) return;
+    this.isStopping = true;
+    child.stdin.end();
+    child.kill('SIGTERM');
+    const timer = setTimeout(() => child.kill('SIGKILL'), this.options.shutdownTimeoutMs);
+    await this.ended;
+    clearTimeout(timer);
+  }
+
+  private waitForDrain(input: ChildProcessWithoutNullStreams['stdin']): Promise<void> {
+    return new Promise((resolve, reject) => {
+      const done = (error?: Error): void => {
+        input.off('drain', onDrain).off('error', done).off('close', onEnd);
+        this.drained = undefined;
+        if (error) reject(closed(error.message, error));
+        else resolve();
+      };
+      const onDrain = (): void => done();
+      const onEnd = (): void => done(new Error('its input was closed'));
+      input.once('drain', onDrain).once('error', done).once('close', onEnd);
+    });
+  }
+
+  private watch(child: ChildProcessWithoutNullStreams, resolve: () => void): void {
+    const reader = new LineReader(this.options.maxMessageBytes, {
+      line: (text) => this.onMessage(text),
+      tooLong: (prefix) => this.onMessage(answerTooLong(prefix, this.options.maxMessageBytes)),
+    });
+    child.stdout.on('data', (data: Buffer) => reader.push(data));
+    child.stderr.setEncoding('utf8').on('data', (text: string) => this.log(text));
+    // A failed write breaks the chain: what follows must not arrive, so it is the end.
+    child.stdin.on('error', (error) => {
+      child.kill('SIGKILL');
+      this.end(error.message, error);
+    });
+    child.on('error', (error) => this.end(error.message, error));
+    child.once('exit', (code, signal) => {
+      const over = (): void => {
+        clearTimeout(timer);
+        resolve();
+        this.end(this.describe(code, signal));
+      };
+      const timer = setTimeout(over, DRAIN_MS);
+      child.once('close', over);
+    });
+  }
+
+  private end(what: string, cause?: unknown): void {
+    if (this.isOver) return;
+    this.isOver = true;
+    this.onClose(this.isStopping ? null : closed(what, cause));
+  }
+
+  private log(text: string): void {
+    this.logTail = (this.logTail + text).slice(-LOG_TAIL_CHARS);
+    const { onLog } = this.options;
+    if (onLog === undefined) return;
+    for (const line of text.split('\n')) if (line !== '') onLog(line);
+  }
+
+  private describe(code: number | null, signal: NodeJS.Signals | null): string {
+    const how = signal === null ? `ended with ${code}` : `was ended by ${signal}`;
+    const lines = this.logTail.trimEnd().split('\n').filter((line) => !line.endsWith('runtime ready'));
+    const last = lines.at(-1);
+    return last === undefined || last === '' ? `it ${how}` : `it ${how}; its last words: ${last}`;
+  }
+}
+
+function closed(what: string, cause?: unknown): EngineClientError {
+  return new EngineClientError('TransportError', `the runtime is gone: ${what}`, undefined, cause);
+}
+
+/** Of a message that is too long only its own request fails. Without an id the beginning is handed
+ * on; it is no JSON and gets counted as such. */
+function answerTooLong(prefix: string, maxBytes: number): string {
+  const id = idOfPrefix(prefix);
+  if (id === undefined) return prefix;
+  const message = `the answer has more than ${maxBytes} bytes (json_rpc.max_line_buffer_size)`;
+  return JSON.stringify({
+    jsonrpc: '2.0', id, error: { code: -32099, message, data: { type: 'TransportError' } },
+  });
+}
