@@ -225,6 +225,7 @@ export class BatchQueue<Request, Result> {
       const at = queue.indexOf(item);
       if (at >= 0) queue.splice(at, 1);
       this.fail(item, error);
+      this.rearm();
       this.tellIdle();
     };
     const cancelTimer = this.clock.after(timeoutMs,
@@ -329,6 +330,8 @@ export class BatchQueue<Request, Result> {
       this.nBatchesUnderWay--;
       const durationMs = this.clock.now() - sentAt;
       if (isBatch) this.record(items.length, durationMs);
+      // A batch that has shrunk to one must be able to grow again.
+      if (isBatch || this.size.current === 1) this.size.record(durationMs);
       this.look(); // whatever came while this was under way
       this.tellIdle();
       if (isBatch) this.options.onDispatched?.(this.dispatchOf(items, sentAt, durationMs));
@@ -362,7 +365,6 @@ export class BatchQueue<Request, Result> {
   private record(batchSize: number, durationMs: number): void {
     this.batchMs.add(durationMs);
     this.batchSizes.add(batchSize);
-    this.size.record(durationMs);
   }
 
   private dispatchOf(items: Item<Request, Result>[], sentAt: number, durationMs: number,
