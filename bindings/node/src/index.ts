@@ -31,4 +31,9 @@ export type {
   BatchPerformance, BatchStats, CoalescerStats, CollectedStats, QosPolicy, QosReport, QosViolation,
   ResponseCacheStats,
 } from './services/index.js';
+export { TelemetryManager, createTelemetryBridge, getMetrics } from './telemetry/index.js';
+export type {
+  CounterMetric, HistogramMetric, TelemetryBridge, TelemetryConfig, TelemetryHooks,
+  TelemetryMetrics,
+} from './telemetry/index.js';
 export type { SharedDescriptor, Transport } from './transport/transport.js';
