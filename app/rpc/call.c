@@ -126,29 +126,30 @@ void rpc_call_stop_generating(rpc_call_t *call) {
 }
 
 static void free_call(rpc_call_t *call) {
-    rpc_call_stop_generating(call);
-    rpc_conn_t *conn = call->conn;
-    if (call->answer != RPC_ANSWER_ITEM) {
-        (void)pthread_mutex_lock(&conn->lock);
-        conn->n_calls--;
-        const bool is_last = conn->n_calls == 0;
-        (void)pthread_mutex_unlock(&conn->lock);
-        if (is_last) rpc_loop_wake(conn->rpc); /* it may wait for that to end */
-    }
     rpc_doc_release(call->doc);
     free(call->id);
-    rpc_conn_release(conn);
+    rpc_conn_release(call->conn);
     free(call);
 }
 
-/* Hands the text over and frees the call. */
+/* Hands the text over and frees the call. Who has the answer may count on the place that the call
+ * had, or on that of the stream which goes on: all of it changes in one. */
 static void answer(rpc_call_t *call, kri_buffer_t *text) {
+    rpc_conn_t *conn = call->conn;
     if (call->gather != NULL) {
         if (call->answer == RPC_ANSWER_NONE) kri_buffer_clear(text);
         rpc_gather_put(call->gather, call->slot, text);
-    } else if (call->answer == RPC_ANSWER_RESPONSE) {
-        rpc_conn_put(call->conn, text->data, text->n_bytes);
     }
+    rpc_call_stop_generating(call);
+    (void)pthread_mutex_lock(&conn->lock);
+    if (call->gather == NULL && call->answer == RPC_ANSWER_RESPONSE) {
+        rpc_conn_put_locked(conn, text->data, text->n_bytes);
+    }
+    if (call->answer != RPC_ANSWER_ITEM) conn->n_calls--;
+    if (call->stream != NULL) rpc_stream_announce_locked(call->stream);
+    const bool is_last = conn->n_calls == 0;
+    (void)pthread_mutex_unlock(&conn->lock);
+    if (is_last) rpc_loop_wake(conn->rpc); /* it may wait for that to end */
     kri_buffer_deinit(text);
     free_call(call);
 }

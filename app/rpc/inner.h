@@ -139,6 +139,7 @@ struct rpc_call_s {
     uint32_t slot;
     uint64_t begin_ns;
     bool is_generating;        /* counted in conn->n_generating */
+    rpc_stream_t *stream;      /* goes on behind the answer; NULL: none */
 };
 /* result: one JSON value. A result that did not fit becomes an error. Both free the call. */
 void rpc_reply(rpc_call_t *call, const kri_buffer_t *result);
@@ -257,6 +258,8 @@ typedef struct rpc_generation_s {
 } rpc_generation_t;
 /* Submits and answers, at once or at the end. Takes the call. */
 void rpc_stream_start(rpc_call_t *call, rpc_generation_t *generation);
+/* Its call is being answered: what came before the answer follows it. The client's lock is held. */
+void rpc_stream_announce_locked(rpc_stream_t *stream);
 /* Both false: there is no such stream. */
 bool rpc_stream_cancel(rpc_conn_t *conn, const char *id);
 bool rpc_stream_credit(rpc_conn_t *conn, const char *id, uint32_t n);

@@ -182,8 +182,9 @@ static void refuse(rpc_call_t *call, const rpc_generation_t *generation, kr_stat
     rpc_fail_error(call, &failure);
 }
 
-static void reply_started(rpc_call_t *call, const rpc_stream_t *stream) {
+static void reply_started(rpc_call_t *call, rpc_stream_t *stream) {
     kri_buffer_t out;
+    call->stream = stream;
     kri_buffer_init(&out, 4096);
     (void)kri_buffer_printf(&out, "{\"stream_id\":");
     (void)json_put_string(&out, stream->id, strlen(stream->id));
@@ -192,10 +193,8 @@ static void reply_started(rpc_call_t *call, const rpc_stream_t *stream) {
     kri_buffer_deinit(&out);
 }
 
-/* What came before the answer follows it. */
-static void announce(rpc_stream_t *stream) {
+void rpc_stream_announce_locked(rpc_stream_t *stream) {
     rpc_conn_t *conn = stream->conn;
-    (void)pthread_mutex_lock(&conn->lock);
     stream->is_announced = true;
     if (!stream->is_over) {
         stream->is_open = true;
@@ -204,7 +203,6 @@ static void announce(rpc_stream_t *stream) {
     if (stream->held.n_bytes > 1) { /* its last newline is put again */
         rpc_conn_put_locked(conn, stream->held.data, stream->held.n_bytes - 1);
     }
-    (void)pthread_mutex_unlock(&conn->lock);
 }
 
 static void mark_submitted(rpc_stream_t *stream) {
@@ -246,10 +244,7 @@ void rpc_stream_start(rpc_call_t *call, rpc_generation_t *generation) {
     }
     atomic_fetch_add(&stream->rpc->n_streams_ever, 1);
     mark_submitted(stream);
-    if (is_stream) {
-        reply_started(call, stream);
-        announce(stream);
-    }
+    if (is_stream) reply_started(call, stream);
     rpc_stream_release(stream);
 }
 
