@@ -21,9 +21,9 @@ class Result:
 
 
 def environment(**changes):
-    env = dict(os.environ)
-    for name in ("KR_MODEL", "KR_ISA", "KR_THREADS", "KR_CACHE_DIR", "KR_CACHE_SIZE"):
-        env.pop(name, None)
+    """The caller's, without its options: each has a name there."""
+    env = {name: value for name, value in os.environ.items()
+           if not name.startswith("KR_") or name in ("KR_BUILD_DIR", "KR_MODELS_DIR")}
     env.update({name: str(value) for name, value in changes.items()})
     return env
 

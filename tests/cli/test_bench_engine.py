@@ -173,7 +173,7 @@ class Script(EngineTest):
             [sys.executable, ROOT / "bench" / "engine.py", *words, "--quick", "--models", "llama",
              "--threads", "2", "--kr", KR, "--out", out],
             env=environment(KR_MODELS_DIR=self.scratch, KR_PEERS_DIR=self.scratch / "peers"),
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False, timeout=300)
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False, timeout=600)
         return done, out
 
     def test_every_figure_is_a_line(self):

@@ -41,7 +41,7 @@ class Run(ProgramTest):
              "--no-plot", "--threads", "1", "--kr", KR, "--out", out, *words],
             env=environment(KR_MODELS_DIR=self.scratch, KR_PEERS_DIR=self.scratch / "peers",
                             **env),
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False, timeout=110)
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False, timeout=600)
         return done, out
 
     def test_sides_take_turns_and_fill_the_table(self):

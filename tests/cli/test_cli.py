@@ -1,18 +1,20 @@
 """The contract of the program: options, input rules, exit codes, reports, interrupts. Tiny random
 models stand in for real ones, so nothing here depends on what a model says."""
+import fcntl
 import json
 import os
 import signal
 import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 import unittest
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from kr_program import KR, ProgramTest, environment, kr  # noqa: E402
+from kr_program import KR, TIMEOUT_S, ProgramTest, environment, kr  # noqa: E402
 
 RUN = ("run", "--temp", "0", "-n", "8")
 
@@ -291,7 +293,7 @@ class Run(ProgramTest):
         child.stdout.close()
         errors = child.stderr.read().decode()
         child.stderr.close()
-        self.assertEqual(child.wait(60), 0)
+        self.assertEqual(child.wait(TIMEOUT_S), 0)
         self.assertNotIn("error", errors)
 
 
@@ -310,7 +312,7 @@ class Interrupts(ProgramTest):
             child = self.start()
             first = child.stdout.read(1)
             child.send_signal(number)
-            rest, errors = child.communicate(timeout=60)
+            rest, errors = child.communicate(timeout=TIMEOUT_S)
             self.assertEqual(child.returncode, 0, errors)
             self.assertTrue((first + rest).endswith(b"\n"))
             self.assertRegex(errors.decode(), r"generated \d+ \((cancelled|length)\)")
@@ -323,19 +325,20 @@ class Interrupts(ProgramTest):
         child.stdin.flush()
         self.wait_until_reading(child)
         child.send_signal(signal.SIGINT)
-        out, errors = child.communicate(timeout=60)
+        out, errors = child.communicate(timeout=TIMEOUT_S)
         self.assertEqual((child.returncode, out), (130, b""), errors)
 
-    @staticmethod
-    def wait_until_reading(child):
-        """Until the process sleeps in a read of its pipe (never longer than a test may take)."""
-        wchan = Path(f"/proc/{child.pid}/stat")
-        deadline = time.monotonic() + 30
+    def wait_until_reading(self, child):
+        """Until it has taken what was written and sleeps in the next read of its pipe."""
+        stat = Path(f"/proc/{child.pid}/stat")
+        deadline = time.monotonic() + TIMEOUT_S
         while time.monotonic() < deadline:
-            if wchan.read_text(encoding="ascii").rsplit(")", 1)[1].split()[0] == "S":
-                time.sleep(0.2)
+            n_left = fcntl.ioctl(child.stdin, termios.FIONREAD, b"\0" * 4)
+            state = stat.read_text(encoding="ascii").rsplit(")", 1)[1].split()[0]
+            if n_left == b"\0" * 4 and state == "S":
                 return
             time.sleep(0.01)
+        self.fail("it does not read")
 
 
 class OtherCommands(ProgramTest):
@@ -576,8 +579,8 @@ class Terminal(ProgramTest):
         reader = threading.Thread(target=read)
         reader.start()
         os.write(leader, typed)
-        code = child.wait(60)
-        reader.join(10)
+        code = child.wait(TIMEOUT_S)
+        reader.join(TIMEOUT_S)
         os.close(leader)
         return code, bytes(seen)
 

@@ -56,7 +56,7 @@ class Fetch(unittest.TestCase):
                    PIP_FIND_LINKS=str(self.index), PIP_CONFIG_FILE=os.devnull)
         done = subprocess.run([sys.executable, "-c", code, ROOT / "tools", self.table, *words],
                               env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                              timeout=300, check=False)
+                              timeout=600, check=False)
         self.assertEqual(done.stdout, "")
         return done.returncode, done.stderr
 

@@ -176,12 +176,12 @@ TEST(queue_wait_is_bounded) {
     fixture_t f;
     kr_engine_params_t params;
     kr_engine_params_init(&params);
-    params.queue_wait_ms_max = 500;
+    params.queue_wait_ms_max = 1500;
     setup(&f, &params, NULL);
     out_t *gated = submit_gated(&f, 4);
     gate_wait(&f.gate, 1);
     out_t *out = submit(&f.c, &f.ask);
-    pass_ms(600);
+    pass_ms(1600);
     gate_open(&f.gate);
     wait_over(out);
     assert_status(out->status, KR_E_BUSY);
@@ -200,14 +200,14 @@ TEST(queue_wait_is_over_when_the_first_choice_runs) {
     kr_session_params_t session;
     kr_engine_params_init(&params);
     kr_session_params_init(&session);
-    params.queue_wait_ms_max = 500;
+    params.queue_wait_ms_max = 1500;
     session.n_seqs = 1;
     setup(&f, &params, &session);
     f.ask.params.n_choices = 3;
     f.ask.params.credits = 1;
     out_t *out = submit(&f.c, &f.ask);
     WAIT_FOR(&f.c, out->n_tokens == 1 || out->is_over);
-    pass_ms(600);
+    pass_ms(1600);
     assert_status(kr_request_add_credits(out->request, 1000), KR_OK);
     wait_over(out);
     assert_status(out->status, KR_OK);
@@ -425,7 +425,17 @@ TEST(resize_preempts_and_changes_no_token) {
         solo_run(&solo, &asks[i], 0, &wanted[i]);
     }
     for (uint32_t round = 0; round < 4; round++) {
-        for (uint32_t i = 0; i < 12; i++) outs[i] = submit(&f.c, &asks[i]);
+        /* All of them run and hold more than the smaller pool has. */
+        for (uint32_t i = 0; i < 12; i++) {
+            asks[i].params.credits = 20;
+            outs[i] = submit(&f.c, &asks[i]);
+        }
+        for (uint32_t i = 0; i < 12; i++) WAIT_FOR(&f.c, outs[i]->n_tokens == 20);
+        assert_status(kr_engine_resize_kv(f.engine, "tiny", unit, NULL), KR_OK);
+        assert_true(engine_stats(f.engine, "tiny").n_preempted > round);
+        for (uint32_t i = 0; i < 12; i++) {
+            assert_status(kr_request_add_credits(outs[i]->request, 80), KR_OK);
+        }
         for (uint32_t i = 0; i < 8; i++) {
             pthread_mutex_lock(&f.c.mutex);
             const uint32_t n_events = f.c.n_events + 50;
@@ -443,7 +453,6 @@ TEST(resize_preempts_and_changes_no_token) {
         f.c.n_over = 0;
         pthread_mutex_unlock(&f.c.mutex);
     }
-    assert_true(engine_stats(f.engine, "tiny").n_preempted > 0);
     assert_idle(f.engine);
     solo_deinit(&solo);
     teardown(&f);

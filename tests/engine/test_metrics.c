@@ -99,15 +99,25 @@ static void run_all_kinds(metrics_t *m) {
     ask_t ask;
     out_t *outs[9];
     uint32_t n = 0;
-    /* Two hold the sequences and wait for credits, so a third one has to queue. */
+    gate_t gate;
+    gate_init(&gate);
+    /* Two have the sequences, so a third one has to queue. The first one is held at its second
+     * token: all three are seen by then. */
     ask_init(&ask, m->prompt, 40, 20);
     ask.params.credits = 2;
-    for (int i = 0; i < 3; i++) outs[n++] = submit(&m->c, &ask);
+    for (int i = 0; i < 3; i++) {
+        ask.params.grammar = i == 0 ? &gate.grammar : NULL;
+        outs[n++] = submit(&m->c, &ask);
+        if (i == 0) gate_wait(&gate, 1);
+    }
+    gate_permit(&gate, 1);
+    gate_wait(&gate, 2);
     wait_gauge(m, "requests_running", false);
     wait_gauge(m, "requests_waiting", false);
     wait_gauge(m, "kv_bytes_used", false);
     wait_gauge(m, "kv_usage", false);
     assert_true(report_of(m->telemetry, "kv_usage").value <= 1.0);
+    gate_open(&gate);
     kr_request_cancel(outs[0]->request);
     for (int i = 1; i < 3; i++) assert_status(kr_request_add_credits(outs[i]->request, 100), KR_OK);
     for (uint32_t i = 0; i < n; i++) wait_over(outs[i]);

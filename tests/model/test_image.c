@@ -139,7 +139,7 @@ static void image_path(const place_t *p, char *path) {
 }
 
 static bool wait_for(const place_t *p, const char *suffix, int n) {
-    for (int i = 0; i < 3000 && count_files(p, suffix, 0, NULL) != n; i++) usleep(10000);
+    for (int i = 0; i < 12000 && count_files(p, suffix, 0, NULL) != n; i++) usleep(10000);
     return count_files(p, suffix, 0, NULL) == n;
 }
 

@@ -172,6 +172,9 @@ class Resume(BatchTest):
             eventually(lambda: self.n_lines() >= goal or process.poll() is not None, "progress")
             process.kill()
             process.wait()
+            if process.returncode == 0 and kills == 0:  # it ended while this test slept: again
+                self.target.unlink()
+                continue
             if process.returncode == 0:
                 break
             kills += 1
@@ -180,7 +183,6 @@ class Resume(BatchTest):
             if dice.random() < 0.5:  # as a crash in the middle of a write leaves it
                 with open(self.target, "ab") as file:
                     file.write(b'{"id":"batch_req_Bo' if dice.random() < 0.5 else b"\0" * 100)
-        self.assertGreater(kills, 0)
         before = self.target.read_bytes()
         before = before[:before.rindex(b"\n") + 1]
         result = self.run_batch()

@@ -61,7 +61,7 @@ class BenchServer(unittest.TestCase):
             [sys.executable, ROOT / "bench" / "server.py", *words, "--models", "llama", "--quick",
              "--threads", "1", "--ctx", "512", "--kr", KR, "--out", self.scratch / "out"],
             env=environment(KR_MODELS_DIR=self.scratch, KR_PEERS_DIR=self.scratch / "peers"),
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False, timeout=300)
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False, timeout=600)
 
     def test_servers_take_turns_and_fill_the_table(self):
         done = self.run_bench("total", "ttft", "turns", "metrics", "--rounds", "2")

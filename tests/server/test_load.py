@@ -56,7 +56,9 @@ class Client(threading.Thread):
 
     def run(self):
         try:
-            while time.monotonic() < self.end:
+            begin = time.monotonic()
+            while (time.monotonic() < self.end or
+                   not self.has_worked and time.monotonic() < begin + WAIT_S):
                 self.connection()
         except Exception as error:  # noqa: BLE001 - told by the test
             self.broken = error

@@ -99,7 +99,7 @@ class Lines(RuntimeTest, unittest.TestCase):
                                stream_id=f"f{i}")
         eventually(lambda: self.client.call("runtime/state")["active_streams"] == 255,
                    "255 streams")
-        error = eventually(self.try_two, "the 257th is refused")
+        error = self.try_two()  # an answer and what it leaves of the limit come in one
         self.assertEqual((error["code"], error["data"]["kr_status"]), (-32000, 14))
         for i in range(255):
             self.client.call("cancel", stream_id=f"f{i}")
@@ -171,10 +171,12 @@ class Streams(RuntimeTest, unittest.TestCase):
         for i in range(20):
             stream = f"early{i}"
             line = json.dumps({"jsonrpc": "2.0", "method": "generate", "params": {
-                **FIXED, "prompt": f"word {i}", "max_tokens": 400, "stream_id": stream}})
+                **FIXED, "prompt": f"word {i}", "max_tokens": 400, "stream_id": stream,
+                "credits": 1}})
+            cancel = json.dumps({"jsonrpc": "2.0", "method": "cancel",
+                                 "params": {"stream_id": stream}})
             # Every other one is so long that it is read by a worker.
-            self.client.send_line(line + " " * (200000 if i % 2 else 0) + "\n")
-            self.client.notify("cancel", stream_id=stream)
+            self.client.send_line(line + " " * (200000 if i % 2 else 0) + "\n" + cancel + "\n")
             event = self.client.end_of(stream)[-1][1]
             self.assertEqual(event["finish_reason"], "cancelled")
 
@@ -251,6 +253,8 @@ class Held(unittest.TestCase):
             for _ in range(40):
                 lazy.send("batch_tokenize", requests=[
                     {"model_id": "llama", "text": "word " * 2000}] * 2)
+            eventually(lambda: other.call("runtime/telemetry")["tokenization"]["calls"] == 80,
+                       "all of it waits for the reader")
             number = lazy.send("generate", **FIXED, prompt="a", max_tokens=400, stream_id="x")
             figures = lambda: other.call("runtime/telemetry")["engine"]  # noqa: E731
             eventually(lambda: figures()["requests_started"]["value"] == 1, "it is submitted")
@@ -285,12 +289,18 @@ class Ends(unittest.TestCase):
                 runtime.kill()
 
     def test_end_of_input_lets_calls_finish(self):
-        status, client, _ = self.run_lines([PING, json.dumps(
-            {"jsonrpc": "2.0", "id": 2, "method": "generate",
-             "params": {**FIXED, "prompt": "a", "max_tokens": 1, "stream": False}}) + "\n"])
-        self.assertEqual(status, 0)
-        self.assertIn("result", client.answers["ping"])
-        self.assertEqual(client.answers[2]["result"]["finish_reason"], "length")
+        """For a second: a machine that was busy for so long is asked again."""
+        def finishes():
+            status, client, _ = self.run_lines([PING, json.dumps(
+                {"jsonrpc": "2.0", "id": 2, "method": "generate",
+                 "params": {**FIXED, "prompt": "a", "max_tokens": 1, "stream": False}}) + "\n"])
+            self.assertEqual(status, 0)
+            answer = client.answers.get(2, {})
+            if "error" in answer:
+                self.assertEqual(answer["error"]["data"]["type"], "Cancelled")
+            return "result" in client.answers.get("ping", {}) and \
+                answer.get("result", {}).get("finish_reason") == "length"
+        eventually(finishes, "both are answered")
 
     def test_sockets_as_stdin_and_stdout(self):
         """As Node hands them over."""
@@ -318,41 +328,49 @@ class Ends(unittest.TestCase):
         self.assertEqual(status, 0)
         self.assertEqual((len(client.answers), client.others), (1, []))
 
+    @staticmethod
+    def ends_of(client, streams):
+        """(event, finish_reason) of each stream's last notification."""
+        last = [client.streams.get(stream, [("", {})])[-1][1] for stream in streams]
+        return [(event.get("event"), event.get("finish_reason")) for event in last]
+
     def test_end_of_input_cancels_what_does_not_end(self):
-        status, client, _ = self.run_lines([json.dumps(
-            {"jsonrpc": "2.0", "id": 1, "method": "generate",
-             "params": {**FIXED, "prompt": "a", "max_tokens": 100, "stream_id": "s",
-                        "credits": 1}}) + "\n"])
-        self.assertEqual(status, 0)
-        event = client.streams["s"][-1][1]
-        self.assertEqual((event["event"], event["finish_reason"]), ("error", "cancelled"))
+        """Within 2 s, or nothing more is said: a machine that was too busy is asked again."""
+        def is_cancelled():
+            status, client, _ = self.run_lines([json.dumps(
+                {"jsonrpc": "2.0", "id": 1, "method": "generate",
+                 "params": {**FIXED, "prompt": "a", "max_tokens": 100, "stream_id": "s",
+                            "credits": 1}}) + "\n"])
+            self.assertEqual(status, 0)
+            return self.ends_of(client, ["s"]) == [("error", "cancelled")]
+        eventually(is_cancelled, "the stream is told")
 
     def ends_with_streams(self, end):
+        """Whether all streams were told, in the 2 s that there are for it."""
         runtime = Runtime()
         try:
-            for i in range(3):
+            streams = [f"s{i}" for i in range(3)]
+            for stream in streams:
                 runtime.client.call("generate", **FIXED, prompt="a", max_tokens=100, credits=1,
-                                    stream_id=f"s{i}")
+                                    stream_id=stream)
             end(runtime)
-            status = runtime.wait()
+            self.assertEqual(runtime.wait(), 0)
             runtime.client.thread.join(WAIT_S)
-            for i in range(3):
-                event = runtime.client.streams[f"s{i}"][-1][1]
-                self.assertEqual((event["event"], event["finish_reason"]), ("error", "shutdown"))
             runtime.tidy()
-            return status
+            return self.ends_of(runtime.client, streams) == [("error", "shutdown")] * 3
         finally:
             if runtime.process.poll() is None:
                 runtime.kill()
 
     def test_shutdown(self):
-        self.assertEqual(self.ends_with_streams(
-            lambda r: self.assertEqual(r.client.call("shutdown"), {"success": True})), 0)
+        def end(runtime):
+            self.assertEqual(runtime.client.call("shutdown"), {"success": True})
+        eventually(lambda: self.ends_with_streams(end), "the streams are told")
 
     def test_signals(self):
         for number in (signal.SIGTERM, signal.SIGINT):
-            self.assertEqual(self.ends_with_streams(
-                lambda r, n=number: r.process.send_signal(n)), 0)
+            eventually(lambda n=number: self.ends_with_streams(
+                lambda r: r.process.send_signal(n)), "the streams are told")
 
     def test_nobody_reads_any_more(self):
         runtime = Runtime()
@@ -497,7 +515,7 @@ class Socket(RuntimeTest, unittest.TestCase):
             client.call("runtime/info")
         late = self.runtime.connect()
         number = late.send("runtime/info")
-        self.assertEqual(clients[0].call("runtime/state")["clients"], 64)
+        eventually(lambda: clients[0].call("runtime/state")["clients"] == 64, "64 clients")
         self.assertNotIn(number, late.answers)
         clients.pop().close()
         self.assertEqual(late.answer(number)["protocol"], "json-rpc-2.0")

@@ -17,6 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from ops_program import Stream, bearer, key_line, long_server, metric  # noqa: E402
 from serve_program import ROOT, WAIT_S, ServedTest, Server, eventually  # noqa: E402
 
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
 
 def find(program):
     unpacked = ROOT / "build" / "prometheus" / "usr" / "bin" / program
@@ -59,8 +61,7 @@ class Prometheus:
 
     def is_up(self):
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/-/ready",
-                                        timeout=WAIT_S) as answer:
+            with DIRECT.open(f"http://127.0.0.1:{self.port}/-/ready", timeout=WAIT_S) as answer:
                 return answer.status == 200
         except OSError:
             return False
@@ -70,7 +71,7 @@ class Prometheus:
         url = (f"http://127.0.0.1:{self.port}/api/v1/query?" +
                urllib.parse.urlencode({"query": text}))
         try:
-            with urllib.request.urlopen(url, timeout=WAIT_S) as answer:
+            with DIRECT.open(url, timeout=WAIT_S) as answer:
                 result = json.load(answer)["data"]["result"]
         except OSError:
             return []
@@ -104,19 +105,19 @@ class RealPrometheus(unittest.TestCase):
                 self.assertEqual(server.stop(), 0)
 
     def check(self, prometheus):
-        eventually(lambda: [v for _, v in prometheus.query('up{job="kr"}') if v == 1], "up")
-        # At least what clients made; the server's own probes come on top.
-        rows = prometheus.query("kr_tokens_generated_total")
-        self.assertEqual(len(rows), 1)
-        self.assertGreaterEqual(rows[0][1], 24)
-        alias = prometheus.query('vllm:generation_tokens_total{model_name="llama"}')
-        self.assertGreaterEqual(alias[0][1], 24)
-        quantile = prometheus.query(
-            "histogram_quantile(0.5, sum by (le) (kr_ttft_seconds_bucket))")
-        self.assertTrue(0 < quantile[0][1] < 600, quantile)
-        counted = prometheus.query(
-            'kr_http_requests_total{endpoint="completions",method="POST",status="2xx"}')
-        self.assertEqual([value for _, value in counted], [3])
+        """Each figure by itself: a scrape that takes over a second on a busy machine has none."""
+        for query, is_good in (
+                ('up{job="kr"}', lambda v: v == 1),
+                # At least what clients made; the server's own probes come on top.
+                ("kr_tokens_generated_total", lambda v: v >= 24),
+                ('vllm:generation_tokens_total{model_name="llama"}', lambda v: v >= 24),
+                ("histogram_quantile(0.5, sum by (le) (kr_ttft_seconds_bucket))",
+                 lambda v: 0 < v < 600),
+                ('kr_http_requests_total{endpoint="completions",method="POST",status="2xx"}',
+                 lambda v: v == 3)):
+            rows = eventually(lambda q=query, good=is_good: [v for _, v in prometheus.query(q)
+                                                             if good(v)], query)
+            self.assertEqual(len(rows), 1, query)
         self.assertEqual(prometheus.query("scrape_series_added < 0"), [])
 
 
@@ -162,14 +163,11 @@ class Text(ServedTest, unittest.TestCase):
         before = {name: metric(self.server, name) or 0 for name in series}
         answer = self.server.post("/v1/completions", body)
         self.assertEqual(answer.status, 200)
-        eventually(lambda: metric(self.server, done) == before[done] + 1, "a request counted")
-        after = {name: metric(self.server, name) for name in series}
-        moved = {name: after[name] - before[name] for name in series}
-        for name in series:
-            self.assertGreater(moved[name], 0, name)
-        self.assertGreaterEqual(moved["kr_tokens_generated_total"], 7)
-        self.assertGreaterEqual(moved["kr_http_request_bytes_total"], len(json.dumps(body)))
-        self.assertGreaterEqual(moved["kr_http_response_bytes_total"], len(answer.body))
+        least = {**dict.fromkeys(series, 1), "kr_tokens_generated_total": 7,
+                 "kr_http_request_bytes_total": len(json.dumps(body)),
+                 "kr_http_response_bytes_total": len(answer.body)}
+        for name in series:  # a request is counted when its answer has left
+            eventually(lambda n=name: metric(self.server, n) - before[n] >= least[n], name)
 
     def test_refusals_are_counted_by_class(self):
         def n(endpoint, method, status):
@@ -199,10 +197,10 @@ class Text(ServedTest, unittest.TestCase):
             try:
                 stream = Stream(server)
                 self.assertIsNotNone(stream.event())
-                self.assertEqual(metric(server, "kr_requests_running"), 1)
+                eventually(lambda: metric(server, "kr_requests_running") == 1, "it runs")
+                eventually(lambda: metric(server, "kr_kv_usage_ratio") > 0, "its pages")
                 self.assertGreaterEqual(metric(server, "kr_http_requests_in_flight"), 2)
                 self.assertGreaterEqual(metric(server, "kr_http_connections"), 2)
-                self.assertGreater(metric(server, "kr_kv_usage_ratio"), 0)
                 stream.close()
                 eventually(lambda: metric(server, gone) == 1, "a client that has gone")
                 eventually(lambda: metric(server, "kr_requests_cancelled_total") == 1, "a cancel")

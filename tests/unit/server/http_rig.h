@@ -145,6 +145,13 @@ static inline int rig_connect(void) {
     return fd;
 }
 
+/* Of which the kernel holds little, whatever the machine's limits for buffers are. */
+static inline int rig_connect_small(void) {
+    const int fd = rig_connect(), n_bytes = 65536;
+    assert_int_equal(setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &n_bytes, sizeof n_bytes), 0);
+    return fd;
+}
+
 static inline void rig_send_bytes(int fd, const void *data, size_t n_bytes) {
     const char *at = data;
     while (n_bytes > 0) {

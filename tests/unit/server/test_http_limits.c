@@ -63,6 +63,22 @@ TEST(http_limits_head_must_come_in_time) {
     rig_stop();
 }
 
+/* A connection on which a request was answered, asked for again where it ended before. */
+static int answered_connection(void) {
+    kri_buffer_t in = new_input();
+    int fd = -1;
+    while (in.n_bytes == 0) {
+        if (fd >= 0) (void)close(fd);
+        fd = rig_connect();
+        rig_send(fd, GET("/"));
+        (void)rig_receive(fd, &in);
+    }
+    while (!rig_has(&in, "\r\n\r\n")) assert_true(rig_receive(fd, &in));
+    assert_memory_equal(in.data, "HTTP/1.1 200 ", 13);
+    kri_buffer_deinit(&in);
+    return fd;
+}
+
 TEST(http_limits_idle_connection_is_closed_without_a_word) {
     http_params_t params = rig_params();
     params.limits.keep_alive_ms = 30;
@@ -71,8 +87,7 @@ TEST(http_limits_idle_connection_is_closed_without_a_word) {
     rig_expect_end(fd); /* not one byte came */
     (void)close(fd);
     assert_int_equal(rig.n_done, 0);
-    fd = rig_connect();
-    assert_int_equal(rig_ask(fd, GET("/")), 200);
+    fd = answered_connection();
     rig_expect_end(fd);
     (void)close(fd);
     assert_int_equal(rig_done_at(0).status, 200);
@@ -250,7 +265,7 @@ TEST(http_limits_descriptors_are_kept_in_reserve_without_spinning) {
     rig_start(&params);
     int fds[8];
     for (int i = 0; i < 8; i++) fds[i] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    const int probe = dup(0);
+    const int probe = dup(fds[0]);
     struct rlimit before, lowered;
     assert_int_equal(getrlimit(RLIMIT_NOFILE, &before), 0);
     lowered = before;

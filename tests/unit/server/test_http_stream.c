@@ -180,7 +180,7 @@ TEST(http_stream_tells_every_byte_that_a_slow_reader_takes) {
     http_params_t params = rig_params();
     params.limits.stream_bytes = (uint64_t)64 << 20;
     start(&params);
-    const int fd = rig_connect();
+    const int fd = rig_connect_small();
     kri_buffer_t in = new_input();
     http_exchange_t *exchange = ask(fd, GET("/"));
     begin(exchange, false);
@@ -318,7 +318,7 @@ TEST(http_stream_watcher_is_not_told_after_the_answer_has_ended) {
     http_params_t params = rig_params();
     params.limits.stream_bytes = (uint64_t)64 << 20;
     start(&params);
-    const int fd = rig_connect();
+    const int fd = rig_connect_small();
     http_exchange_t *exchange = ask(fd, GET("/"));
     begin(exchange, false);
     static char block[65536];
@@ -336,7 +336,7 @@ TEST(http_stream_client_that_takes_nothing_counts_as_gone) {
     params.limits.stream_bytes = (uint64_t)64 << 20;
     params.limits.write_stall_ms = 50;
     start(&params);
-    const int fd = rig_connect();
+    const int fd = rig_connect_small();
     http_exchange_t *exchange = ask(fd, GET("/"));
     begin(exchange, false);
     static char block[65536];
