@@ -155,7 +155,7 @@ static kr_status_t read_out(batch_t *batch, kr_error_t *error) {
         }
         if (text == NULL) break;
         if (!is_whole) {
-            if (batch_out_is_torn(text, n_bytes)) break;
+            if (batch_out_is_torn(text, n_bytes, n_whole == 0)) break;
             status = KRI_FAIL(error, KR_E_BAD_FORMAT, "OUT",
                               "the end of %s is not what kr batch writes: give another file",
                               batch->out_path);

@@ -178,9 +178,9 @@ static const char line_next[] = "\",\"custom_id\":\"";
 #define BEGIN_BYTES (sizeof line_begin - 1)
 #define NEXT_BYTES (sizeof line_next - 1)
 
-bool batch_out_is_torn(const char *text, size_t n_bytes) {
+bool batch_out_is_torn(const char *text, size_t n_bytes, bool is_alone) {
     const size_t n = n_bytes < BEGIN_BYTES ? n_bytes : BEGIN_BYTES;
-    if (memcmp(text, line_begin, n) == 0) return true;
+    if (memcmp(text, line_begin, n) == 0) return n == BEGIN_BYTES || !is_alone;
     /* A file that grew before its data reached the disk reads as zeros. */
     for (size_t i = 0; i < n_bytes; i++) {
         if (text[i] != '\0') return false;

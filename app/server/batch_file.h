@@ -62,8 +62,9 @@ kr_status_t batch_index_add(batch_index_t *index, const char *id, size_t id_byte
 /* The custom_id of a line that batch_run has written, into *id (emptied first). False: it is no
  * such line. */
 bool batch_out_read(const char *text, size_t n_bytes, kri_buffer_t *id);
-/* Whether this can be the beginning of such a line, cut short by a crash. */
-bool batch_out_is_torn(const char *text, size_t n_bytes);
+/* Whether this can be the beginning of such a line, cut short by a crash. is_alone: no whole line
+ * stands before it, and a few bytes, as "{", do not tell it from a file of somebody else's. */
+bool batch_out_is_torn(const char *text, size_t n_bytes, bool is_alone);
 
 typedef struct batch_log_s {
     int fd;

@@ -28,7 +28,8 @@ static void read_out(const char *text, size_t n_bytes) {
     if (batch_out_read(text, n_bytes, &id)) {
         if (id.n_bytes == 0 || id.n_bytes > n_bytes) abort();
         for (size_t i = 0; i < n_bytes; i += 1 + n_bytes / 16) {
-            if (!batch_out_is_torn(text, i)) abort();
+            if (!batch_out_is_torn(text, i, false)) abort();
+            if (i > sizeof BATCH_ID_PREFIX + 8 && !batch_out_is_torn(text, i, true)) abort();
         }
     }
     kri_buffer_deinit(&id);

@@ -218,6 +218,8 @@ class Resume(BatchTest):
     def test_a_foreign_file_is_not_touched(self):
         self.write(request("a"), request("b"))
         for pattern, text in (("end of .* is not what kr batch writes", "notes"),
+                              ("end of .* is not what kr batch writes", "{"),
+                              ("end of .* is not what kr batch writes", '{"id":"batch_req'),
                               ("line 1 is not what kr batch writes", "notes\n"),
                               ("line 2 is not what", ANSWERED % "a" + "{}\n"),
                               ("custom_id \"c\" is not in", ANSWERED % "c"),
@@ -225,9 +227,11 @@ class Resume(BatchTest):
             self.target.write_text(text)
             self.assert_fails(11, pattern, *self.words())
             self.assertEqual(self.target.read_text(), text)
-        self.target.write_text(ANSWERED % "a" + '{"id":"batch_req_AAAA')
-        self.assertEqual(self.run_batch()["skipped"], 1)
-        self.assertEqual(set(self.answers()), {"a", "b"})
+        for torn, n_skipped in (('{"id":"batch_req_AAAA', 0), (ANSWERED % "a" + "{", 1),
+                                (ANSWERED % "a" + '{"id":"batch_req_AAAA', 1)):
+            self.target.write_text(torn)
+            self.assertEqual(self.run_batch()["skipped"], n_skipped)
+            self.assertEqual(set(self.answers()), {"a", "b"})
 
     def test_two_runs_do_not_write_one_file(self):
         self.write(*(request(f"{i}", "/v1/completions", prompt="x", max_tokens=400,
