@@ -1,5 +1,7 @@
-/* responses_store.c: a hash table of immutable entries and a list of them by last use, under one
- * lock. An entry is one allocation and reference-counted: readers copy nothing under the lock. */
+/* responses_store.c: a hash table of immutable entries and, for each key, a list of its own by last
+ * use, under one lock. An entry is one allocation and reference-counted: readers copy nothing under
+ * the lock. Keys are looked for one after the other: there are KEYS_MAX of them, and a put or a use
+ * is rare beside the tokens that it took. */
 #include "responses_store.h"
 
 #include <stdatomic.h>
@@ -9,19 +11,32 @@
 #include "base/checked.h"
 #include "base/mutex.h"
 
+typedef struct owner_s owner_t;
 typedef struct entry_s {
     response_t response; /* first: responses_release gets its address */
     _Atomic uint32_t n_refs;
     size_t n_bytes;
+    owner_t *owner;
+    uint64_t used;                   /* store->n_uses at its last use */
     struct entry_s *chain;           /* next of the bucket */
-    struct entry_s *older, *newer;   /* by last use */
+    struct entry_s *older, *newer;   /* of the owner, by last use */
 } entry_t;
+
+/* A key that has entries. */
+struct owner_s {
+    uint64_t key_id;
+    uint32_t n;
+    size_t n_bytes;
+    entry_t *oldest, *newest;
+    owner_t *next;
+};
 
 struct responses_s {
     kri_mutex_t mutex;
-    uint32_t n_max, n;
+    uint32_t n_max, n, n_owners;
     size_t bytes_max, n_bytes;
-    entry_t *oldest, *newest;
+    uint64_t n_uses;
+    owner_t *owners;
     uint32_t n_buckets;              /* a power of two */
     entry_t *buckets[];
 };
@@ -49,15 +64,20 @@ static void unref(entry_t *entry) {
 
 void responses_store_destroy(responses_t *store) {
     if (!store) return;
-    for (entry_t *entry = store->oldest, *newer; entry; entry = newer) {
-        newer = entry->newer;
-        unref(entry);
+    while (store->owners) {
+        owner_t *owner = store->owners;
+        store->owners = owner->next;
+        for (entry_t *entry = owner->oldest, *newer; entry; entry = newer) {
+            newer = entry->newer;
+            unref(entry);
+        }
+        kri_free(owner);
     }
     kri_mutex_deinit(&store->mutex);
     kri_free(store);
 }
 
-/* ---- table and list, under the lock ---------------------------------------------------------- */
+/* ---- table and lists, under the lock -------------------------------------------------------- */
 
 /* FNV-1a. Ids in the table are this server's own, so chains cannot be made long on purpose. */
 static entry_t **bucket_of(responses_t *s, const char *id) {
@@ -73,28 +93,91 @@ static entry_t **find(responses_t *s, const char *id) {
     return at;
 }
 
-static void list_remove(responses_t *s, entry_t *entry) {
+static void list_remove(entry_t *entry) {
+    owner_t *owner = entry->owner;
     if (entry->older) entry->older->newer = entry->newer;
-    else s->oldest = entry->newer;
+    else owner->oldest = entry->newer;
     if (entry->newer) entry->newer->older = entry->older;
-    else s->newest = entry->older;
+    else owner->newest = entry->older;
     entry->older = entry->newer = NULL;
 }
 
 static void list_append(responses_t *s, entry_t *entry) {
-    entry->older = s->newest;
-    if (s->newest) s->newest->newer = entry;
-    else s->oldest = entry;
-    s->newest = entry;
+    owner_t *owner = entry->owner;
+    entry->used = ++s->n_uses;
+    entry->older = owner->newest;
+    if (owner->newest) owner->newest->newer = entry;
+    else owner->oldest = entry;
+    owner->newest = entry;
+}
+
+/* Where the owner with this key hangs, or the end of the list. */
+static owner_t **find_owner(responses_t *s, uint64_t key_id) {
+    owner_t **at = &s->owners;
+    while (*at && (*at)->key_id != key_id) at = &(*at)->next;
+    return at;
 }
 
 static void drop(responses_t *s, entry_t **at) {
     entry_t *entry = *at;
+    owner_t *owner = entry->owner;
     *at = entry->chain;
-    list_remove(s, entry);
+    list_remove(entry);
     s->n--;
     s->n_bytes -= entry->n_bytes;
+    owner->n_bytes -= entry->n_bytes;
+    if (--owner->n == 0) {
+        *find_owner(s, owner->key_id) = owner->next;
+        s->n_owners--;
+        kri_free(owner);
+    }
     unref(entry);
+}
+
+static void add(responses_t *s, owner_t *owner, entry_t *entry) {
+    *find(s, entry->response.id) = entry;
+    entry->owner = owner;
+    list_append(s, entry);
+    owner->n++;
+    owner->n_bytes += entry->n_bytes;
+    s->n++;
+    s->n_bytes += entry->n_bytes;
+}
+
+/* ---- who goes first, under the lock ---------------------------------------------------------- */
+
+typedef struct plan_s {
+    uint64_t key_id;  /* of the entry that is to come */
+    size_t n_bytes;   /* of it */
+    uint32_t n_owners;
+} plan_t;
+
+/* Whether a key has, with what is to come, more than an equal part of what is short. */
+static bool is_over(const responses_t *s, const owner_t *owner, const plan_t *plan) {
+    const bool is_own = owner->key_id == plan->key_id;
+    if (s->n == s->n_max) return owner->n + is_own > s->n_max / plan->n_owners;
+    const size_t n_bytes = owner->n_bytes + (is_own ? plan->n_bytes : 0);
+    return n_bytes > s->bytes_max / plan->n_owners;
+}
+
+static bool is_full(const responses_t *s, const plan_t *plan) {
+    return s->n == s->n_max || s->n_bytes > s->bytes_max - plan->n_bytes;
+}
+
+/* What has not been used for longest among the entries of keys that have more than their part.
+ * False: there are none; the others are left what they have. */
+static bool make_room(responses_t *s, plan_t *plan) {
+    while (is_full(s, plan)) {
+        entry_t *first = NULL;
+        plan->n_owners = s->n_owners + (*find_owner(s, plan->key_id) == NULL);
+        for (owner_t *owner = s->owners; owner; owner = owner->next) {
+            if (!is_over(s, owner, plan)) continue;
+            if (!first || owner->oldest->used < first->used) first = owner->oldest;
+        }
+        if (!first) return false;
+        drop(s, find(s, first->response.id));
+    }
+    return true;
 }
 
 /* ---- entries --------------------------------------------------------------------------------- */
@@ -144,28 +227,39 @@ static entry_t *entry_create(const response_t *r, size_t n_bytes) {
 
 /* ---- what others call ------------------------------------------------------------------------ */
 
+/* Under the lock; takes what it keeps out of *owner and *entry. */
+static kr_status_t put(responses_t *s, owner_t **owner, entry_t **entry) {
+    plan_t plan = {.key_id = (*entry)->response.key_id, .n_bytes = (*entry)->n_bytes};
+    if (*find(s, (*entry)->response.id)) return KR_E_EXISTS;
+    if (!make_room(s, &plan)) return KR_E_LIMIT;
+    owner_t **at = find_owner(s, plan.key_id);
+    if (*at == NULL) {
+        (*owner)->key_id = plan.key_id;
+        *at = *owner;
+        *owner = NULL;
+        s->n_owners++;
+    }
+    add(s, *at, *entry);
+    *entry = NULL;
+    return KR_OK;
+}
+
 kr_status_t responses_store_put(responses_t *store, const response_t *response) {
     size_t n_bytes;
     if (!store) return KR_E_LIMIT;
     if (memchr(response->id, '\0', sizeof response->id) == NULL) return KR_E_INVALID_ARG;
     if (!entry_bytes(response, &n_bytes) || n_bytes > store->bytes_max) return KR_E_LIMIT;
     entry_t *entry = entry_create(response, n_bytes);
-    if (!entry) return KR_E_NOMEM;
-    kri_mutex_lock(&store->mutex);
-    if (*find(store, response->id)) {
+    owner_t *owner = kri_calloc(1, sizeof *owner, "responses");
+    kr_status_t status = KR_E_NOMEM;
+    if (entry && owner) {
+        kri_mutex_lock(&store->mutex);
+        status = put(store, &owner, &entry);
         kri_mutex_unlock(&store->mutex);
-        unref(entry);
-        return KR_E_EXISTS;
     }
-    while (store->n == store->n_max || store->n_bytes > store->bytes_max - n_bytes) {
-        drop(store, find(store, store->oldest->response.id));
-    }
-    *find(store, entry->response.id) = entry; /* the chain has changed since */
-    list_append(store, entry);
-    store->n++;
-    store->n_bytes += n_bytes;
-    kri_mutex_unlock(&store->mutex);
-    return KR_OK;
+    kri_free(owner);
+    if (entry) unref(entry);
+    return status;
 }
 
 const response_t *responses_store_get(responses_t *store, const char *id, uint64_t key_id) {
@@ -173,7 +267,7 @@ const response_t *responses_store_get(responses_t *store, const char *id, uint64
     kri_mutex_lock(&store->mutex);
     entry_t *entry = *find(store, id);
     if (entry && entry->response.key_id == key_id) {
-        list_remove(store, entry);
+        list_remove(entry);
         list_append(store, entry);
         atomic_fetch_add(&entry->n_refs, 1);
     } else {

@@ -1,6 +1,8 @@
 /* responses_store.h: what POST /v1/responses keeps for `previous_response_id` and GET: the
  * conversation up to and with the answer, and the answer as it was sent. Bounded by count and
- * bytes; what has not been used for longest goes first. In memory only: gone with the process.
+ * bytes. What goes first is what has not been used for longest among the entries of keys that have
+ * more than an equal part of what is short: no key drives out what another keeps within its part.
+ * In memory only: gone with the process.
  *
  * Every entry belongs to the key that made it: under another key its id is not found.
  * Threads: any. An entry that somebody holds stays readable after it has left the store. */
@@ -28,8 +30,8 @@ typedef struct response_s {
 /* KR_E_INVALID_ARG (a bound of 0), KR_E_NOMEM. */
 kr_status_t responses_store_create(uint32_t n_max, size_t bytes_max, responses_t **store);
 void responses_store_destroy(responses_t *store);
-/* Keeps a copy. KR_E_EXISTS (id), KR_E_LIMIT (over bytes_max alone), KR_E_NOMEM: nothing has
- * changed. */
+/* Keeps a copy. KR_E_EXISTS (id), KR_E_LIMIT (over bytes_max alone; or over its key's part while
+ * others keep to theirs), KR_E_NOMEM: it is not kept. */
 kr_status_t responses_store_put(responses_t *store, const response_t *response);
 /* To be released; NULL: there is none under this key. */
 const response_t *responses_store_get(responses_t *store, const char *id, uint64_t key_id);

@@ -128,6 +128,55 @@ TEST(store_keeps_to_its_bytes) {
     responses_store_destroy(store);
 }
 
+TEST(store_leaves_others_their_part) {
+    responses_t *store = create(8, 1 << 20);
+    for (uint32_t i = 0; i < 3; i++) assert_status(put(store, i, 1, "x"), KR_OK);
+    /* Another key: it gets the rest, and then drives out its own. */
+    for (uint32_t i = 100; i < 150; i++) {
+        assert_status(put(store, i, 2, "x"), KR_OK);
+        assert_true(has(store, i, 2));
+    }
+    assert_int_equal(responses_stats(store).n, 8);
+    for (uint32_t i = 0; i < 3; i++) assert_true(has(store, i, 1));
+    for (uint32_t i = 145; i < 150; i++) assert_true(has(store, i, 2));
+    /* Who has less than its part gets it from who has more. */
+    assert_status(put(store, 3, 1, "x"), KR_OK);
+    assert_false(has(store, 145, 2));
+    /* Now both have half: each drives out its own, whoever was used last. */
+    assert_status(put(store, 4, 1, "x"), KR_OK);
+    assert_true(has(store, 146, 2) && has(store, 149, 2));
+    assert_false(has(store, 0, 1));
+    assert_true(has(store, 1, 1) && has(store, 4, 1));
+    responses_store_destroy(store);
+}
+
+TEST(store_leaves_others_their_part_of_the_bytes) {
+    char body[2401];
+    memset(body, 'b', 2400);
+    body[2400] = '\0';
+    responses_t *store = create(1000, 10000);
+    for (uint32_t i = 0; i < 8; i++) assert_status(put(store, i, 1, "small"), KR_OK);
+    for (uint32_t i = 100; i < 150; i++) assert_status(put(store, i, 2, body), KR_OK);
+    for (uint32_t i = 0; i < 8; i++) assert_true(has(store, i, 1));
+    assert_true(has(store, 149, 2));
+    const responses_stats_t stats = responses_stats(store);
+    assert_true(stats.n_bytes <= 10000);
+    responses_store_destroy(store);
+
+    store = create(1000, 10000);
+    assert_status(put(store, 1, 1, body), KR_OK);
+    char large[8001];
+    memset(large, 'l', 8000);
+    large[8000] = '\0';
+    /* Alone more than its part, and the other keeps to its own: not kept, nothing is lost. */
+    assert_status(put(store, 2, 2, large), KR_E_LIMIT);
+    assert_false(has(store, 2, 2));
+    assert_true(has(store, 1, 1));
+    assert_true(responses_store_delete(store, "resp_1", 1));
+    assert_status(put(store, 2, 2, large), KR_OK);
+    responses_store_destroy(store);
+}
+
 TEST(store_entries_outlive_it_while_held) {
     responses_t *store = create(1, 1 << 20);
     assert_status(put(store, 1, 1, "first"), KR_OK);
