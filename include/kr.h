@@ -99,7 +99,8 @@ KR_API const char *kr_status_text(kr_status_t status);
 typedef struct kr_error_s {
     uint32_t struct_bytes;
     kr_status_t code;
-    uint64_t offset;   /* byte offset in the input where known, else UINT64_MAX */
+    uint64_t offset;   /* byte offset in the input where known, else UINT64_MAX; of a prompt that is
+                          too long (kr_engine_submit) the number of its tokens, at the least */
     char param[64];    /* name of the offending field or parameter, or "" */
     char message[512]; /* one line of valid UTF-8, NUL-terminated */
 } kr_error_t;
@@ -758,7 +759,9 @@ KR_API void kr_request_params_init(kr_request_params_t *params);
  * request  receives a handle to be released by kr_request_release; may be NULL. It is set before
  *          the first event comes.
  * Errors   KR_E_INVALID_ARG (param names the field), KR_E_NOT_FOUND (model, template),
- *          KR_E_CONTEXT_LENGTH (prompt of n_ctx tokens or more; with pooling of more), KR_E_LIMIT
+ *          KR_E_CONTEXT_LENGTH (prompt of n_ctx tokens or more; with pooling of more; offset says
+ *          how many, exactly unless the message says "at least": text over 1 MiB that cannot
+ *          fit whatever its tokens are is not tokenized), KR_E_LIMIT
  *          (would need more pages than the whole pool, or alone more heap than all requests may
  *          hold, which is a quarter of the memory available at create, at least 256 MiB; param
  *          names the field), KR_E_BUSY (queue full, key_in_flight_max: kr_engine_stats tells when

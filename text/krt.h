@@ -47,10 +47,12 @@ int32_t krt_tokenizer_create(const krt_vocab_t *vocab, krt_tokenizer_t **tokeniz
                              krt_error_t *error);
 void krt_tokenizer_destroy(krt_tokenizer_t *tokenizer);
 /* At most 16 MiB. `bos` (-1 = none) goes in front. Without parse_special no control token is ever
- * produced. KR_E_INVALID_ARG (invalid UTF-8, offset set), KR_E_LIMIT. */
+ * produced. KR_E_INVALID_ARG (invalid UTF-8, offset set), KR_E_LIMIT. is_least NULL: *n_ids is how
+ * many ids there are. Else text over 1 MiB that cannot fit is not encoded: *is_least 1 = there are
+ * at least *n_ids. */
 int32_t krt_tokenizer_encode(const krt_tokenizer_t *tokenizer, const char *text, size_t n_bytes,
                              int32_t parse_special, int32_t bos, int32_t *ids, size_t capacity,
-                             size_t *n_ids, krt_error_t *error);
+                             size_t *n_ids, int32_t *is_least, krt_error_t *error);
 
 /* `bos` and `eos` are the spellings given to the template as bos_token and eos_token.
  * KR_E_BAD_TEMPLATE, KR_E_LIMIT (source over 256 KiB). */
@@ -64,10 +66,10 @@ int32_t krt_template_render(const krt_template_t *tmpl, const krt_tokenizer_t *t
                             const krt_message_t *messages, size_t n_messages, int32_t add_prompt,
                             char *text, size_t capacity, size_t *n_bytes, krt_error_t *error);
 /* Renders and encodes; control tokens come from the template's own literals only. `bos` (-1 =
- * none) goes in front unless the template itself begins with it. */
+ * none) goes in front unless the template itself begins with it. is_least as above. */
 int32_t krt_template_encode(const krt_template_t *tmpl, const krt_tokenizer_t *tokenizer,
                             const krt_message_t *messages, size_t n_messages, int32_t add_prompt,
                             int32_t bos, int32_t *ids, size_t capacity, size_t *n_ids,
-                            krt_error_t *error);
+                            int32_t *is_least, krt_error_t *error);
 
 #endif

@@ -155,18 +155,14 @@ void call_fail(call_t *call, const char *code, const char *param, const char *fo
     fail_row(call, error_find(code), param, message);
 }
 
-void call_fail_over_long(call_t *call, const char *param, uint64_t n_prompt, uint32_t n_ctx) {
-    char message[256];
+void call_fail_over_long(call_t *call, const kr_error_t *error, uint32_t n_ctx) {
     kri_buffer_t body;
-    (void)snprintf(message, sizeof message,
-                   "the prompt has %llu tokens (n_prompt), the context of %u (n_ctx) leaves room "
-                   "for %u", (unsigned long long)n_prompt, n_ctx, n_ctx > 0 ? n_ctx - 1 : 0);
     kri_buffer_init(&body, ERROR_BYTES_MAX);
-    if (error_put_over_long(call->params.endpoint->style, param, message, call->id, n_prompt, n_ctx,
-                            &body) == KR_OK) {
+    if (error_put_over_long(call->params.endpoint->style, error->param, error->message, call->id,
+                            error->offset, n_ctx, &body) == KR_OK) {
         call_reply_json(call, error_find("context_length_exceeded")->status, &body);
     } else {
-        call_fail(call, "context_length_exceeded", param, "%s", message);
+        call_fail(call, "context_length_exceeded", error->param, "%s", error->message);
     }
     kri_buffer_deinit(&body);
 }
@@ -199,10 +195,12 @@ static void log_hidden(const call_t *call, const error_row_t *row, kr_status_t s
 void call_fail_status(call_t *call, kr_status_t status, const kr_error_t *error) {
     const error_row_t *row = error_of_status(status);
     log_hidden(call, row, status, error);
+    const char *message = message_of(row, status, error);
     if (status == KR_E_BUSY && error != NULL && strcmp(error->param, "key") == 0) {
-        row = error_find("too_many_requests");
+        if (call->params.principal.key_id != 0) row = error_find("too_many_requests");
+        else message = "as many requests of this client wait as may";
     }
-    fail_row(call, row, param_of(row, error), message_of(row, status, error));
+    fail_row(call, row, param_of(row, error), message);
 }
 
 void call_error_body(const call_t *call, kr_status_t status, const kr_error_t *error,

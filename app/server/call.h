@@ -33,7 +33,9 @@ typedef struct endpoint_s {
 
 /* Who asks. */
 typedef struct principal_s {
-    uint64_t key_id;      /* kr_request_params_t.key and cache_salt; 0 = no keys are in use */
+    uint64_t key_id;      /* whose prefixes and kept responses these are; 0 = no keys are in use */
+    uint64_t client;      /* with whom queue, workers and memory are shared: the key, without keys
+                             what the transport tells apart; 0 = the process itself */
     uint32_t scopes;
     char name[64];        /* for logs */
 } principal_t;
@@ -93,8 +95,8 @@ void call_fail_status(call_t *call, kr_status_t status, const kr_error_t *error)
 /* code: a row of errors.c ("model_not_found"): gives HTTP status and type. param may be NULL. */
 void call_fail(call_t *call, const char *code, const char *param, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
-/* 400 context_length_exceeded with the two numbers. */
-void call_fail_over_long(call_t *call, const char *param, uint64_t n_prompt, uint32_t n_ctx);
+/* 400 context_length_exceeded with the two numbers: error->offset is n_prompt. */
+void call_fail_over_long(call_t *call, const kr_error_t *error, uint32_t n_ctx);
 /* Tokens of the generation, for the log: before the answer ends, any number of times. */
 void call_note_tokens(call_t *call, uint64_t n_prompt, uint64_t n_cached, uint64_t n_generated);
 /* The error body alone, for events of a stream that fails late. */

@@ -179,7 +179,7 @@ static void fill_segment(const job_prompt_t *prompt, kr_segment_t *segment) {
 }
 
 static void fill_params(job_t *job, kr_request_params_t *params) {
-    const uint64_t key = call_principal(job->call)->key_id;
+    const principal_t *principal = call_principal(job->call);
     kr_request_params_init(params);
     params->n_segments = 1;
     params->model = job->model_name;
@@ -187,8 +187,8 @@ static void fill_params(job_t *job, kr_request_params_t *params) {
     params->deadline_ms = job->deadline_ms > 0 ? job->deadline_ms
                                                : call_server(job->call)->deadline_ms;
     params->credits = job->run->credits;
-    params->key = key;
-    params->cache_salt = key;
+    params->key = principal->client;
+    params->cache_salt = principal->key_id;
     /* Nobody has a prefix under a salt of its own. */
     if (job->no_cache) random_bytes(&params->cache_salt, sizeof params->cache_salt);
     params->pooling = job->pooling;
@@ -238,29 +238,8 @@ static kr_status_t submit(job_t *job, uint32_t index, kr_request_params_t *param
     return KR_OK;
 }
 
-/* How many tokens the prompt has: only asked when it is too long. 0 = unknown. */
-static size_t count_tokens(const job_t *job, const job_prompt_t *prompt) {
-    size_t n = prompt->n_tokens;
-    if (prompt->messages != NULL) {
-        (void)kr_model_chat_tokenize(job->model_handle, prompt->messages, prompt->n_messages, 1,
-                                     NULL, 0, &n, NULL);
-    } else if (prompt->tokens == NULL) {
-        (void)kr_model_tokenize(job->model_handle, prompt->text, prompt->n_bytes,
-                                KR_TOKENIZE_ADD_BOS, NULL, 0, &n, NULL);
-    }
-    return n;
-}
-
-static void name_numbers(job_t *job, const server_model_t *model, uint32_t index) {
-    const uint32_t n_ctx = model->session.n_ctx;
-    const size_t n = count_tokens(job, &job->prompts[index]);
-    if (n < n_ctx) return; /* the library's message has what is known */
-    job->run->n_prompt_over = n;
-    job->run->n_ctx = n_ctx;
-}
-
 /* The library's names of fields are not those of the request. */
-static void rename_param(const job_t *job, uint32_t index, kr_error_t *error) {
+void job_name_error(const job_t *job, uint32_t index, kr_error_t *error) {
     static const char *const names[][2] = {
         {"n_choices", "n"}, {"stops", "stop"}, {"n_stops", "stop"},
         {"n_logit_bias", "logit_bias"}, {"n_logprobs", "top_logprobs"},
@@ -282,12 +261,6 @@ static void rename_param(const job_t *job, uint32_t index, kr_error_t *error) {
     }
 }
 
-void job_name_error(job_t *job, const server_model_t *model, uint32_t index, kr_status_t status,
-                    kr_error_t *error) {
-    if (status == KR_E_CONTEXT_LENGTH) name_numbers(job, model, index);
-    rename_param(job, index, error);
-}
-
 /* The deadline is the whole job's: those that come later have what is left of it. */
 static kr_status_t submit_late(job_t *job, uint32_t index, kr_request_params_t *params,
                                kr_error_t *error) {
@@ -307,6 +280,8 @@ void job_submit_more(job_t *job) {
     while (run->status == KR_OK) {
         const uint32_t n = atomic_load(&run->n_submitted), n_ahead = n - run->n_ended;
         if (n == job->n_prompts || n_ahead >= JOB_POOLED_AHEAD) return;
+        const size_t n_tokens = job->prompts[n].n_tokens;
+        if (n_ahead > 0 && run->n_tokens_ahead + n_tokens > JOB_POOLED_TOKENS) return;
         kr_error_init(&error);
         const kr_status_t status = submit_late(job, n, &params, &error);
         if (status == KR_E_BUSY && n > 0) {
@@ -314,14 +289,17 @@ void job_submit_more(job_t *job) {
             if (n_ahead == 0) job_try_later(job);
             return;
         }
-        if (status == KR_OK) continue;
-        rename_param(job, n, &error);
+        if (status == KR_OK) {
+            run->n_tokens_ahead += n_tokens;
+            continue;
+        }
+        job_name_error(job, n, &error);
         run->is_refused = true;
         job_note_failure(job, status, &error);
     }
 }
 
-static void submit_all(job_t *job, const server_model_t *model) {
+static void submit_all(job_t *job) {
     job_run_t *run = job->run;
     const bool is_pooled = job->pooling != KR_POOLING_NONE;
     const uint32_t n_first = is_pooled ? 0 : job->n_prompts;
@@ -334,7 +312,7 @@ static void submit_all(job_t *job, const server_model_t *model) {
     for (; i < n_first && status == KR_OK; i++) {
         status = is_over(run) ? KR_E_CANCELLED : submit(job, i, &params, &error);
     }
-    if (status != KR_OK) job_name_error(job, model, i - 1, status, &error);
+    if (status != KR_OK) job_name_error(job, i - 1, &error);
     kri_mutex_lock(&run->lock);
     if (status != KR_OK && run->status == KR_OK) {
         run->is_refused = true;
@@ -377,7 +355,7 @@ void job_run(job_t *job) {
     job_register(job);
     call_watch(job->call, job_on_gone, job->is_stream ? job_on_taken : NULL,
                (void *)(uintptr_t)job->run->ticket);
-    submit_all(job, model);
+    submit_all(job);
     if (server->http != NULL) http_flush(server->http);
     job_leave(job, 1);
 }

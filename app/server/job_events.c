@@ -55,13 +55,13 @@ void job_note_failure(job_t *job, kr_status_t status, const kr_error_t *error) {
 }
 
 void job_fail_early(job_t *job, kr_status_t status, const kr_error_t *error, bool is_refused) {
-    const job_run_t *run = job->run;
     if (status == KR_E_NOT_FOUND && strcmp(error->param, "chat_template") == 0) {
         call_fail(job->call, "template_error", job->prompt_name, "%s", error->message);
     } else if (status == KR_E_NOT_FOUND && strcmp(error->param, "model") == 0) {
         call_fail(job->call, "model_not_found", "model", "%s", error->message);
-    } else if (status == KR_E_CONTEXT_LENGTH && run->n_prompt_over > 0) {
-        call_fail_over_long(job->call, error->param, run->n_prompt_over, run->n_ctx);
+    } else if (status == KR_E_CONTEXT_LENGTH && error->offset != UINT64_MAX) {
+        const server_model_t *model = server_find_model(call_server(job->call), job->model_name);
+        call_fail_over_long(job->call, error, model->session.n_ctx);
     } else if (status == KR_E_BUSY && !is_refused) {
         call_fail(job->call, "overloaded", NULL, "it has waited too long for its turn");
     } else {
@@ -299,8 +299,12 @@ static void take_text(job_t *job, job_request_t *request, const kr_event_t *even
 
 static void end_request(job_t *job, job_request_t *request) {
     refresh_usage(job, request);
-    job->run->n_ending++;
-    job->run->n_ended++;
+    job_run_t *run = job->run;
+    run->n_ending++;
+    run->n_ended++;
+    if (job->pooling != KR_POOLING_NONE) {
+        run->n_tokens_ahead -= job->prompts[request->prompt].n_tokens;
+    }
 }
 
 void job_take_event(pump_user_t *user, pump_t *pump, const kr_event_t *event) {

@@ -23,7 +23,9 @@
                                       transport keeps for a slow reader */
 #define JOB_TEXT_BYTES_MAX ((size_t)64 << 20)  /* of one choice */
 #define JOB_OUT_BYTES_MAX ((size_t)256 << 20)  /* of an answer in one piece, of a stream's write */
-#define JOB_POOLED_AHEAD 64u       /* prompts with pooling that one job has submitted */
+#define JOB_POOLED_AHEAD 64u       /* prompts with pooling that one job has in the engine, and */
+#define JOB_POOLED_TOKENS 2048u    /* their tokens, or one prompt: enough for full steps, and none
+                                      waits in the queue for long behind its own job's */
 #define JOB_RETRY_NS 20000000ull   /* a job with pooling that found the queue full tries again */
 #define JOB_HEAVY_ENTRIES 4096u    /* log-probabilities of an answer in one piece: a millisecond of
                                       rendering for some hundred */
@@ -56,8 +58,7 @@ typedef struct job_run_s {
     kr_error_t error;
     bool is_refused;           /* by submit */
     uint32_t n_ended;          /* requests whose last event has come */
-    size_t n_prompt_over;      /* KR_E_CONTEXT_LENGTH: tokens of the prompt; 0 = unknown */
-    uint32_t n_ctx;
+    size_t n_tokens_ahead;     /* with pooling: of the prompts in the engine */
     uint64_t n_written;        /* bytes of the stream */
     uint64_t n_shown;          /* tokens rendered into them */
     job_request_t *requests;   /* [n_prompts] */
@@ -132,8 +133,7 @@ void job_submit_more(job_t *job);
 /* What submit gives to the engine for a prompt; model_name is set. All is borrowed from the job. */
 void job_fill_request(job_t *job, uint32_t index, kr_request_params_t *params,
                       kr_segment_t *segment);
-/* Puts the request's names and numbers in place of the library's. */
-void job_name_error(job_t *job, const server_model_t *model, uint32_t index, kr_status_t status,
-                    kr_error_t *error);
+/* Puts the request's names in place of the library's. */
+void job_name_error(const job_t *job, uint32_t index, kr_error_t *error);
 
 #endif

@@ -87,7 +87,7 @@ kr_status_t kr_model_tokenize(kr_model_t model, const char *text, size_t text_by
                               size_t *n_tokens, kr_error_t *error) {
     if (!model) return KRI_FAIL(error, KR_E_INVALID_ARG, "model", "model is NULL");
     return kri_tokenizer_encode(model->tokenizer, text, text_bytes, flags, tokens, capacity,
-                                n_tokens, error);
+                                n_tokens, NULL, error);
 }
 
 kr_status_t kr_model_detokenize(kr_model_t model, const kr_token_t *tokens, size_t n_tokens,
@@ -120,7 +120,7 @@ kr_status_t kr_model_chat_tokenize(kr_model_t model, const kr_message_t *message
     const kri_template_t *tmpl = NULL;
     KR_TRY(chat_template(model, add_generation_prompt, &tmpl, error));
     return kri_template_tokenize(tmpl, messages, n_messages, add_generation_prompt, tokens,
-                                 capacity, n_tokens, error);
+                                 capacity, n_tokens, NULL, error);
 }
 
 kr_status_t kr_model_chat_render(kr_model_t model, const kr_message_t *messages,

@@ -78,7 +78,7 @@ static kr_status_t convert(const kr_message_t *messages, size_t n_messages, krt_
 kr_status_t kri_template_tokenize(const kri_template_t *tmpl, const kr_message_t *messages,
                                   size_t n_messages, uint32_t add_generation_prompt,
                                   kr_token_t *tokens, size_t capacity, size_t *n_tokens,
-                                  kr_error_t *error) {
+                                  int32_t *is_least, kr_error_t *error) {
     if (!tmpl || !n_tokens || (!tokens && capacity)) {
         return KRI_FAIL(error, KR_E_INVALID_ARG, "tokens", "NULL argument");
     }
@@ -88,7 +88,8 @@ kr_status_t kri_template_tokenize(const kri_template_t *tmpl, const kr_message_t
     krt_error_t failure;
     const int32_t status = krt_template_encode(
         tmpl->compiled, tokenizer->encoder, list, n_messages, add_generation_prompt != 0,
-        tokenizer->add_bos ? tokenizer->bos : -1, tokens, capacity, n_tokens, &failure);
+        tokenizer->add_bos ? tokenizer->bos : -1, tokens, capacity, n_tokens, is_least,
+        &failure);
     kri_free(list);
     return status == KR_OK ? KR_OK : kri_text_fail(status, &failure, "messages", error);
 }

@@ -39,10 +39,13 @@ kr_status_t kri_tokenizer_create(const kri_vocab_desc_t *desc, kri_tokenizer_t *
                                  kr_error_t *error);
 void kri_tokenizer_destroy(kri_tokenizer_t *tokenizer);
 
-/* As kr_model_tokenize / kr_model_detokenize / kr_model_token_is_end. */
+/* As kr_model_tokenize / kr_model_detokenize / kr_model_token_is_end. is_least NULL: *n_tokens is
+ * exact. Else text over 1 MiB that is too long for the capacity whatever its tokens are is not
+ * encoded, which can take seconds: *is_least 1 = there are at least *n_tokens. */
 kr_status_t kri_tokenizer_encode(const kri_tokenizer_t *tokenizer, const char *text,
                                  size_t n_bytes, uint32_t flags, kr_token_t *tokens,
-                                 size_t capacity, size_t *n_tokens, kr_error_t *error);
+                                 size_t capacity, size_t *n_tokens, int32_t *is_least,
+                                 kr_error_t *error);
 kr_status_t kri_tokenizer_decode(const kri_tokenizer_t *tokenizer, const kr_token_t *tokens,
                                  size_t n_tokens, uint32_t flags, char *buf, size_t capacity,
                                  size_t *n_bytes, kr_error_t *error);
@@ -59,11 +62,12 @@ kr_status_t kri_template_create(const char *source, size_t n_bytes,
                                 kr_error_t *error);
 void kri_template_destroy(kri_template_t *tmpl);
 /* As kr_model_chat_tokenize: renders, then encodes so that the spelling of a special token inside
- * a message stays ordinary text. BOS is not doubled when the template itself begins with it. */
+ * a message stays ordinary text. BOS is not doubled when the template itself begins with it.
+ * is_least as in encode. */
 kr_status_t kri_template_tokenize(const kri_template_t *tmpl, const kr_message_t *messages,
                                   size_t n_messages, uint32_t add_generation_prompt,
                                   kr_token_t *tokens, size_t capacity, size_t *n_tokens,
-                                  kr_error_t *error);
+                                  int32_t *is_least, kr_error_t *error);
 /* The rendered text itself (tests, oracle comparison); buf/n_bytes as in decode. */
 kr_status_t kri_template_render(const kri_template_t *tmpl, const kr_message_t *messages,
                                 size_t n_messages, uint32_t add_generation_prompt, char *buf,

@@ -59,7 +59,8 @@ void kri_tokenizer_destroy(kri_tokenizer_t *tokenizer) {
 
 kr_status_t kri_tokenizer_encode(const kri_tokenizer_t *tokenizer, const char *text,
                                  size_t n_bytes, uint32_t flags, kr_token_t *tokens,
-                                 size_t capacity, size_t *n_tokens, kr_error_t *error) {
+                                 size_t capacity, size_t *n_tokens, int32_t *is_least,
+                                 kr_error_t *error) {
     const uint32_t known = KR_TOKENIZE_ADD_BOS | KR_TOKENIZE_PARSE_SPECIAL;
     if (!tokenizer || !n_tokens || (!text && n_bytes) || (!tokens && capacity)) {
         return KRI_FAIL(error, KR_E_INVALID_ARG, "text", "NULL argument");
@@ -69,7 +70,8 @@ kr_status_t kri_tokenizer_encode(const kri_tokenizer_t *tokenizer, const char *t
     krt_error_t failure;
     const int32_t status = krt_tokenizer_encode(
         tokenizer->encoder, text, n_bytes, (flags & KR_TOKENIZE_PARSE_SPECIAL) != 0,
-        has_bos ? tokenizer->bos : -1, tokens, capacity, n_tokens, &failure);
+        has_bos ? tokenizer->bos : -1, tokens, capacity, n_tokens, is_least,
+        &failure);
     return status == KR_OK ? KR_OK : kri_text_fail(status, &failure, "text", error);
 }
 

@@ -176,6 +176,28 @@ TEST(submit_refuses_each_bad_sampler_field) {
     teardown(&f);
 }
 
+/* Text that cannot fit whatever its tokens are is refused without tokenizing it, with a number that
+ * is true. */
+static void check_passed_over(fixture_t *f) {
+    const size_t n_bytes = (size_t)8 << 20;
+    char *text = malloc(n_bytes);
+    size_t n_tokens = 0;
+    assert_non_null(text);
+    for (size_t i = 0; i < n_bytes; i++) text[i] = i % 5 == 4 ? ' ' : "hello"[i % 5];
+    assert_status(kr_model_tokenize(f->model, text, n_bytes, 0, NULL, 0, &n_tokens, NULL),
+                  KR_E_LIMIT);
+    f->ask.segment = (kr_segment_t){.type = KR_SEGMENT_TEXT, .count = n_bytes, .text = text};
+    refuse(f, KR_E_CONTEXT_LENGTH, "segments");
+    assert_in_range(f->error.offset, 512, n_tokens);
+    assert_non_null(strstr(f->error.message, "at least"));
+    const kr_message_t message = {.role = "user", .content = text, .content_bytes = n_bytes};
+    f->ask.segment = (kr_segment_t){.type = KR_SEGMENT_MESSAGES, .count = 1, .messages = &message};
+    refuse(f, KR_E_CONTEXT_LENGTH, "segments");
+    assert_in_range(f->error.offset, 512, n_tokens + 512);
+    assert_non_null(strstr(f->error.message, "at least"));
+    free(text);
+}
+
 TEST(submit_takes_prompts_up_to_the_context) {
     static kr_token_t prompt[600];
     static char text[600];
@@ -189,20 +211,28 @@ TEST(submit_takes_prompts_up_to_the_context) {
     out_destroy(out);
     ask_init(&f.ask, prompt, 512, 1);
     refuse(&f, KR_E_CONTEXT_LENGTH, "segments");
+    assert_int_equal(f.error.offset, 512);
     ask_init(&f.ask, prompt, 600, 1);
     refuse(&f, KR_E_CONTEXT_LENGTH, "segments");
+    assert_int_equal(f.error.offset, 600);
+    assert_null(strstr(f.error.message, "at least"));
     memset(text, 'x', sizeof text);
     f.ask.segment = (kr_segment_t){.type = KR_SEGMENT_TEXT, .count = sizeof text, .text = text};
     size_t n_tokens = 0;
     assert_status(kr_model_tokenize(f.model, text, sizeof text, 0, NULL, 0, &n_tokens, NULL),
                   KR_E_LIMIT);
-    if (n_tokens >= 512) refuse(&f, KR_E_CONTEXT_LENGTH, "segments");
+    if (n_tokens >= 512) {
+        refuse(&f, KR_E_CONTEXT_LENGTH, "segments");
+        assert_int_equal(f.error.offset, n_tokens);
+    }
+    check_passed_over(&f);
     const kr_segment_t two[] = {{.type = KR_SEGMENT_TOKENS, .count = 300, .tokens = prompt},
                                 {.type = KR_SEGMENT_TOKENS, .count = 300, .tokens = prompt}};
     ask_init(&f.ask, prompt, 1, 1);
     f.ask.params.segments = two;
     f.ask.params.n_segments = 2;
     refuse(&f, KR_E_CONTEXT_LENGTH, "segments");
+    assert_int_equal(f.error.offset, 600);
     ask_init(&f.ask, prompt, 500, UINT32_MAX); /* the budget is what the context leaves */
     out = submit(&f.c, &f.ask);
     wait_over(out);

@@ -27,14 +27,14 @@ static uint32_t make_prompt(const struct kr_model_s *model, kr_token_t *tokens, 
     kr_error_t error;
     kr_error_init(&error);
     kr_status_t status = kri_tokenizer_encode(model->tokenizer, text, sizeof(text) - 1,
-                                              KR_TOKENIZE_ADD_BOS, tokens, max, &n, &error);
+                                              KR_TOKENIZE_ADD_BOS, tokens, max, &n, NULL, &error);
     require(status == KR_OK || error.message[0] != 0);
     if (model->chat_template) {
         const kr_message_t message = {"user", text, sizeof(text) - 1};
         kr_token_t chat[256];
         size_t n_chat = 0;
         (void)kri_template_tokenize(model->chat_template, &message, 1, 1, chat, 256, &n_chat,
-                                    &error);
+                                    NULL, &error);
     }
     return status == KR_OK ? (uint32_t)n : 0;
 }

@@ -47,7 +47,7 @@ static void use(const kri_template_t *tmpl, const kr_message_t *messages, size_t
         return;
     }
     require(kri_utf8_valid_prefix(rendered, n_rendered) == n_rendered);
-    status = kri_template_tokenize(tmpl, messages, n_messages, 1, ids, ROOM, &n_ids, &error);
+    status = kri_template_tokenize(tmpl, messages, n_messages, 1, ids, ROOM, &n_ids, NULL, &error);
     if (!is_stable) return;
     require(status == KR_OK);
     require(kri_tokenizer_decode(tokenizer(), ids, n_ids, KR_TOKENIZE_PARSE_SPECIAL, spelled, ROOM,

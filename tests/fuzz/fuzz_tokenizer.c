@@ -73,7 +73,7 @@ static void round_trip(const kri_tokenizer_t *t, const char *text, size_t n_text
     char *back = malloc(room), *wanted = malloc(room);
     require(ids && back && wanted);
     const kr_status_t status =
-        kri_tokenizer_encode(t, text, n_text, flags, ids, room, &n_ids, NULL);
+        kri_tokenizer_encode(t, text, n_text, flags, ids, room, &n_ids, NULL, NULL);
     require(status == KR_OK);
     for (size_t i = 0; i < n_ids; i++) {
         size_t n_piece;
@@ -121,7 +121,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes) {
     const size_t n_valid = kri_utf8_valid_prefix(text, in.n_bytes);
     if (n_valid < in.n_bytes) {
         size_t n_ids = 0;
-        require(kri_tokenizer_encode(t, text, in.n_bytes, 0, NULL, 0, &n_ids, &error) ==
+        require(kri_tokenizer_encode(t, text, in.n_bytes, 0, NULL, 0, &n_ids, NULL, &error) ==
                 KR_E_INVALID_ARG);
         require(error.offset == n_valid);
     }

@@ -358,6 +358,16 @@ class Refusals(Base):
                                  {"messages": [dict(MESSAGES[1], content="a b " * 400)],
                                   "stream": stream})
             self.assertGreater(error["n_prompt"], 800)
+            self.assertNotIn("at least", error["message"])
+            huge = "x" * (8 << 20)
+            for path, name, body in ((TEXT, "prompt", {"prompt": huge}),
+                                     (CHAT, "messages",
+                                      {"messages": [{"role": "user", "content": huge}]})):
+                error = self.refused(400, "context_length_exceeded", name, path,
+                                     {**body, "stream": stream})
+                self.assertIn(f"at least {error['n_prompt']} ", error["message"])
+                self.assertGreater(error["n_prompt"], 512)
+                self.assertLessEqual(error["n_prompt"], len(huge) + 600)
 
 
 if __name__ == "__main__":

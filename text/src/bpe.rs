@@ -102,6 +102,11 @@ impl Bpe {
         Ok(Bpe { pairs, atoms, n_tokens, whole: keep_whole.then_some(vocab) })
     }
 
+    /// Whether every byte of a text stands for a token, or for a part of one.
+    pub fn has_all_bytes(&self) -> bool {
+        self.atoms.iter().all(|&id| id < self.n_tokens)
+    }
+
     /// Encodes one word of the pre-tokenizer.
     pub fn encode(&self, word: &[u8], merger: &mut Merger, out: &mut Vec<i32>) {
         if let Some(vocab) = &self.whole

@@ -8,7 +8,7 @@ use std::sync::Once;
 
 use crate::error::{Error, Result, Status};
 use crate::template::{Message, Template};
-use crate::tokenizer::{INPUT_MAX, Tokenizer};
+use crate::tokenizer::{Encoded, INPUT_MAX, Tokenizer};
 use crate::vocab::Vocab;
 
 const TOKENS_MAX: usize = 4 << 20;
@@ -105,6 +105,33 @@ unsafe fn give<T: Copy>(data: &[T], out: *mut T, capacity: usize, n_out: *mut us
     Ok(())
 }
 
+/// Copies tokens out. With `is_least` text may have been passed over: then the count is the least
+/// that there can be.
+///
+/// # Safety
+/// As `give`; `is_least` is NULL or valid.
+unsafe fn give_ids(
+    mut encoded: Encoded,
+    bos: Option<i32>,
+    ids: *mut i32,
+    capacity: usize,
+    n_ids: *mut usize,
+    is_least: *mut i32,
+) -> Result<()> {
+    if let Some(bos) = bos {
+        encoded.ids.insert(0, bos);
+    }
+    if let Some(is_least) = unsafe { is_least.as_mut() } {
+        *is_least = i32::from(encoded.n_more > 0);
+    }
+    if encoded.n_more == 0 {
+        return unsafe { give(&encoded.ids, ids, capacity, n_ids) };
+    }
+    let n = encoded.ids.len() + encoded.n_more;
+    unsafe { *n_ids = n };
+    Err(Error::new(Status::Limit, format!("needs room for {n} or more")))
+}
+
 /// Offsets must ascend; the last one is the size of the text they cut.
 fn check_offsets(offsets: &[u64], part_max: u64, what: &str) -> Result<usize> {
     let mut last = 0;
@@ -196,6 +223,7 @@ pub unsafe extern "C" fn krt_tokenizer_encode(
     ids: *mut i32,
     capacity: usize,
     n_ids: *mut usize,
+    is_least: *mut i32,
     error: *mut KrtError,
 ) -> i32 {
     guard(error, || {
@@ -204,11 +232,10 @@ pub unsafe extern "C" fn krt_tokenizer_encode(
             return Err(Error::new(Status::Limit, message));
         }
         let input = unsafe { text(input, n_bytes, "text") }?;
-        let mut encoded = unsafe { &*tokenizer }.encode(input, parse_special != 0)?;
-        if bos >= 0 {
-            encoded.insert(0, bos);
-        }
-        unsafe { give(&encoded, ids, capacity, n_ids) }
+        let limit = if is_least.is_null() { usize::MAX } else { capacity };
+        let encoded = unsafe { &*tokenizer }.encode(input, parse_special != 0, limit)?;
+        let bos = (bos >= 0).then_some(bos);
+        unsafe { give_ids(encoded, bos, ids, capacity, n_ids, is_least) }
     })
 }
 
@@ -309,15 +336,15 @@ pub unsafe extern "C" fn krt_template_encode(
     ids: *mut i32,
     capacity: usize,
     n_ids: *mut usize,
+    is_least: *mut i32,
     error: *mut KrtError,
 ) -> i32 {
     guard(error, || {
         let list = unsafe { messages(list, n_messages) }?;
-        let mut encoded =
-            unsafe { &*template }.encode(unsafe { &*tokenizer }, &list, add_prompt != 0)?;
-        if bos >= 0 && encoded.first() != Some(&bos) {
-            encoded.insert(0, bos);
-        }
-        unsafe { give(&encoded, ids, capacity, n_ids) }
+        let limit = if is_least.is_null() { usize::MAX } else { capacity };
+        let encoded =
+            unsafe { &*template }.encode(unsafe { &*tokenizer }, &list, add_prompt != 0, limit)?;
+        let bos = (bos >= 0 && encoded.ids.first() != Some(&bos)).then_some(bos);
+        unsafe { give_ids(encoded, bos, ids, capacity, n_ids, is_least) }
     })
 }

@@ -16,7 +16,7 @@ use crate::jinja::Program;
 use crate::marks::{Marks, free_marker, unmark};
 use crate::tame;
 use crate::time;
-use crate::tokenizer::{Cursor, Tokenizer};
+use crate::tokenizer::{Cursor, Encoded, Tokenizer};
 
 pub const SOURCE_MAX: usize = 256 << 10;
 pub const OUTPUT_MAX: usize = 16 << 20;
@@ -81,10 +81,11 @@ impl Template {
         tokenizer: &Tokenizer,
         messages: &[Message],
         add_prompt: bool,
-    ) -> Result<Vec<i32>> {
+        limit: usize,
+    ) -> Result<Encoded> {
         let (text, marker) = self.render_marked(tokenizer, messages, add_prompt)?;
-        let mut out = Vec::with_capacity(text.len() / 3 + 8);
-        let mut cursor = Cursor::new(&mut out);
+        let mut ids = Vec::with_capacity(text.len().min(limit) / 3 + 8);
+        let mut cursor = Cursor::new(&mut ids, limit);
         tokenizer.control.split(&text, |segment| match segment {
             Segment::Token(id, spelling) if spelling.chars().nth(1).is_some() => {
                 cursor.token(id);
@@ -94,7 +95,8 @@ impl Template {
                 tokenizer.encode_content(&unmark(text, marker), &mut cursor)
             }
         })?;
-        Ok(out)
+        let n_more = cursor.n_more;
+        Ok(Encoded { ids, n_more })
     }
 
     fn render_marked(

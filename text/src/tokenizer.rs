@@ -11,6 +11,8 @@ use crate::spm::Spm;
 use crate::vocab::{Vocab, kind};
 
 pub const INPUT_MAX: usize = 16 << 20;
+/// So much is encoded also where it cannot fit, for the number: a third of a second at the most.
+const COUNTED: usize = 1 << 20;
 
 enum Model {
     Bpe { splitter: Splitter, bpe: Bpe },
@@ -23,6 +25,14 @@ pub struct Tokenizer {
     user: Added,
     /// Spellings of the control tokens, for templates.
     pub control_texts: Vec<String>,
+    /// No token stands for more bytes of text than this; 0 where bytes can stand for no token.
+    longest: usize,
+}
+
+/// Tokens, and how many more there are at the least: of what was passed over.
+pub struct Encoded {
+    pub ids: Vec<i32>,
+    pub n_more: usize,
 }
 
 /// Where an encoding stands between two segments.
@@ -31,11 +41,27 @@ pub struct Cursor<'a> {
     merger: Merger,
     /// SentencePiece puts a space before text that follows an added token or nothing.
     after_token: bool,
+    limit: usize,
+    n_bytes: usize,
+    pub n_more: usize,
 }
 
 impl<'a> Cursor<'a> {
-    pub fn new(out: &'a mut Vec<i32>) -> Self {
-        Cursor { out, merger: Merger::default(), after_token: true }
+    /// A lot of text that cannot fit into `limit` tokens with what is there is passed over: then
+    /// `n_more` tokens at the least are missing.
+    pub fn new(out: &'a mut Vec<i32>, limit: usize) -> Self {
+        Cursor { out, merger: Merger::default(), after_token: true, limit, n_bytes: 0, n_more: 0 }
+    }
+
+    fn passes_over(&mut self, n_bytes: usize, longest: usize) -> bool {
+        self.n_bytes += n_bytes;
+        if longest == 0 || self.n_bytes <= COUNTED {
+            return false;
+        }
+        let n_least = n_bytes.div_ceil(longest);
+        let is_over = self.out.len() + self.n_more + n_least > self.limit;
+        self.n_more += if is_over { n_least } else { 0 };
+        is_over
     }
 
     pub fn token(&mut self, id: u32) {
@@ -48,25 +74,29 @@ impl Tokenizer {
     pub fn bpe(vocab: Vocab, pre: &[u8], merges: &[u8], offsets: &[u64]) -> Result<Self> {
         let splitter = Splitter::new(pre)?;
         let (control, user, control_texts) = added(&vocab)?;
+        let longest = vocab.text_max();
         let bpe = Bpe::new(vocab, merges, offsets, splitter.keep_whole)?;
-        Self { model: Model::Bpe { splitter, bpe }, control, user, control_texts }.probed()
+        let longest = if bpe.has_all_bytes() { longest } else { 0 };
+        Self { model: Model::Bpe { splitter, bpe }, control, user, control_texts, longest }.probed()
     }
 
     pub fn spm(vocab: Vocab, scores: &[f32], unk: Option<u32>, space_prefix: bool) -> Result<Self> {
         let (control, user, control_texts) = added(&vocab)?;
+        let longest = vocab.text_max();
         let spm = Spm::new(vocab, scores, unk)?;
-        Self { model: Model::Spm { spm, space_prefix }, control, user, control_texts }.probed()
+        let model = Model::Spm { spm, space_prefix };
+        Self { model, control, user, control_texts, longest }.probed()
     }
 
     /// Encodes one varied string, so that a tokenizer that cannot encode fails at load.
     fn probed(self) -> Result<Self> {
-        self.encode("Hello, it's 2024: x = [1.5]\r\n\té — 漢字 👍🏽  end ", true)?;
+        self.encode("Hello, it's 2024: x = [1.5]\r\n\té — 漢字 👍🏽  end ", true, usize::MAX)?;
         Ok(self)
     }
 
-    pub fn encode(&self, text: &str, parse_special: bool) -> Result<Vec<i32>> {
-        let mut out = Vec::with_capacity(text.len() / 3 + 8);
-        let mut cursor = Cursor::new(&mut out);
+    pub fn encode(&self, text: &str, parse_special: bool, limit: usize) -> Result<Encoded> {
+        let mut ids = Vec::with_capacity(text.len().min(limit) / 3 + 8);
+        let mut cursor = Cursor::new(&mut ids, limit);
         if parse_special {
             self.control.split(text, |segment| {
                 match segment {
@@ -78,7 +108,8 @@ impl Tokenizer {
         } else {
             self.encode_content(text, &mut cursor)?;
         }
-        Ok(out)
+        let n_more = cursor.n_more;
+        Ok(Encoded { ids, n_more })
     }
 
     /// Encodes text in which no control token is looked for.
@@ -94,6 +125,9 @@ impl Tokenizer {
 
     fn encode_raw(&self, text: &str, cursor: &mut Cursor) -> Result<()> {
         let prefix = std::mem::replace(&mut cursor.after_token, false);
+        if cursor.passes_over(text.len(), self.longest) {
+            return Ok(());
+        }
         match &self.model {
             Model::Bpe { splitter, bpe } => {
                 for span in splitter.split(text)? {

@@ -73,6 +73,11 @@ impl Vocab {
         self.types.len()
     }
 
+    /// Bytes of the longest text.
+    pub fn text_max(&self) -> usize {
+        self.offsets.windows(2).map(|pair| (pair[1] - pair[0]) as usize).max().unwrap_or(0)
+    }
+
     pub fn text(&self, id: u32) -> &[u8] {
         let id = id as usize;
         &self.text[self.offsets[id] as usize..self.offsets[id + 1] as usize]

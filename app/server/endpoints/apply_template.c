@@ -34,7 +34,7 @@ void template_job(job_t *job, const server_model_t *model) {
         (void)kri_buffer_append(&out, "}", 1);
         text_tools_reply(job->call, &out);
     } else {
-        job_name_error(job, model, 0, status, &error);
+        job_name_error(job, 0, &error);
         call_fail_status(job->call, status, &error);
     }
     free(text);

@@ -17,30 +17,26 @@ void endpoint_explain(call_t *call) {
     else endpoint_chat_completions(call);
 }
 
-/* All of a prompt, [*n] allocated. The engine has found it good already. */
-static kr_status_t take_tokens(const job_t *job, uint32_t index, kr_token_t **tokens, size_t *n) {
+/* All n tokens of a prompt, allocated. The engine has found it good already. */
+static kr_status_t take_tokens(const job_t *job, uint32_t index, size_t n, kr_token_t **tokens) {
     const job_prompt_t *prompt = &job->prompts[index];
-    size_t capacity = prompt->n_tokens;
-    for (;;) {
-        *tokens = malloc((capacity + 1) * sizeof **tokens);
-        if (*tokens == NULL) return KR_E_NOMEM;
-        kr_status_t status = KR_OK;
-        if (prompt->messages != NULL) {
-            status = kr_model_chat_tokenize(job->model_handle, prompt->messages,
-                                            prompt->n_messages, 1, *tokens, capacity, n, NULL);
-        } else if (prompt->tokens != NULL) {
-            memcpy(*tokens, prompt->tokens, capacity * sizeof **tokens);
-            *n = capacity;
-        } else {
-            status = kr_model_tokenize(job->model_handle, prompt->text, prompt->n_bytes,
-                                       KR_TOKENIZE_ADD_BOS, *tokens, capacity, n, NULL);
-        }
-        if (status == KR_OK) return KR_OK;
-        free(*tokens);
-        *tokens = NULL;
-        if (status != KR_E_LIMIT || *n <= capacity) return status;
-        capacity = *n;
+    kr_token_t *made = malloc((n + 1) * sizeof *made);
+    size_t n_made = n;
+    kr_status_t status = KR_OK;
+    if (made == NULL) return KR_E_NOMEM;
+    if (prompt->messages != NULL) {
+        status = kr_model_chat_tokenize(job->model_handle, prompt->messages, prompt->n_messages, 1,
+                                        made, n, &n_made, NULL);
+    } else if (prompt->tokens != NULL) {
+        memcpy(made, prompt->tokens, n * sizeof *made);
+    } else {
+        status = kr_model_tokenize(job->model_handle, prompt->text, prompt->n_bytes,
+                                   KR_TOKENIZE_ADD_BOS, made, n, &n_made, NULL);
     }
+    if (status == KR_OK && n_made != n) status = KR_E_INTERNAL;
+    if (status == KR_OK) *tokens = made;
+    else free(made);
+    return status;
 }
 
 static void put_token(job_t *job, kri_buffer_t *out, const char *name, kr_token_t token) {
@@ -55,9 +51,10 @@ static void put_token(job_t *job, kri_buffer_t *out, const char *name, kr_token_
 }
 
 static void put_prompt(job_t *job, uint32_t index, const kr_explain_t *explain,
-                       const kr_token_t *tokens, size_t n_tokens, kri_buffer_t *out) {
-    (void)kri_buffer_printf(out, "{\"index\":%u,\"n_prompt\":%zu,\"tokens\":[", index, n_tokens);
-    for (size_t i = 0; i < n_tokens; i++) {
+                       const kr_token_t *tokens, kri_buffer_t *out) {
+    const uint32_t n_tokens = explain->n_prompt;
+    (void)kri_buffer_printf(out, "{\"index\":%u,\"n_prompt\":%u,\"tokens\":[", index, n_tokens);
+    for (uint32_t i = 0; i < n_tokens; i++) {
         (void)kri_buffer_printf(out, "%s%d", i > 0 ? "," : "", tokens[i]);
     }
     (void)kri_buffer_printf(out, "],\"n_cached\":%u,\"first_difference\":", explain->n_cached);
@@ -77,24 +74,22 @@ static void put_prompt(job_t *job, uint32_t index, const kr_explain_t *explain,
 }
 
 /* False: answered with what is wrong. */
-static bool explain_one(job_t *job, const server_model_t *model, uint32_t index,
-                        kri_buffer_t *out) {
+static bool explain_one(job_t *job, uint32_t index, kri_buffer_t *out) {
     kr_request_params_t params;
     kr_segment_t segment;
     kr_explain_t explain;
     kr_error_t error;
     kr_token_t *tokens = NULL;
-    size_t n_tokens = 0;
     kr_error_init(&error);
     kr_explain_init(&explain);
     job_fill_request(job, index, &params, &segment);
     kr_status_t status = kr_engine_explain(call_server(job->call)->engine, &params, &explain,
                                            &error);
-    if (status == KR_OK) status = take_tokens(job, index, &tokens, &n_tokens);
+    if (status == KR_OK) status = take_tokens(job, index, explain.n_prompt, &tokens);
     if (status == KR_OK) {
-        put_prompt(job, index, &explain, tokens, n_tokens, out);
+        put_prompt(job, index, &explain, tokens, out);
     } else {
-        job_name_error(job, model, index, status, &error);
+        job_name_error(job, index, &error);
         job_fail_early(job, status, &error, true);
     }
     free(tokens);
@@ -109,7 +104,7 @@ void explain_job(job_t *job, const server_model_t *model) {
     (void)kri_buffer_printf(&out, ",\"n_ctx\":%u,\"prompts\":[", model->session.n_ctx);
     for (uint32_t i = 0; i < job->n_prompts; i++) {
         if (i > 0) (void)kri_buffer_append(&out, ",", 1);
-        if (!explain_one(job, model, i, &out)) {
+        if (!explain_one(job, i, &out)) {
             kri_buffer_deinit(&out);
             return;
         }

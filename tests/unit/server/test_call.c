@@ -41,6 +41,8 @@ static const call_sink_t fake_sink = {
     .reply = on_reply, .begin = on_begin, .write = on_write, .end = on_end, .watch = on_watch,
     .destroy = on_destroy, .can_stream = true};
 
+static uint64_t key_id; /* of the calls that are made */
+
 static call_t *make(fake_t *f, call_style_t style, const char *body) {
     static endpoint_t endpoints[3];
     memset(f, 0, sizeof *f);
@@ -48,6 +50,7 @@ static call_t *make(fake_t *f, call_style_t style, const char *body) {
     endpoint->name = "test";
     endpoint->style = style;
     call_params_t params = {.endpoint = endpoint, .id = "id-1", .body = body,
+                            .principal = {.key_id = key_id},
                             .body_bytes = strlen(body), .tail = "abcdef", .tail_bytes = 3,
                             .sink = &fake_sink, .sink_user = f};
     call_t *call = call_create(&params);
@@ -188,6 +191,14 @@ TEST(call_tells_busy_keys_from_a_full_queue) {
     kr_error_init(&error);
     (void)snprintf(error.param, sizeof error.param, "key");
     call_t *call = make(&f, STYLE_OPENAI, "");
+    call_fail_status(call, KR_E_BUSY, &error);
+    call_release(call);
+    /* Without keys there is none to speak of. */
+    assert_non_null(strstr(f.body, "\"code\":\"queue_full\""));
+    assert_non_null(strstr(f.body, "this client"));
+    key_id = 7;
+    call = make(&f, STYLE_OPENAI, "");
+    key_id = 0;
     call_fail_status(call, KR_E_BUSY, &error);
     kri_buffer_t late;
     kri_buffer_init(&late, 4096);

@@ -616,6 +616,41 @@ TEST(job_pools_more_prompts_than_the_queue_holds) {
     server_destroy(server);
 }
 
+/* Its own prompts must not make each other wait until the queue's time is over. */
+TEST(job_with_pooling_submits_few_long_prompts_at_a_time) {
+    server_t *server = make_server(1, 64);
+    client_t *holder = client_create("{\"prompt\":\"a\",\"max_tokens\":400,\"ignore_eos\":true,"
+                                     "\"stream\":true}");
+    holder->takes = false; /* it holds the only sequence */
+    start(server, holder, COMPLETIONS);
+    WAIT_FOR(holder, holder->n_writes > 0);
+    client_t *client = client_create("");
+    free(client->body);
+    client->body = calloc(1, 1 << 16);
+    char *at = client->body + sprintf(client->body, "{\"input\":[");
+    for (uint32_t i = 0; i < 20; i++) {
+        at += sprintf(at, "%s[%u", i ? "," : "", i);
+        for (uint32_t k = 1; k < 500; k++) at += sprintf(at, ",7");
+        at += sprintf(at, "]");
+    }
+    (void)sprintf(at, "]}");
+    start(server, client, EMBEDDINGS);
+    kr_engine_stats_t stats;
+    kr_engine_stats_init(&stats);
+    assert_status(kr_engine_stats(server->engine, NULL, &stats), KR_OK);
+    /* 4 x 500 tokens and the holder. */
+    assert_in_range(stats.n_running + stats.n_waiting, 1, 5);
+    client_leave(holder);
+    client_destroy(holder);
+    WAIT_FOR(client, client->is_destroyed);
+    assert_int_equal(client->status, 200);
+    assert_int_equal(count(client->text, "\"object\":\"embedding\""), 20);
+    assert_non_null(strstr(client->text, "\"prompt_tokens\":10000,"));
+    client_destroy(client);
+    wait_idle(server);
+    server_destroy(server);
+}
+
 TEST(job_with_pooling_ends_when_the_client_goes) {
     server_t *server = make_server(1, 64);
     client_t *holder = client_create("{\"prompt\":\"a\",\"max_tokens\":400,\"ignore_eos\":true,"

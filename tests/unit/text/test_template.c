@@ -127,10 +127,10 @@ TEST(template_literals_become_control_tokens) {
                                  'a', 's', 's', 'i', 's', 't', 'a', 'n', 't', '\n'};
     kr_token_t ids[64];
     size_t n = 0;
-    assert_status(kri_template_tokenize(tmpl, &m, 1, 1, ids, 64, &n, NULL), KR_OK);
+    assert_status(kri_template_tokenize(tmpl, &m, 1, 1, ids, 64, &n, NULL, NULL), KR_OK);
     assert_int_equal(n, sizeof wanted / sizeof wanted[0]);
     assert_memory_equal(ids, wanted, sizeof wanted);
-    assert_status(kri_template_tokenize(tmpl, &m, 1, 1, ids, 3, &n, NULL), KR_E_LIMIT);
+    assert_status(kri_template_tokenize(tmpl, &m, 1, 1, ids, 3, &n, NULL, NULL), KR_E_LIMIT);
     assert_int_equal(n, sizeof wanted / sizeof wanted[0]);
     kri_template_destroy(tmpl);
     kri_tokenizer_destroy(t);
@@ -150,7 +150,7 @@ TEST(template_content_never_becomes_a_control_token) {
         kr_token_t ids[256];
         char rendered[512], decoded[512];
         size_t n = 0, n_rendered = 0, n_decoded = 0;
-        assert_status(kri_template_tokenize(tmpl, list, 2, 0, ids, 256, &n, NULL), KR_OK);
+        assert_status(kri_template_tokenize(tmpl, list, 2, 0, ids, 256, &n, NULL, NULL), KR_OK);
         assert_int_equal(count_control(ids, n), 4);
         assert_status(kri_template_render(tmpl, list, 2, 0, rendered, 512, &n_rendered, NULL),
                       KR_OK);
@@ -174,13 +174,13 @@ TEST(template_border_of_literal_and_content_makes_no_control_token) {
     kr_token_t ids[64];
     size_t n = 0;
     kr_message_t m = message("user", "end|>");
-    assert_status(kri_template_tokenize(tmpl, &m, 1, 0, ids, 64, &n, NULL), KR_OK);
+    assert_status(kri_template_tokenize(tmpl, &m, 1, 0, ids, 64, &n, NULL, NULL), KR_OK);
     assert_int_equal(count_control(ids, n), 0);
     kri_template_destroy(tmpl);
     /* Roles, by contrast, may take part in a literal: '<|' + role + '|>' is how some mark turns. */
     tmpl = compile(t, "<|{{ messages[0].role }}|>");
     m = message("start", "");
-    assert_status(kri_template_tokenize(tmpl, &m, 1, 0, ids, 64, &n, NULL), KR_OK);
+    assert_status(kri_template_tokenize(tmpl, &m, 1, 0, ids, 64, &n, NULL, NULL), KR_OK);
     assert_int_equal(n, 1);
     assert_int_equal(ids[0], START);
     kri_template_destroy(tmpl);
@@ -201,7 +201,7 @@ TEST(template_bos_is_not_doubled) {
         kri_template_t *tmpl = compile(t, sources[i]);
         kr_token_t ids[8];
         size_t n = 0;
-        assert_status(kri_template_tokenize(tmpl, NULL, 0, 0, ids, 8, &n, NULL), KR_OK);
+        assert_status(kri_template_tokenize(tmpl, NULL, 0, 0, ids, 8, &n, NULL, NULL), KR_OK);
         assert_int_equal(n, n_wanted[i]);
         assert_int_equal(ids[0], 256);
         kri_template_destroy(tmpl);

@@ -18,7 +18,8 @@ static void assert_ids_flags(const kri_tokenizer_t *t, const char *text, uint32_
                              const kr_token_t *ids, size_t n_ids) {
     kr_token_t out[256];
     size_t n = 0;
-    assert_status(kri_tokenizer_encode(t, text, strlen(text), flags, out, 256, &n, NULL), KR_OK);
+    assert_status(kri_tokenizer_encode(t, text, strlen(text), flags, out, 256, &n, NULL, NULL),
+                  KR_OK);
     assert_int_equal(n, n_ids);
     assert_memory_equal(out, ids, n_ids * sizeof *ids);
 }
@@ -61,7 +62,7 @@ TEST(tokenizer_merges_by_rank) {
     assert_ids(t, "12", 0, '1', '2');
     assert_ids(t, "\xC3\xA9", 0, 0xC3, 0xA9);
     size_t n = 99;
-    assert_status(kri_tokenizer_encode(t, NULL, 0, 0, NULL, 0, &n, NULL), KR_OK);
+    assert_status(kri_tokenizer_encode(t, NULL, 0, 0, NULL, 0, &n, NULL, NULL), KR_OK);
     assert_int_equal(n, 0);
     assert_int_equal(kri_tokenizer_n_tokens(t), 263);
     kri_tokenizer_destroy(t);
@@ -117,6 +118,16 @@ TEST(tokenizer_drops_bytes_without_a_token) {
     kri_tokenizer_t *t = create(b);
     assert_ids(t, "axb", 0, 0, 1);
     assert_ids(t, "acb", 0, 0, 2);
+    const size_t n_bytes = (size_t)2 << 20; /* no length is too long */
+    char *text = malloc(n_bytes);
+    kr_token_t out[1];
+    size_t n = 9;
+    int32_t is_least = 7;
+    assert_non_null(text);
+    memset(text, 'x', n_bytes);
+    assert_status(kri_tokenizer_encode(t, text, n_bytes, 0, out, 1, &n, &is_least, NULL), KR_OK);
+    free(text);
+    assert_int_equal(n + (size_t)is_least, 0);
     kri_tokenizer_destroy(t);
     free(b);
 }
@@ -226,11 +237,11 @@ TEST(tokenizer_refuses_invalid_utf8_with_offset) {
     kr_error_init(&error);
     kr_token_t out[8];
     size_t n = 77;
-    assert_status(kri_tokenizer_encode(t, "ab\xFF" "c", 4, 0, out, 8, &n, &error),
+    assert_status(kri_tokenizer_encode(t, "ab\xFF" "c", 4, 0, out, 8, &n, NULL, &error),
                   KR_E_INVALID_ARG);
     assert_int_equal(error.offset, 2);
     assert_int_equal(n, 77);
-    assert_status(kri_tokenizer_encode(t, "ab\xE2\x82", 4, 0, out, 8, &n, &error),
+    assert_status(kri_tokenizer_encode(t, "ab\xE2\x82", 4, 0, out, 8, &n, NULL, &error),
                   KR_E_INVALID_ARG);
     assert_int_equal(error.offset, 2);
     kri_tokenizer_destroy(t);
@@ -242,10 +253,10 @@ TEST(tokenizer_reports_the_room_needed) {
     kri_tokenizer_t *t = create(b);
     kr_token_t out[4] = {-7, -7, -7, -7};
     size_t n = 0;
-    assert_status(kri_tokenizer_encode(t, "abcd", 4, 0, out, 3, &n, NULL), KR_E_LIMIT);
+    assert_status(kri_tokenizer_encode(t, "abcd", 4, 0, out, 3, &n, NULL, NULL), KR_E_LIMIT);
     assert_int_equal(n, 4);
     assert_int_equal(out[3], -7);
-    assert_status(kri_tokenizer_encode(t, "abcd", 4, 0, out, 4, &n, NULL), KR_OK);
+    assert_status(kri_tokenizer_encode(t, "abcd", 4, 0, out, 4, &n, NULL, NULL), KR_OK);
     char text[3];
     assert_status(kri_tokenizer_decode(t, out, 4, 0, text, 3, &n, NULL), KR_E_LIMIT);
     assert_int_equal(n, 4);
@@ -255,7 +266,36 @@ TEST(tokenizer_reports_the_room_needed) {
     kr_error_init(&error);
     assert_status(kri_tokenizer_decode(t, bad, 2, 0, text, 3, &n, &error), KR_E_INVALID_ARG);
     assert_int_equal(error.offset, 1);
-    assert_status(kri_tokenizer_encode(t, "a", 1, 4, out, 4, &n, NULL), KR_E_INVALID_ARG);
+    assert_status(kri_tokenizer_encode(t, "a", 1, 4, out, 4, &n, NULL, NULL), KR_E_INVALID_ARG);
+    kri_tokenizer_destroy(t);
+    free(b);
+}
+
+TEST(tokenizer_passes_over_what_cannot_fit) {
+    builder_t *b = bpe();
+    kri_tokenizer_t *t = create(b);
+    const size_t n_large = (size_t)2 << 20;
+    char *text = malloc(n_large);
+    kr_token_t out[8];
+    size_t n = 0, n_least = 0;
+    int32_t is_least = 7;
+    assert_non_null(text);
+    memset(text, 'h', n_large);
+    assert_status(kri_tokenizer_encode(t, text, n_large, 0, NULL, 0, &n, NULL, NULL), KR_E_LIMIT);
+    assert_status(kri_tokenizer_encode(t, text, n_large, 0, out, 8, &n_least, &is_least, NULL),
+                  KR_E_LIMIT);
+    assert_int_equal(is_least, 1);
+    assert_in_range(n_least, 9, n - 1);
+    /* What is not much is counted exactly, and so is what could fit. */
+    assert_status(kri_tokenizer_encode(t, text, 5000, 0, NULL, 0, &n, NULL, NULL), KR_E_LIMIT);
+    assert_status(kri_tokenizer_encode(t, text, 5000, 0, out, 8, &n_least, &is_least, NULL),
+                  KR_E_LIMIT);
+    assert_int_equal(is_least, 0);
+    assert_int_equal(n_least, n);
+    is_least = 7;
+    assert_status(kri_tokenizer_encode(t, text, 3, 0, out, 8, &n, &is_least, NULL), KR_OK);
+    assert_int_equal(is_least, 0);
+    free(text);
     kri_tokenizer_destroy(t);
     free(b);
 }
@@ -268,9 +308,9 @@ TEST(tokenizer_takes_16_mib_and_no_byte_more) {
     assert_non_null(text);
     for (size_t i = 0; i <= limit; i++) text[i] = i % 5 == 4 ? ' ' : "hello"[i % 5];
     size_t n = 0;
-    assert_status(kri_tokenizer_encode(t, text, limit + 1, 0, NULL, 0, &n, NULL), KR_E_LIMIT);
+    assert_status(kri_tokenizer_encode(t, text, limit + 1, 0, NULL, 0, &n, NULL, NULL), KR_E_LIMIT);
     assert_int_equal(n, 0);
-    assert_status(kri_tokenizer_encode(t, text, limit, 0, NULL, 0, &n, NULL), KR_E_LIMIT);
+    assert_status(kri_tokenizer_encode(t, text, limit, 0, NULL, 0, &n, NULL, NULL), KR_E_LIMIT);
     assert_true(n > limit / 5);
     free(text);
     kri_tokenizer_destroy(t);
@@ -298,7 +338,7 @@ TEST(tokenizer_knows_the_tokens_that_end_generation) {
     assert_true(is_special);
     /* Spelled so, they are control tokens whatever the file says. */
     kr_token_t out[32];
-    assert_status(kri_tokenizer_encode(t, "<end_of_turn>", 13, 0, out, 32, &n, NULL), KR_OK);
+    assert_status(kri_tokenizer_encode(t, "<end_of_turn>", 13, 0, out, 32, &n, NULL, NULL), KR_OK);
     assert_int_equal(n, 13);
     kri_tokenizer_destroy(t);
     free(b);
