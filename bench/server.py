@@ -7,7 +7,10 @@ Figures (all without arguments):
   total       8 streaming clients: tokens a second of all together, kr / llama-server -np 8
   ttft        first token of an idle server after a new prompt of 512 tokens, kr / llama-server
   turns       second turn of a chat (512 tokens, then at most 32 more): first token, second / first
-  metrics     8 clients: throughput with metrics and a scrape a second / with --metrics off
+  metrics     8 clients: with metrics and a scrape a second beside --metrics off, throughput and
+              the server's CPU time for a token. Slices of seconds in pairs, on servers that are
+              started anew for each round (where a process has its memory makes a difference);
+              mean over rounds and its 95 % interval, inconclusive when the bar lies in it
   disconnect  from a client's close until the engine has freed it: in the queue, in prefill, in
               decode, not streamed
   --quick     one model, one round, few tokens: shows that all works, no figures
@@ -18,6 +21,7 @@ rounds; a spread of ratios over 5 % is inconclusive.
 Environment: KR_PEERS_DIR (bench/peers.py), KR_MODELS_DIR. Writes server.json and server.md."""
 import argparse
 import json
+import math
 import re
 import signal
 import socket
@@ -37,6 +41,10 @@ CLIENTS = 8
 START_S = 600
 LOCAL = re.compile(rb"http://127\.0\.0\.1:(\d+)")
 LIMIT_MS = 100        # of a disconnect, beside one step
+SLICE_S, PAIRS = 2.5, 4  # of a round of `metrics`
+# Student's t, two-sided, for 1, 2, ... degrees of freedom; from 15 on the last one.
+STUDENT_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179,
+              2.160, 2.145, 2.131)
 
 
 def free_port():
@@ -283,26 +291,69 @@ def turns(bench, models):
                      n_added=max(added), llama_ratio=statistics.median(pairs["llama"]))
 
 
-def metrics(bench, models):
-    args, model = bench.args, models[0]
-    prompts, (n_prompt, n_generate) = Prompts(args, model), sizes(args, model)
+def cpu_s(process):
+    """CPU time of another process: its clock has a number of its own (clock_getcpuclockid(3))."""
+    return time.clock_gettime(~process.pid << 3 | 2)
 
-    def scraped(server):
-        if server is without:
-            return eight_clients(server, prompts, n_prompt, n_generate)["tps"]
-        scraper = subprocess.Popen([sys.executable, __file__, "scrape", str(server.port)])
+
+def slice_of(server, prompts, n_generate):
+    """Tokens a second, and the server's CPU seconds for a token."""
+    server.wake()
+    cpu = cpu_s(server.process)
+    found = eight_clients(server, prompts, 16, n_generate)
+    cpu = cpu_s(server.process) - cpu
+    server.sleep()
+    return found["tps"], cpu / found["n_tokens"]
+
+
+def metrics_round(args, model, prompts, n_pairs):
+    """New servers: [(tps on / off, CPU off / on) of each pair]. The scraper asks the server that
+    has metrics once a second whenever it is awake."""
+    pairs = []
+    with Kr(args, model) as having, Kr(args, model, "--metrics", "off") as without:
+        for server in (having, without):
+            server.sleep()
+        scraper = subprocess.Popen([sys.executable, __file__, "scrape", str(having.port)])
         try:
-            return eight_clients(server, prompts, n_prompt, n_generate)["tps"]
+            tps = [slice_of(server, prompts, 16)[0] for server in (having, without)]  # warms up
+            n_generate = int(SLICE_S * max(tps) / CLIENTS)
+            n_generate = 16 if args.quick else max(16, min(512, n_generate))
+            for turn in range(n_pairs):
+                order = (having, without) if turn % 2 else (without, having)
+                found = {server: slice_of(server, prompts, n_generate) for server in order}
+                on, off = found[having], found[without]
+                pairs.append((on[0] / off[0], off[1] / on[1]))
         finally:
             scraper.kill()
             scraper.wait()
-    with Kr(args, model) as having, Kr(args, model, "--metrics", "off") as without:
-        rounds = args.rounds if args.quick else 2 * args.rounds + 1
-        found = in_turns({"on": having, "off": without}, rounds, scraped, "metrics")
-    bench.reports.append({"figure": "metrics", "model": model.stem, "rounds": found})
-    bench.ratios("throughput, metrics scraped each second / off", model,
-                 [a / b for a, b in zip(found["on"], found["off"])], "≥ 0.99",
-                 lambda ratio: ratio >= 0.99)
+    return pairs
+
+
+def interval(ratios):
+    """(mean, low, high): geometric mean of independent rounds and its 95 % interval."""
+    logs = [math.log(ratio) for ratio in ratios]
+    mean, n = statistics.fmean(logs), len(logs)
+    wide = STUDENT_95[min(n - 1, len(STUDENT_95)) - 1] * statistics.stdev(logs) / n ** 0.5 \
+        if n > 1 else math.inf
+    return math.exp(mean), math.exp(mean - wide), math.exp(mean + wide)
+
+
+def metrics(bench, models):
+    args, model = bench.args, models[0]
+    prompts, rounds = Prompts(args, model), []
+    n_rounds, n_pairs = (args.rounds, 1) if args.quick else (2 * args.rounds, PAIRS)
+    for turn in range(n_rounds):
+        say(f"metrics: {turn + 1} of {n_rounds}")
+        rounds.append(metrics_round(args, model, prompts, n_pairs))
+    bench.reports.append({"figure": "metrics", "model": model.stem, "rounds": rounds})
+    for at, figure in enumerate(("throughput, metrics scraped each second / off",
+                                 "CPU time for a token, metrics off / scraped each second")):
+        ratios = [math.exp(statistics.fmean(math.log(pair[at]) for pair in pairs))
+                  for pairs in rounds]
+        value, low, high = interval(ratios)
+        bench.line(figure, model, value, "≥ 0.99", value >= 0.99, rounds=ratios,
+                   spread=high - low, low=low, high=high,
+                   verdict="inconclusive" if low < 0.99 <= high else "steady")
 
 
 def scrape(port):
