@@ -24,7 +24,6 @@ typedef struct slot_s {
     key_row_t row;
     bool is_listed; /* false: removed by a reload, waits for its requests */
     uint32_t n_in_flight;
-    uint64_t n_bytes; /* of bodies of what is in flight */
 } slot_t;
 
 struct keys_s {
@@ -78,7 +77,6 @@ static void swap_rows(keys_t *keys, const key_row_t *rows, uint32_t n_rows, slot
         slot->row.id = before != NULL ? before->row.id : keys->next_id++;
         if (before == NULL) continue;
         slot->n_in_flight = before->n_in_flight;
-        slot->n_bytes = before->n_bytes;
         before->n_in_flight = 0; /* has moved */
     }
     for (uint32_t i = 0; i < keys->n_slots; i++) {
@@ -243,24 +241,5 @@ void keys_leave(keys_t *keys, uint64_t key_id) {
     pthread_mutex_lock(&keys->mutex);
     slot_t *slot = find_id(keys, key_id);
     if (slot != NULL && slot->n_in_flight > 0) slot->n_in_flight--;
-    pthread_mutex_unlock(&keys->mutex);
-}
-
-bool keys_take_bytes(keys_t *keys, uint64_t key_id, uint64_t n_bytes, uint64_t n_bytes_max) {
-    if (key_id == 0 || n_bytes == 0) return true;
-    pthread_mutex_lock(&keys->mutex);
-    slot_t *slot = find_id(keys, key_id);
-    const bool has_room = slot != NULL && n_bytes <= n_bytes_max &&
-                          slot->n_bytes <= n_bytes_max - n_bytes;
-    if (has_room) slot->n_bytes += n_bytes;
-    pthread_mutex_unlock(&keys->mutex);
-    return has_room;
-}
-
-void keys_give_bytes(keys_t *keys, uint64_t key_id, uint64_t n_bytes) {
-    if (key_id == 0 || n_bytes == 0) return;
-    pthread_mutex_lock(&keys->mutex);
-    slot_t *slot = find_id(keys, key_id);
-    if (slot != NULL) slot->n_bytes -= n_bytes < slot->n_bytes ? n_bytes : slot->n_bytes;
     pthread_mutex_unlock(&keys->mutex);
 }

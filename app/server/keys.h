@@ -43,10 +43,6 @@ bool keys_identify(keys_t *keys, const http_request_t *request, principal_t *pri
  * key_in_flight_max counts prompts: app/cli/server_setup.c leaves a part of the queue to others. */
 bool keys_enter(keys_t *keys, uint64_t key_id);
 void keys_leave(keys_t *keys, uint64_t key_id);
-/* Between the two: n_bytes more of bodies are kept for this key; false: they would be more than
- * n_bytes_max together. Key 0 is not bounded. */
-bool keys_take_bytes(keys_t *keys, uint64_t key_id, uint64_t n_bytes, uint64_t n_bytes_max);
-void keys_give_bytes(keys_t *keys, uint64_t key_id, uint64_t n_bytes);
 
 /* ---- the parser (keys_parse.c) --------------------------------------------------------------- */
 

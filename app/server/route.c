@@ -5,8 +5,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "accept.h"
 #include "access.h"
 #include "base/clock.h"
+#include "clients.h"
 #include "endpoints.h"
 #include "errors.h"
 #include "keys.h"
@@ -15,9 +17,16 @@
 #include "visit.h"
 
 #define BODY_BYTES_MAX 4096u
-#define KEY_SHARE 4u /* one key may have a quarter of the memory for bodies */
+#define CLIENT_SHARE 4u /* one client may have a quarter of the memory for bodies */
 
 /* ---- refusals ------------------------------------------------------------------------------ */
+
+/* Anthropic's clients look for the request's id here; everybody gets X-Request-Id. */
+static size_t put_id(call_style_t style, const char *id, char *out, size_t cap) {
+    out[0] = '\0';
+    if (style != STYLE_ANTHROPIC) return 0;
+    return (size_t)snprintf(out, cap, "request-id: %s\r\n", id);
+}
 
 /* Answers in place of an endpoint. fields: more lines, or NULL. */
 static void refuse(http_exchange_t *exchange, call_style_t style, const char *code,
@@ -25,19 +34,21 @@ static void refuse(http_exchange_t *exchange, call_style_t style, const char *co
     __attribute__((format(printf, 5, 6)));
 static void refuse(http_exchange_t *exchange, call_style_t style, const char *code,
                    const char *fields, const char *format, ...) {
-    char message[512], lines[128];
+    char message[512], lines[256];
     va_list args;
     va_start(args, format);
     (void)vsnprintf(message, sizeof message, format, args);
     va_end(args);
     const error_row_t *row = error_find(code);
-    (void)snprintf(lines, sizeof lines, "%s%s", row->has_retry ? "Retry-After: 1\r\n" : "",
-                   fields != NULL ? fields : "");
+    const char *id = http_request(exchange)->id;
+    const size_t n = put_id(style, id, lines, sizeof lines);
+    (void)snprintf(lines + n, sizeof lines - n, "%s%s",
+                   row->has_retry ? "Retry-After: 1\r\n" : "", fields != NULL ? fields : "");
     kri_buffer_t body;
     kri_buffer_init(&body, BODY_BYTES_MAX);
     http_answer_t answer = {.status = row->status, .content_type = "application/json",
                             .fields = lines, .close = row->status == 413};
-    if (error_put_body(style, row, NULL, message, http_request(exchange)->id, &body) == KR_OK) {
+    if (error_put_body(style, row, NULL, message, id, &body) == KR_OK) {
         answer.body = body.data;
         answer.body_bytes = body.n_bytes;
     }
@@ -81,35 +92,6 @@ static bool has_json_type(const http_request_t *request) {
     return n == 0 || strcasecmp(parameter, "charset=utf-8") == 0;
 }
 
-/* Whether one of the kinds that endpoints answer with would be welcome. */
-static bool accepts_answers(const http_request_t *request) {
-    static const char *const kinds[] = {"*/*", "application/*", "application/json", "text/*",
-                                        "text/event-stream", "text/plain", "application/x-ndjson",
-                                        "application/openmetrics-text"};
-    if (http_field_count(request, "accept") == 0) return true;
-    for (uint32_t f = 0; f < request->n_fields; f++) {
-        const http_text_t name = request->fields[f].name;
-        http_text_t rest = request->fields[f].value;
-        if (name.n_bytes != 6 || strncasecmp(name.data, "accept", 6) != 0) continue;
-        while (rest.n_bytes > 0) {
-            const char *comma = memchr(rest.data, ',', rest.n_bytes);
-            const size_t n = comma != NULL ? (size_t)(comma - rest.data) : rest.n_bytes;
-            http_text_t one = {rest.data, n};
-            while (one.n_bytes > 0 && (*one.data == ' ' || *one.data == '\t')) {
-                one.data++;
-                one.n_bytes--;
-            }
-            for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++) {
-                if (begins_with_type(one, kinds[i])) return true;
-            }
-            const size_t n_skip = comma != NULL ? n + 1 : n;
-            rest.data += n_skip;
-            rest.n_bytes -= n_skip;
-        }
-    }
-    return false;
-}
-
 /* ---- steps of on_head: false = answered ------------------------------------------------------ */
 
 static bool check_access(const server_t *server, http_exchange_t *exchange, call_style_t style) {
@@ -135,7 +117,7 @@ static void put_cors(const http_request_t *request, char *out, size_t cap) {
     if (origin.n_bytes == 0 || origin.n_bytes > 320) return;
     (void)snprintf(out, cap,
                    "Access-Control-Allow-Origin: %.*s\r\nVary: Origin\r\n"
-                   "Access-Control-Expose-Headers: X-Request-Id, Retry-After\r\n",
+                   "Access-Control-Expose-Headers: X-Request-Id, request-id, Retry-After\r\n",
                    (int)origin.n_bytes, origin.data);
 }
 
@@ -196,13 +178,15 @@ static bool identify(server_t *server, http_exchange_t *exchange, const endpoint
                : "this endpoint needs a key with its scope (--api-key-file)");
         return false;
     }
+    principal->client = principal->key_id != 0 ? principal->key_id
+                                               : http_request(exchange)->client;
     return true;
 }
 
 static bool check_body(const server_t *server, http_exchange_t *exchange,
                        const endpoint_t *endpoint) {
     const http_request_t *request = http_request(exchange);
-    if (!accepts_answers(request)) {
+    if (!accept_answers(request)) {
         refuse(exchange, endpoint->style, "not_acceptable", NULL,
                "the answer is JSON (application/json), which Accept does not name");
         return false;
@@ -246,7 +230,7 @@ static bool check_state(server_t *server, http_exchange_t *exchange, const endpo
 /* Gives back room that reserve_body has taken. */
 static void give_body(visit_t *visit, uint64_t n_bytes) {
     atomic_fetch_sub(&visit->server->bodies_bytes, n_bytes);
-    keys_give_bytes(visit->server->keys, visit->principal.key_id, n_bytes);
+    clients_give(visit->server->clients, visit->principal.client, n_bytes);
     visit->body_bytes -= n_bytes;
 }
 
@@ -270,7 +254,9 @@ static visit_t *visit_create(server_t *server, http_exchange_t *exchange,
     visit->principal = *principal;
     visit->tail = match->tail;
     visit->tail_bytes = match->tail_bytes;
-    put_cors(http_request(exchange), visit->fields, sizeof visit->fields);
+    const size_t n_id = put_id(match->endpoint->style, http_request(exchange)->id, visit->fields,
+                               sizeof visit->fields);
+    put_cors(http_request(exchange), visit->fields + n_id, sizeof visit->fields - n_id);
     http_set_user(exchange, visit, visit_destroy);
     return visit;
 }
@@ -286,17 +272,17 @@ static bool enter(visit_t *visit) {
     return false;
 }
 
-/* Room for the body: as much as it says it has, or may have. A key that holds bodies open must
+/* Room for the body: as much as it says it has, or may have. A client that holds bodies open must
  * leave room for those of others. */
 static bool reserve_body(visit_t *visit) {
     server_t *server = visit->server;
     const uint64_t declared = http_request(visit->exchange)->body_declared;
     const uint64_t n = declared < server->body_bytes_max ? declared : server->body_bytes_max;
-    if (!keys_take_bytes(server->keys, visit->principal.key_id, n,
-                         server->bodies_bytes_max / KEY_SHARE)) {
+    if (!clients_take(server->clients, visit->principal.client, n,
+                      server->bodies_bytes_max / CLIENT_SHARE)) {
         counters_refused(server->counters, REFUSAL_IN_FLIGHT);
         refuse(visit->exchange, visit->endpoint->style, "too_many_requests", NULL,
-               "the bodies of this key's requests take all the memory that one key may have");
+               "the bodies of this client's requests take all the memory that one may have");
         return false;
     }
     const uint64_t before = atomic_fetch_add(&server->bodies_bytes, n);
@@ -342,7 +328,7 @@ void server_on_head(void *user, http_exchange_t *exchange) {
         run(visit);
         return;
     }
-    http_set_group(exchange, principal.key_id); /* no key takes all the workers */
+    http_set_group(exchange, principal.client); /* no client takes all the workers */
     http_accept(exchange, match.endpoint->has_body ? server->body_bytes_max : 0);
 }
 

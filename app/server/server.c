@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/utf8.h"
+#include "clients.h"
 #include "job.h"
 #include "keys.h"
 #include "log.h"
@@ -26,9 +27,12 @@ kr_status_t server_create(const kr_engine_params_t *params, server_t **server,
     if (made == NULL) return KRI_FAIL(error, KR_E_NOMEM, NULL, "no memory for the server");
     kr_engine_params_t defaults;
     kr_engine_params_init(&defaults);
-    const kr_status_t status = kr_engine_create(params != NULL ? params : &defaults, &made->engine,
-                                                error);
+    kr_status_t status = clients_create(&made->clients);
+    if (status == KR_OK) {
+        status = kr_engine_create(params != NULL ? params : &defaults, &made->engine, error);
+    }
     if (status != KR_OK) {
+        clients_destroy(made->clients);
         free(made);
         return status;
     }
@@ -139,6 +143,7 @@ void server_destroy(server_t *server) {
     kr_telemetry_destroy(server->telemetry);
     counters_destroy(server->counters);
     keys_destroy(server->keys);
+    clients_destroy(server->clients);
     responses_store_destroy(server->responses);
     free(server);
 }

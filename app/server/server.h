@@ -22,6 +22,7 @@ typedef struct server_model_s {
 } server_model_t;
 
 typedef struct keys_s keys_t;     /* keys.h */
+typedef struct clients_s clients_t; /* clients.h */
 typedef struct pump_s pump_t;     /* pump.h */
 typedef struct counters_s counters_t; /* prometheus.h */
 typedef struct logger_s logger_t; /* log.h; NULL in `kr batch` */
@@ -51,6 +52,7 @@ struct server_s {
     probe_t *probe;
     const server_control_t *control; /* NULL: none */
     keys_t *keys;
+    clients_t *clients;
     counters_t *counters;  /* NULL: --metrics off */
     logger_t *logger;
     responses_t *responses; /* NULL: none are kept */

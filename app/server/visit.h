@@ -17,7 +17,7 @@ typedef struct visit_s {
     bool has_first_byte;   /* of the answer has been counted */
     atomic_bool has_tokens; /* of a generation; may be written while the client goes */
     _Atomic uint64_t n_prompt, n_cached, n_generated;
-    char fields[640];      /* lines that every answer gets: CORS of an allowed origin, or "" */
+    char fields[768];      /* lines that every answer gets: its id, CORS of an allowed origin */
 } visit_t;
 
 /* Where the answer of a call goes: the exchange (http_sink.c). The sink holds a reference of it. */

@@ -27,6 +27,7 @@ class AnthropicTest(DialectTest):
         self.assertEqual(refused["error"]["type"], kind)
         self.assertRegex(refused["error"]["message"], pattern)
         self.assertEqual(refused["request_id"], answer.headers["X-Request-Id"])
+        self.assertEqual(refused["request_id"], answer.headers["request-id"])
 
     def count(self, **more):
         return self.ok("/v1/messages/count_tokens",

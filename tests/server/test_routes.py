@@ -107,8 +107,10 @@ class Access(RoutesTest):
             kind = [JSON] if row.body is not None else []
             answer = self.ask(row, HOST, *kind, ("Accept", "image/png, audio/*"))
             self.assert_refused(row, answer, 406, "not_acceptable")
+            answer = self.ask(row, HOST, *kind, ("Accept", "*/*;q=0"))
+            self.assert_refused(row, answer, 406, "not_acceptable")
             for good in ("*/*", "application/json", "image/png, application/*;q=0.1",
-                         "text/html,application/xhtml+xml,*/*;q=0.8"):
+                         "text/html,application/xhtml+xml,*/*;q=0.8", "", "*/*;q=0, text/plain"):
                 self.assertNotEqual(self.ask(row, HOST, *kind, ("Accept", good))[0], 406, row)
 
     def test_no_page_may_ask_first(self):

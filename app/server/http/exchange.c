@@ -23,6 +23,7 @@ static http_exchange_t *create(http_server_t *server, http_conn_t *conn) {
     exchange->minor = 1;
     exchange->request.begin_ns = conn->begin_ns;
     (void)snprintf(exchange->request.peer, sizeof exchange->request.peer, "%s", conn->peer);
+    exchange->request.client = conn->client;
     http_id_create(server, exchange->request.id);
     kri_buffer_init(&exchange->body, 0);
     kri_buffer_init(&exchange->out, SIZE_MAX);

@@ -41,6 +41,9 @@ typedef struct http_request_s {
     size_t body_bytes;
     uint64_t body_declared; /* Content-Length; UINT64_MAX = chunked */
     char peer[48];         /* numeric address, or "unix" */
+    uint64_t client;       /* who sends this, as far as can be told: on a Unix socket its process,
+                              else the connection, for on loopback all have one address. The
+                              upper half is never 0 */
     char id[65];           /* X-Request-Id: the client's where it is [A-Za-z0-9._-]{1,64}, else
                               ours; the transport adds it to every answer */
     uint64_t begin_ns;     /* monotonic: first byte of the request */

@@ -147,6 +147,7 @@ struct http_conn_s {
     uint32_t n_requests;
     http_address_t *address;
     char peer[48];
+    uint64_t client;
     http_conn_t *next, *prev; /* of the server */
 };
 

@@ -89,6 +89,18 @@ static void set_options(int fd) {
     (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &n_probes, sizeof n_probes);
 }
 
+/* See http_request_t. A process is known by its number only: who comes after it with the same one
+ * is taken for it. */
+static uint64_t client_of(const http_server_t *server, const http_listener_t *listener, int fd) {
+    struct ucred peer = {.pid = 0};
+    socklen_t n_bytes = sizeof peer;
+    if (listener->is_unix && getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &n_bytes) == 0 &&
+        peer.pid > 0) {
+        return (uint64_t)1 << 62 | (uint32_t)peer.pid;
+    }
+    return (uint64_t)1 << 63 | atomic_load(&server->n_accepted);
+}
+
 static void admit(http_server_t *server, const http_listener_t *listener, int fd,
                   const struct sockaddr *from) {
     char peer[48] = "unix";
@@ -112,6 +124,7 @@ static void admit(http_server_t *server, const http_listener_t *listener, int fd
     http_conn_t *conn =
         is_dropped ? NULL : http_conn_create(server, fd, peer, address, listener->is_tls);
     if (is_over || conn == NULL) atomic_fetch_add(&server->n_refused, 1);
+    if (conn != NULL) conn->client = client_of(server, listener, fd);
     if (conn == NULL) {
         if (is_dropped) (void)close(fd);
         if (address != NULL) http_addresses_remove(&server->addresses, address);

@@ -163,40 +163,6 @@ TEST(keys_bound_what_is_in_flight) {
     unlink(file.path);
 }
 
-TEST(keys_bound_what_bodies_take) {
-    const file_t file = make_file();
-    const char *const words[] = {"alice", "a", "generate", "bob", "b", "generate", NULL};
-    const char *const only_bob[] = {"bob", "b", "generate", NULL};
-    write_keys(&file, words);
-    keys_t *keys = open_keys(&file);
-    principal_t alice, bob;
-    assert_true(identify_one(keys, "x-api-key", "a", &alice));
-    assert_true(identify_one(keys, "x-api-key", "b", &bob));
-    assert_true(keys_enter(keys, alice.key_id));
-    assert_true(keys_enter(keys, bob.key_id));
-    assert_false(keys_take_bytes(keys, alice.key_id, 101, 100));
-    assert_false(keys_take_bytes(keys, alice.key_id, UINT64_MAX, 100));
-    assert_true(keys_take_bytes(keys, alice.key_id, 60, 100));
-    assert_true(keys_take_bytes(keys, alice.key_id, 40, 100));
-    assert_false(keys_take_bytes(keys, alice.key_id, 1, 100));
-    assert_true(keys_take_bytes(keys, alice.key_id, 0, 100));
-    assert_true(keys_take_bytes(keys, bob.key_id, 99, 100)); /* each has its own */
-    keys_give_bytes(keys, alice.key_id, 60);
-    assert_true(keys_take_bytes(keys, alice.key_id, 50, 100));
-    /* A reload forgets nothing, of listed keys or of those that only wait for their end. */
-    write_keys(&file, only_bob);
-    assert_status(keys_reload(keys, NULL), KR_OK);
-    assert_false(keys_take_bytes(keys, bob.key_id, 2, 100));
-    assert_false(keys_take_bytes(keys, alice.key_id, 11, 100));
-    keys_give_bytes(keys, alice.key_id, 90);
-    keys_leave(keys, alice.key_id);
-    assert_false(keys_take_bytes(keys, 4711, 1, 100));
-    keys_give_bytes(keys, 4711, 1);
-    assert_true(keys_take_bytes(keys, 0, 1000, 100));
-    keys_destroy(keys);
-    unlink(file.path);
-}
-
 TEST(keys_reload_adds_removes_and_keeps_ids) {
     const file_t file = make_file();
     const char *const first[] = {"alice", "a", "generate", "bob", "b", "generate", NULL};

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "server/clients.h"
 #include "server/endpoints.h"
 #include "server/keys.h"
 #include "server/server.h"
@@ -24,6 +25,7 @@ static void begin(fixture_t *f) {
     f->server.body_bytes_max = 1 << 20;
     (void)snprintf(f->server.host, sizeof f->server.host, "127.0.0.1");
     assert_status(keys_create(NULL, 0, &f->server.keys, NULL), KR_OK);
+    assert_status(clients_create(&f->server.clients), KR_OK);
     http_params_t params = {.host = "127.0.0.1", .n_workers = 1};
     http_limits_init(&params.limits);
     assert_status(server_listen(&f->server, &params, NULL), KR_OK);
@@ -33,6 +35,7 @@ static void begin(fixture_t *f) {
 static void end(fixture_t *f) {
     http_server_destroy(f->server.http);
     keys_destroy(f->server.keys);
+    clients_destroy(f->server.clients);
 }
 
 /* The whole answer. */
@@ -136,44 +139,55 @@ TEST(route_draining_generates_nothing) {
     end(&f);
 }
 
-/* An answer may be here before its exchange is gone. */
-static void wait_for_room(fixture_t *f) {
-    for (int i = 0; i < 120000 && atomic_load(&f->server.bodies_bytes) > 0; i++) {
+/* An answer may be here before its exchange is gone. n_bytes: of others. */
+static void wait_for_room(fixture_t *f, uint64_t n_bytes) {
+    for (int i = 0; i < 120000 && atomic_load(&f->server.bodies_bytes) > n_bytes; i++) {
         const struct timespec pause = {.tv_nsec = 1000000};
         (void)nanosleep(&pause, NULL);
     }
-    assert_int_equal(atomic_load(&f->server.bodies_bytes), 0);
+    assert_int_equal(atomic_load(&f->server.bodies_bytes), n_bytes);
+}
+
+static void expect_refusal(fixture_t *f, const char *tail, const char *status, const char *code) {
+    char request[512];
+    (void)snprintf(request, sizeof request,
+                   "POST /tokenize HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+                   "Content-Type: application/json\r\n%s\r\n\r\n", tail);
+    const char *answer = send_text(f, request);
+    if (strncmp(answer + 9, status, 3) != 0 || strstr(answer, code) == NULL) {
+        fail_msg("%s", answer);
+    }
+    assert_non_null(strstr(answer, "Retry-After: "));
 }
 
 TEST(route_bounds_all_bodies_together) {
     fixture_t f;
     begin(&f);
-    f.server.bodies_bytes_max = 100;
+    f.server.bodies_bytes_max = 400;
+    f.server.body_bytes_max = 200;
     atomic_store(&f.server.is_loaded, true);
-    static const char head[] = "POST /tokenize HTTP/1.1\r\nHost: localhost\r\n"
-                               "Content-Type: application/json\r\n";
-    static const char *const tails[] = {"Content-Length: 101\r\n\r\n",
-                                        "Transfer-Encoding: chunked\r\n\r\n"};
-    for (size_t i = 0; i < 2; i++) {
-        char request[512];
-        (void)snprintf(request, sizeof request, "%sConnection: close\r\n%s", head, tails[i]);
-        const char *answer = send_text(&f, request);
-        if (strncmp(answer, "HTTP/1.1 503", 12) != 0 || strstr(answer, "overloaded") == NULL) {
-            fail_msg("%s", answer);
-        }
-        assert_non_null(strstr(answer, "Retry-After: "));
-        wait_for_room(&f);
-    }
+    /* More than a quarter, alone. */
+    expect_refusal(&f, "Content-Length: 101", "429", "too_many_requests");
+    expect_refusal(&f, "Transfer-Encoding: chunked", "429", "too_many_requests");
+    wait_for_room(&f, 0);
+    f.server.body_bytes_max = 100;
+    atomic_store(&f.server.bodies_bytes, 301);
+    expect_refusal(&f, "Content-Length: 100", "503", "overloaded");
+    wait_for_room(&f, 301);
+    expect_refusal(&f, "Transfer-Encoding: chunked", "503", "overloaded");
+    wait_for_room(&f, 301);
+    atomic_store(&f.server.bodies_bytes, 0);
     /* What has gone is given back, what fits is read. */
     char request[512], body[101];
     memset(body, ' ', sizeof body);
     body[0] = '[', body[99] = ']', body[100] = '\0';
     (void)snprintf(request, sizeof request,
-                   "%sConnection: close\r\nContent-Length: 100\r\n\r\n%s", head, body);
+                   "POST /tokenize HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+                   "Content-Type: application/json\r\nContent-Length: 100\r\n\r\n%s", body);
     for (int i = 0; i < 3; i++) {
         const char *answer = send_text(&f, request);
         if (strstr(answer, "invalid_json") == NULL) fail_msg("%s", answer);
-        wait_for_room(&f);
+        wait_for_room(&f, 0);
     }
     end(&f);
     assert_int_equal(atomic_load(&f.server.bodies_bytes), 0);
