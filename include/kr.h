@@ -771,8 +771,9 @@ KR_API void kr_request_params_init(kr_request_params_t *params);
  * Threads  any; needs 2 MiB of stack. Since 0.1 */
 KR_API kr_status_t kr_engine_submit(kr_engine_t engine, const kr_request_params_t *params,
                                     kr_request_t *request, kr_error_t *error);
-/* kr_request_cancel: ends it with KR_E_CANCELLED, its pages are free within one step; without
- * effect when it has ended. Any thread. */
+/* kr_request_cancel: ends it with KR_E_CANCELLED, its pages are free within one step; a step on the
+ * CPU stops between two layers when all requests that have rows in it are cancelled. Without effect
+ * when it has ended. Any thread. */
 KR_API void kr_request_cancel(kr_request_t request);
 /* kr_request_add_credits: n more TOKEN events may come. KR_E_INVALID_ARG (request with automatic
  * credits, more than 2^20 together). Any thread. */

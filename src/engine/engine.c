@@ -96,7 +96,8 @@ void kri_engine_stop(kr_engine_t e) {
     kri_mutex_lock(&e->mutex);
     e->is_draining = e->is_stopping = true;
     for (uint32_t i = 0; i < KRI_MODELS_MAX; i++) {
-        if (e->models[i]) __atomic_store_n(&e->models[i]->cancel, 1, __ATOMIC_RELAXED);
+        if (!e->models[i]) continue;
+        __atomic_fetch_or(&e->models[i]->cancel, KRI_CANCEL_ALL, __ATOMIC_RELAXED);
     }
     kri_mutex_unlock(&e->mutex);
     kri_engine_wake(e);

@@ -126,6 +126,10 @@ typedef struct kri_row_result_s {
     size_t text_bytes;
 } kri_row_result_t;
 
+/* Why a step stops between two layers: the model or the engine goes, or nobody wants what it
+ * computes any more. */
+enum { KRI_CANCEL_ALL = 1, KRI_CANCEL_STEP = 2 };
+
 struct kri_engine_model_s {
     char name[KRI_MODEL_NAME_BYTES_MAX + 1]; /* [const] */
     _Atomic uint32_t n_refs;    /* table, submits under way, requests that have not ended */
@@ -147,7 +151,7 @@ struct kri_engine_model_s {
     uint32_t *masks;            /* [n_threads, n_words] */
     uint32_t n_words;
     kri_row_result_t *rows;     /* [n_seqs] */
-    uint32_t cancel;            /* atomic: stops the step under way */
+    uint32_t cancel;            /* atomic KRI_CANCEL_*: not 0 stops the step under way */
     struct kr_request_s *requests; /* [step] that have not ended */
     uint32_t n_running, n_waiting; /* [step] requests */
     uint64_t sched_ns_mean, n_preempted; /* [step] */
@@ -196,6 +200,8 @@ struct kr_engine_s {
     _Atomic uint32_t is_polling;
     int event_fd;               /* [const]; -1 with a callback */
     bool fd_is_set;             /* [mutex] */
+    const kri_plan_t *plan;     /* [mutex] of the step under way, or NULL */
+    kri_engine_model_t *plan_em; /* [mutex] whose step it is */
     struct kr_request_s *held;  /* [eat] */
     bool destroy_asked;         /* [eat] from inside a callback */
     kri_background_t *step_thread, *dispatcher;
@@ -234,6 +240,8 @@ void kri_engine_publish_model(kri_engine_model_t *em);
 /* engine_step.c */
 /* One step of a model, when it has one. */
 bool kri_engine_step(kri_engine_model_t *em);
+/* Stops the step under way when all its requests were cancelled. With the mutex held. */
+void kri_engine_stop_unwanted(kr_engine_t engine);
 
 /* request_prompt.c: the tokens of all segments, at most n_ctx - 1 (pooling: n_ctx); *tokens is the
  * caller's to free. The times go to stats. */

@@ -210,7 +210,7 @@ kr_status_t kri_engine_remove_model(kr_engine_t e, const char *name, kr_error_t 
     kri_mutex_lock(&e->mutex);
     const bool is_mine = em->is_ready; /* of two removes at once, one finds nothing */
     em->is_ready = false;
-    __atomic_store_n(&em->cancel, 1, __ATOMIC_RELAXED);
+    __atomic_fetch_or(&em->cancel, KRI_CANCEL_ALL, __ATOMIC_RELAXED);
     kri_mutex_unlock(&e->mutex);
     kr_status_t status = is_mine ? KR_OK : KR_E_NOT_FOUND;
     if (is_mine) {

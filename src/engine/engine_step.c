@@ -170,8 +170,8 @@ static uint32_t compute_rows(kri_engine_model_t *em, const kri_plan_t *plan, boo
     return job.n_rows;
 }
 
-/* The step did not run: a removal or the end of the engine stopped it, or it failed as a whole;
- * then its requests end, or it would fail for ever. */
+/* The step did not run to its end: somebody stopped it, and who did ends its requests; or it failed
+ * as a whole, then they end here, or it would fail for ever. */
 static void give_up(kri_engine_model_t *em, const kri_plan_t *plan, kr_status_t status,
                     const kr_error_t *error) {
     kr_request_t doomed[256];
@@ -191,6 +191,34 @@ static void count_step(const kri_engine_model_t *em, const kri_plan_t *plan, uin
     kri_telemetry_add(t, KRI_METRIC_tokens_prompt, plan->n_rows_prefill);
 }
 
+void kri_engine_stop_unwanted(kr_engine_t e) {
+    const kri_plan_t *plan = e->plan;
+    if (!plan) return;
+    for (uint32_t i = 0; i < plan->step.n_seqs; i++) {
+        const kri_choice_t *choice = plan->tasks[i]->owner;
+        if (!atomic_load(&choice->request->cancel_asked)) return;
+    }
+    __atomic_fetch_or(&e->plan_em->cancel, KRI_CANCEL_STEP, __ATOMIC_RELAXED);
+}
+
+/* The forward pass. */
+static kr_status_t run_plan(kri_engine_model_t *em, kri_plan_t *plan, kr_error_t *error) {
+    kr_engine_t e = em->engine;
+    plan->step.cancel = &em->cancel;
+    kri_mutex_lock(&e->mutex);
+    e->plan = plan;
+    e->plan_em = em;
+    kri_engine_stop_unwanted(e); /* cancels that came after this turn had looked at requests */
+    kri_mutex_unlock(&e->mutex);
+    const kr_status_t status = kri_session_run(em->session, &plan->step, em->logits, error);
+    kri_mutex_lock(&e->mutex);
+    e->plan = NULL;
+    e->plan_em = NULL;
+    __atomic_fetch_and(&em->cancel, ~(uint32_t)KRI_CANCEL_STEP, __ATOMIC_RELAXED);
+    kri_mutex_unlock(&e->mutex);
+    return status;
+}
+
 bool kri_engine_step(kri_engine_model_t *em) {
     kri_plan_t plan;
     kr_error_t error;
@@ -203,8 +231,7 @@ bool kri_engine_step(kri_engine_model_t *em) {
     /* Their places in the queue are free now, not after a long step. */
     if (em->engine->touched) kri_engine_publish(em->engine);
     kr_error_init(&error);
-    plan.step.cancel = &em->cancel;
-    const kr_status_t status = kri_session_run(em->session, &plan.step, em->logits, &error);
+    const kr_status_t status = run_plan(em, &plan, &error);
     const uint64_t run_ns = em->telemetry ? kri_clock_ns() : begin_ns;
     if (status != KR_OK && status != KR_E_NUMERIC) {
         give_up(em, &plan, status, &error);

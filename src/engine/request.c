@@ -488,7 +488,15 @@ done:
 /* ---- handles -------------------------------------------------------------------------------- */
 
 void kri_request_cancel(kr_request_t r) {
-    if (atomic_exchange(&r->cancel_asked, 1) == 0) kri_request_ask(r);
+    kr_engine_t e = r->engine;
+    kri_mutex_lock(&e->mutex);
+    const bool is_first = atomic_exchange(&r->cancel_asked, 1) == 0;
+    if (is_first) {
+        ask_locked(r, &e->asks_head, &e->asks_tail);
+        kri_engine_stop_unwanted(e);
+    }
+    kri_mutex_unlock(&e->mutex);
+    if (is_first) kri_engine_wake(e);
 }
 
 kr_status_t kri_request_add_credits(kr_request_t r, uint32_t n) {

@@ -430,16 +430,22 @@ static void finish_rows(world_t *w, const kri_plan_t *plan, const uint64_t *hash
     }
 }
 
-/* The step failed in the middle: some rows may be written. Then they run again, or are ended. */
+/* The step was stopped in the middle: what its rows wrote means nothing. They run again, or end:
+ * all cancelled, then what was computed before may stay cached, or failed. */
 static void abort_step(world_t *w, const kri_plan_t *plan) {
     sim_request_t *hit[64];
     const uint32_t n = plan->step.n_seqs;
     for (uint32_t i = 0; i < n; i++) hit[i] = plan->tasks[i]->owner;
+    sim_model_spoil(plan);
     kri_sched_abort(w->sched, plan);
     w->totals->n_aborted++;
     TRACE(w, "abort          %u sequences", n);
-    if (sim_chance(&w->rng, 700)) return;
-    for (uint32_t i = 0; i < n; i++) end(w, hit[i], false, "failed", &w->totals->n_numeric);
+    if (sim_chance(&w->rng, 600)) return;
+    const bool keep = sim_chance(&w->rng, 500);
+    for (uint32_t i = 0; i < n; i++) {
+        if (keep) end(w, hit[i], true, "dropped", &w->totals->n_cancelled);
+        else end(w, hit[i], false, "failed", &w->totals->n_numeric);
+    }
 }
 
 static void count_forks(world_t *w, uint32_t *n_parked) {

@@ -45,6 +45,9 @@ static inline kr_token_t sim_sample(uint64_t hash, uint64_t sampler) {
  * row back: hashes [n_seqs]. False with a text in error: what a window or a page held was wrong. */
 bool sim_model_run(const kri_plan_t *plan, uint64_t *hashes, char *error, size_t error_bytes);
 
+/* What a step leaves behind that was stopped in the middle: rows that mean nothing. */
+void sim_model_spoil(const kri_plan_t *plan);
+
 /* ---- one request ---- */
 typedef struct sim_request_s {
     kri_task_t task;

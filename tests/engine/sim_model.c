@@ -73,3 +73,16 @@ bool sim_model_run(const kri_plan_t *plan, uint64_t *hashes, char *error, size_t
     }
     return true;
 }
+
+void sim_model_spoil(const kri_plan_t *plan) {
+    const kri_step_t *step = &plan->step;
+    for (uint32_t i = 0; i < step->n_seqs; i++) {
+        const kri_step_seq_t *seq = &step->seqs[i];
+        for (uint32_t g = 0; g < step->n_groups; g++) {
+            for (uint32_t p = seq->pos_begin; p < seq->pos_begin + seq->n_rows; p++) {
+                memset(key_at(&step->groups[g], seq->page_table[g], p), 0xa5,
+                       KEY_ITEMS * sizeof(int32_t));
+            }
+        }
+    }
+}
