@@ -117,6 +117,7 @@ static int fill_params(const cli_options_t *options, rpc_params_t *params) {
     params->session.prefix_cache = has_cache ? KR_PREFIX_CACHE_ON : KR_PREFIX_CACHE_OFF;
     params->socket_path = cli_text(options, CLI_OPT_socket);
     params->n_workers = cli_u32(options, CLI_OPT_workers);
+    params->line_bytes_max = (size_t)cli_integer(options, CLI_OPT_message_size) << 20;
     params->deadline_ms = cli_u32(options, CLI_OPT_deadline_s) * 1000;
     params->resolve = on_resolve;
     params->reload = on_reload;

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "inner.h"
+#include "shared.h"
 
 rpc_conn_t *rpc_conn_create(rpc_t *rpc, int in_fd, int out_fd, bool is_socket) {
     rpc_conn_t *conn = calloc(1, sizeof *conn);
@@ -20,7 +21,7 @@ rpc_conn_t *rpc_conn_create(rpc_t *rpc, int in_fd, int out_fd, bool is_socket) {
     conn->is_socket = is_socket;
     atomic_init(&conn->n_refs, 1);
     kri_buffer_init(&conn->out, RPC_OUT_BYTES_MAX);
-    rpc_frames_init(&conn->frames, RPC_LINE_BYTES_MAX);
+    rpc_frames_init(&conn->frames, rpc->params.line_bytes_max);
     atomic_fetch_add(&rpc->n_clients, 1);
     return conn;
 }
@@ -35,6 +36,7 @@ void rpc_conn_release(rpc_conn_t *conn) {
     rpc_frames_deinit(&conn->frames);
     kri_buffer_deinit(&conn->out);
     free(conn->early);
+    rpc_shared_free(conn);
     (void)pthread_mutex_destroy(&conn->lock);
     free(conn);
 }
@@ -46,6 +48,7 @@ static void break_locked(rpc_conn_t *conn) {
     kri_buffer_init(&conn->out, RPC_OUT_BYTES_MAX);
     conn->out_at = 0;
     rpc_streams_cancel_locked(conn, KR_E_CANCELLED);
+    rpc_shared_end_locked(conn);
     rpc_loop_wake(conn->rpc);
 }
 
@@ -86,8 +89,8 @@ void rpc_conn_put(rpc_conn_t *conn, const char *line, size_t n_bytes) {
 }
 
 /* A socket is never made non-blocking for others that share it. */
-static ssize_t write_some(const rpc_conn_t *conn, const char *data, size_t n_bytes) {
-    if (conn->is_socket) return send(conn->out_fd, data, n_bytes, MSG_DONTWAIT | MSG_NOSIGNAL);
+static ssize_t write_some(rpc_conn_t *conn, const char *data, size_t n_bytes) {
+    if (conn->is_socket) return rpc_shared_send_locked(conn, data, n_bytes);
     return write(conn->out_fd, data, n_bytes);
 }
 

@@ -4,6 +4,7 @@
 
 #include "base/clock.h"
 #include "call_impl.h"
+#include "shared.h"
 
 #define WORKER RPC_WORKER
 #define QUICK RPC_QUICK
@@ -47,9 +48,11 @@ static void run_task(rpc_conn_t *conn, void *user) {
 static void run_call(rpc_call_t *call, bool may_run) {
     const uint32_t flags = call->method->flags;
     bool is_pushed = true;
+    /* Short messages may bring much beside them. */
+    const bool is_quick = (flags & QUICK) && !rpc_shared_is_in(call->params);
     if (flags & LOADER) {
         is_pushed = rpc_work_push_load(call->rpc, call->conn, run_task, call);
-    } else if (may_run || (flags & QUICK)) {
+    } else if (may_run || is_quick) {
         call->method->run(call);
     } else {
         is_pushed = rpc_work_push(call->rpc, call->conn, run_task, call);

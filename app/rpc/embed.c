@@ -1,9 +1,10 @@
 /* embed.c: embed, batch_embed: one request of the engine per text; the vectors are printed by a
- * worker, not by the pump. */
+ * worker, not by the pump, or given in shared memory, where they are put together. */
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/clock.h"
+#include "shared.h"
 #include "stream_impl.h"
 
 #define INPUTS_MAX 256u
@@ -18,8 +19,6 @@ typedef struct item_s {
     size_t n_bytes;
     kr_request_t handle;
     bool is_submitted;         /* the client's lock */
-    float *vector;             /* [n_embd], malloc'd */
-    uint32_t n_embd;
     kr_status_t status;
     kr_error_t error;
 } item_t;
@@ -31,7 +30,8 @@ struct embed_s {
     int32_t pooling;
     bool normalize;
     item_t *items;
-    uint32_t n_items;
+    uint32_t n_items, n_embd;
+    rpc_tensor_t matrix;       /* [n_items, n_embd] f32 */
     atomic_uint n_left;        /* items, and who submits them */
     /* The client's lock. */
     bool is_cancelled;
@@ -50,33 +50,41 @@ static void leave_conn(embed_t *embed) {
 }
 
 static void free_embed(embed_t *embed) {
-    for (uint32_t i = 0; i < embed->n_items; i++) {
-        kr_request_release(embed->items[i].handle);
-        free(embed->items[i].vector);
-    }
+    for (uint32_t i = 0; i < embed->n_items; i++) kr_request_release(embed->items[i].handle);
+    rpc_tensor_deinit(&embed->matrix);
     free(embed->items);
     rpc_model_end_stream(embed->conn->rpc, embed->model);
     rpc_conn_release(embed->conn);
     free(embed);
 }
 
-static void put_vectors(const embed_t *embed, kri_buffer_t *out) {
-    uint64_t n_prompt = 0;
-    (void)kri_buffer_printf(out, "{\"embeddings\":[");
-    for (uint32_t i = 0; i < embed->n_items; i++) {
-        const item_t *item = &embed->items[i];
-        kr_request_stats_t stats;
-        kr_request_stats_init(&stats);
-        if (kr_request_stats(item->handle, &stats) == KR_OK) n_prompt += stats.n_prompt;
+static void put_rows(const embed_t *embed, kri_buffer_t *out) {
+    const float *value = (const float *)(const void *)embed->matrix.data;
+    if (value == NULL) out->status = KR_E_NOMEM;
+    (void)kri_buffer_append(out, "[", 1);
+    for (uint32_t i = 0; i < embed->n_items && out->status == KR_OK; i++) {
         (void)kri_buffer_append(out, i > 0 ? ",[" : "[", i > 0 ? 2 : 1);
-        for (uint32_t k = 0; k < item->n_embd && out->status == KR_OK; k++) {
+        for (uint32_t k = 0; k < embed->n_embd && out->status == KR_OK; k++) {
             if (k > 0) (void)kri_buffer_append(out, ",", 1);
-            (void)json_put_float(out, item->vector[k]);
+            (void)json_put_float(out, *value++);
         }
         (void)kri_buffer_append(out, "]", 1);
     }
-    (void)kri_buffer_printf(out, "],\"dimensions\":%u,\"prompt_tokens\":%llu}",
-                            embed->items[0].n_embd, (unsigned long long)n_prompt);
+    (void)kri_buffer_append(out, "]", 1);
+}
+
+static void put_vectors(embed_t *embed, kri_buffer_t *out) {
+    uint64_t n_prompt = 0;
+    for (uint32_t i = 0; i < embed->n_items; i++) {
+        kr_request_stats_t stats;
+        kr_request_stats_init(&stats);
+        if (kr_request_stats(embed->items[i].handle, &stats) == KR_OK) n_prompt += stats.n_prompt;
+    }
+    rpc_tensor_shape(&embed->matrix, RPC_DTYPE_F32, embed->n_items, embed->n_embd);
+    (void)kri_buffer_printf(out, "{\"embeddings\":");
+    if (!rpc_tensor_give(embed->conn, &embed->matrix, out)) put_rows(embed, out);
+    (void)kri_buffer_printf(out, ",\"dimensions\":%u,\"prompt_tokens\":%llu}", embed->n_embd,
+                            (unsigned long long)n_prompt);
 }
 
 static void fail(embed_t *embed, uint32_t index) {
@@ -145,10 +153,10 @@ static void take(pump_user_t *user, pump_t *pump, const kr_event_t *event) {
     embed_t *embed = item->embed;
     (void)pump;
     if (event->type == KR_EVENT_EMBEDDING) {
-        item->vector = malloc(event->n_embd * sizeof *item->vector);
-        item->n_embd = item->vector != NULL ? event->n_embd : 0;
-        if (item->vector == NULL) item->status = KR_E_NOMEM;
-        else memcpy(item->vector, event->embedding, event->n_embd * sizeof *item->vector);
+        const size_t row_bytes = embed->n_embd * sizeof(float);
+        uint8_t *row = embed->matrix.data + (size_t)(item - embed->items) * row_bytes;
+        if (event->n_embd != embed->n_embd) item->status = KR_E_INTERNAL;
+        else memcpy(row, event->embedding, row_bytes);
         return;
     }
     if (event->type != KR_EVENT_DONE && event->type != KR_EVENT_ERROR) return;
@@ -253,6 +261,13 @@ static void run(rpc_call_t *call, embed_t *embed, const char *model_id, uint32_t
     embed->call = call;
     embed->conn = call->conn;
     rpc_conn_retain(embed->conn);
+    embed->n_embd = embed->model->info.n_embd;
+    if (!rpc_tensor_create(embed->conn, (size_t)embed->n_items * embed->n_embd * sizeof(float),
+                           &embed->matrix)) {
+        rpc_fail_status(call, RPC_E_RUNTIME, KR_E_NOMEM, NULL);
+        free_embed(embed);
+        return;
+    }
     atomic_init(&embed->n_left, embed->n_items + 1);
     enter(embed);
     for (uint32_t i = 0; i < embed->n_items; i++) submit(embed, &embed->items[i], deadline_ms);

@@ -5,9 +5,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 #include "generation.h"
+#include "shared.h"
 
 #define TEXT_BYTES_MAX ((size_t)16 << 20)
 #define MESSAGES_MAX 2048u
@@ -23,6 +25,7 @@
 
 /* What is malloc'd for a request and not needed behind rpc_stream_start. */
 typedef struct request_s {
+    rpc_conn_t *conn;
     rpc_generation_t generation;
     rpc_tokens_t tokens;
     rpc_messages_t messages;
@@ -38,8 +41,44 @@ static void no_memory(json_reader_t *reader, const char *field) {
     json_fail(reader, "overloaded", field, "no memory for this request now");
 }
 
-void rpc_read_tokens(json_reader_t *reader, const char *field, size_t n_max, rpc_tokens_t *list) {
-    json_t *array = NULL;
+static void fail_token(json_reader_t *reader, const char *field, size_t index) {
+    char param[64];
+    (void)snprintf(param, sizeof param, "%.40s.%zu", field, index);
+    json_fail(reader, "invalid_value", param, "'%s' must be a token id", param);
+}
+
+static void read_shared_tokens(rpc_conn_t *conn, json_reader_t *reader, const char *field,
+                               json_t *value, size_t n_max, rpc_tokens_t *list) {
+    rpc_shm_head_t head;
+    int fd = -1;
+    if (!rpc_shared_take(conn, reader, field, value, &fd, &head)) return;
+    const bool is_list = head.dtype == RPC_DTYPE_I32 && head.n_dims == 1 && head.dims[0] <= n_max;
+    list->tokens = is_list ? malloc((size_t)head.n_bytes) : NULL;
+    if (list->tokens == NULL) {
+        (void)close(fd);
+        if (is_list) no_memory(reader, field);
+        else json_fail(reader, "invalid_value", field, "'%s' must be i32 of one dimension, up to "
+                       "%zu of them", field, n_max);
+        return;
+    }
+    if (!rpc_shared_load(conn, reader, field, fd, &head, list->tokens)) return;
+    list->n = (size_t)head.dims[0];
+    for (size_t i = 0; i < list->n; i++) {
+        if (list->tokens[i] >= 0) continue;
+        fail_token(reader, field, i);
+        return;
+    }
+}
+
+void rpc_read_tokens(rpc_conn_t *conn, json_reader_t *reader, const char *field, size_t n_max,
+                     rpc_tokens_t *list) {
+    json_t *array = json_object_get(reader->object, field);
+    if (json_is_object(array)) {
+        if (json_read_any(reader, field, &array)) {
+            read_shared_tokens(conn, reader, field, array, n_max, list);
+        }
+        return;
+    }
     if (!json_read_array(reader, field, 0, n_max, &array)) return;
     const size_t n = json_array_size(array);
     list->tokens = malloc((n + 1) * sizeof *list->tokens);
@@ -51,9 +90,7 @@ void rpc_read_tokens(json_reader_t *reader, const char *field, size_t n_max, rpc
         const json_t *value = json_array_get(array, i);
         const json_int_t id = json_is_integer(value) ? json_integer_value(value) : -1;
         if (id < 0 || id > INT32_MAX) {
-            char param[64];
-            (void)snprintf(param, sizeof param, "%.40s.%zu", field, i);
-            json_fail(reader, "invalid_value", param, "'%s' must be a token id", param);
+            fail_token(reader, field, i);
             return;
         }
         list->tokens[i] = (kr_token_t)id;
@@ -222,7 +259,7 @@ static void read_rest(const rpc_call_t *call, json_reader_t *reader, request_t *
         generation->credits = (uint32_t)integer;
     }
     read_stops(reader, generation);
-    rpc_read_tokens(reader, "stop_token_ids", STOP_TOKENS_MAX, &request->stop_tokens);
+    rpc_read_tokens(call->conn, reader, "stop_token_ids", STOP_TOKENS_MAX, &request->stop_tokens);
     read_logprobs(reader, generation);
     generation->is_stream = true;
     (void)json_read_bool(reader, "stream", &generation->is_stream);
@@ -282,7 +319,7 @@ static void read_prompt(json_reader_t *reader, request_t *request) {
     size_t n_bytes = 0;
     request->generation.prompt_name = "prompt";
     const bool has_text = json_read_string(reader, "prompt", 1, TEXT_BYTES_MAX, &text, &n_bytes);
-    rpc_read_tokens(reader, "prompt_tokens", PROMPT_TOKENS_MAX, &request->tokens);
+    rpc_read_tokens(request->conn, reader, "prompt_tokens", PROMPT_TOKENS_MAX, &request->tokens);
     if (has_text == (request->tokens.tokens != NULL)) {
         json_fail(reader, "invalid_value", "prompt", "give either 'prompt' or 'prompt_tokens'");
     }
@@ -329,7 +366,7 @@ static void start(rpc_call_t *call, request_t *request, const json_mistake_t *mi
 static void run(rpc_call_t *call, void (*read)(json_reader_t *reader, request_t *request)) {
     json_mistake_t mistake;
     json_reader_t reader;
-    request_t request = {0};
+    request_t request = {.conn = call->conn};
     rpc_open(call, &reader, &mistake);
     request.model_id = rpc_read_model_id(&reader, "model_id");
     read(&reader, &request);

@@ -16,7 +16,6 @@
 #include "server/pump.h"
 #include "server/server.h"
 
-#define RPC_LINE_BYTES_MAX ((size_t)16 << 20)
 #define RPC_IN_FLIGHT_MAX 256u          /* calls without an answer and streams, of a client */
 #define RPC_CLIENTS_MAX 64u
 #define RPC_OUT_PAUSE_BYTES ((size_t)64 << 20) /* waiting for a client: nothing more is read */
@@ -37,6 +36,17 @@ typedef struct rpc_model_s rpc_model_t;
 typedef struct rpc_models_s rpc_models_t;
 typedef struct rpc_work_s rpc_work_t;
 typedef struct rpc_loop_s rpc_loop_t;
+typedef struct rpc_shared_s rpc_shared_t;
+
+/* Segments of shared memory since the start (shared.h). */
+typedef struct rpc_shared_counts_s {
+    _Atomic uint64_t n_out, n_bytes_out; /* given to clients */
+    _Atomic uint64_t n_in, n_bytes_in;   /* taken from clients */
+    _Atomic uint64_t n_fallbacks;        /* tensors that went as JSON although they were large */
+    _Atomic uint64_t n_copies;           /* payloads copied on their way: none out, one in */
+    _Atomic uint64_t n_refused;          /* descriptors that lead to no good segment */
+    _Atomic uint64_t n_swept;            /* left by dead processes, removed */
+} rpc_shared_counts_t;
 
 struct rpc_s {
     rpc_params_t params;
@@ -51,6 +61,7 @@ struct rpc_s {
     atomic_bool is_ending;     /* no new generations, a load stops */
     _Atomic uint64_t n_calls, n_errors, n_timeouts, n_bad_lines, n_streams_ever, n_tokens;
     _Atomic uint32_t n_streams, n_clients;
+    rpc_shared_counts_t shared;
     /* The pump's: what this batch of events has moved. */
     rpc_stream_t *touched;
     rpc_conn_t *touched_conns;
@@ -86,6 +97,7 @@ struct rpc_conn_s {
     uint32_t n_generating;     /* calls of generate on their way */
     char (*early)[132];
     uint32_t n_early;
+    rpc_shared_t *shared;      /* NULL: not agreed on */
 
     bool is_touched;           /* the pump's */
     rpc_conn_t *touched_next;

@@ -11,6 +11,7 @@
 #include "base/os.h"
 #include "inner.h"
 #include "listen.h"
+#include "shared.h"
 
 #define CHUNK_BYTES 65536u
 #define MS_NS 1000000ull
@@ -82,7 +83,7 @@ static void push_long(rpc_conn_t *conn, kri_buffer_t *text) {
         conn->line_bytes += text->n_bytes;
         conn->n_generating++; /* it may be a generate */
         (void)pthread_mutex_unlock(&conn->lock);
-        kri_buffer_init(text, RPC_LINE_BYTES_MAX);
+        kri_buffer_init(text, conn->rpc->params.line_bytes_max);
         if (rpc_work_push(conn->rpc, conn, take_long, line)) return;
         take_long(NULL, line);
     }
@@ -103,7 +104,7 @@ static void on_too_long(void *user, const char *prefix, size_t n_bytes) {
     rpc_error_t error;
     rpc_guess_id(prefix, n_bytes, id, sizeof id);
     rpc_error_set(&error, RPC_E_REQUEST, KR_E_LIMIT, NULL, "a line of more than %zu bytes",
-                  RPC_LINE_BYTES_MAX);
+                  conn->rpc->params.line_bytes_max);
     atomic_fetch_add(&conn->rpc->n_bad_lines, 1);
     rpc_put_error(conn, id, &error);
 }
@@ -125,7 +126,10 @@ static void end_input(rpc_conn_t *conn, uint64_t now_ns) {
 
 static void read_conn(rpc_loop_t *loop, rpc_conn_t *conn) {
     const rpc_frame_sink_t sink = {.line = on_line, .too_long = on_too_long, .user = conn};
-    const ssize_t n = read(conn->in_fd, loop->chunk, sizeof loop->chunk); /* something is there */
+    /* Something is there. Only what may bring descriptors is read as a socket. */
+    const ssize_t n = rpc_shared_kind(conn) == RPC_SHM_MEMFD
+                          ? rpc_shared_receive(conn, loop->chunk, sizeof loop->chunk)
+                          : read(conn->in_fd, loop->chunk, sizeof loop->chunk);
     if (n > 0) {
         rpc_frames_feed(&conn->frames, loop->chunk, (size_t)n, &sink);
         rpc_conn_flush(conn);

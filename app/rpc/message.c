@@ -9,6 +9,9 @@
 
 #include "base/utf8.h"
 
+#define LINE_BYTES ((size_t)16 << 20)
+#define VALUES_MAX ((size_t)1000000)
+
 /* ---- errors ---------------------------------------------------------------------------------- */
 
 /* Cut at a character. */
@@ -110,6 +113,11 @@ static bool fail_parse(rpc_error_t *error, const char *text) {
     return false;
 }
 
+/* Lines over the ordinary size come only where that was asked for: numbers need no more. */
+static size_t values_max(size_t n_bytes) {
+    return n_bytes > LINE_BYTES ? n_bytes / 8 : VALUES_MAX;
+}
+
 /* A batch is read as a member of an object: that is what json_parse takes. */
 static bool parse_batch(const char *line, size_t n_bytes, json_t **root, rpc_error_t *error) {
     static const char head[] = "{\"a\":";
@@ -125,7 +133,8 @@ static bool parse_batch(const char *line, size_t n_bytes, json_t **root, rpc_err
         rpc_error_set(error, RPC_E_RUNTIME, KR_E_NOMEM, NULL, "no memory for this message");
         return false;
     }
-    const bool is_json = json_parse(text.data, text.n_bytes, &object, &mistake);
+    const bool is_json = json_parse_values(text.data, text.n_bytes, values_max(n_bytes), &object,
+                                           &mistake);
     kri_buffer_deinit(&text);
     json_t *array = is_json && json_object_size(object) == 1 ? json_object_get(object, "a") : NULL;
     if (!json_is_array(array)) {
@@ -149,7 +158,7 @@ bool rpc_line_parse(const char *line, size_t n_bytes, json_t **root, rpc_error_t
     while (i < n_bytes && (line[i] == ' ' || line[i] == '\t' || line[i] == '\r')) i++;
     if (i < n_bytes && line[i] == '[') return parse_batch(line, n_bytes, root, error);
     json_mistake_t mistake = {0};
-    if (json_parse(line, n_bytes, root, &mistake)) return true;
+    if (json_parse_values(line, n_bytes, values_max(n_bytes), root, &mistake)) return true;
     return fail_parse(error, mistake.message);
 }
 

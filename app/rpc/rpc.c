@@ -16,6 +16,7 @@
 #include "base/os.h"
 #include "inner.h"
 #include "listen.h"
+#include "shm.h"
 
 #define DRAIN_MS 1000u
 #define END_MS 1950u   /* from the end of input, or what else has begun the end */
@@ -75,12 +76,16 @@ static kr_status_t create(full_t *full, kr_error_t *error) {
     return rpc_loop_create(rpc, error);
 }
 
+static void close_client(const rpc_params_t *params) {
+    (void)close(params->in_fd);
+    if (params->out_fd != params->in_fd) (void)close(params->out_fd);
+}
+
 kr_status_t rpc_create(const rpc_params_t *params, rpc_t **rpc, kr_error_t *error) {
     full_t *full = calloc(1, sizeof *full);
     if (full == NULL) {
         if (params->socket_path == NULL) {
-            (void)close(params->in_fd);
-            (void)close(params->out_fd);
+            close_client(params);
         }
         return KRI_FAIL(error, KR_E_NOMEM, NULL, "no memory for the runtime");
     }
@@ -88,6 +93,7 @@ kr_status_t rpc_create(const rpc_params_t *params, rpc_t **rpc, kr_error_t *erro
     full->rpc.begin_ns = kri_clock_ns();
     full->flags_before = full->flags_fd = full->done_fd = -1;
     atomic_init(&full->rpc.deadline_ms, params->deadline_ms);
+    atomic_init(&full->rpc.shared.n_swept, rpc_shm_sweep());
     (void)pthread_mutex_init(&full->mutex, NULL);
     init_cond(&full->changed);
     block_signals(&full->mask_before);
@@ -182,8 +188,7 @@ void rpc_destroy(rpc_t *rpc) {
     kr_telemetry_destroy(rpc->calls);
     kr_telemetry_destroy(rpc->params.engine.telemetry);
     if (rpc->params.socket_path == NULL && rpc->params.in_fd >= 0) {
-        (void)close(rpc->params.in_fd);
-        (void)close(rpc->params.out_fd);
+        close_client(&rpc->params);
     }
     if (full->flags_before >= 0) (void)fcntl(full->flags_fd, F_SETFL, full->flags_before);
     if (full->flags_fd >= 0) (void)close(full->flags_fd);

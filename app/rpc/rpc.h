@@ -12,6 +12,7 @@
 #include "kr.h"
 
 #define RPC_MODELS_MAX 16u
+#define RPC_LINE_BYTES_DEFAULT ((size_t)16 << 20)
 
 typedef struct rpc_s rpc_t;
 
@@ -19,8 +20,10 @@ typedef struct rpc_params_s {
     kr_engine_params_t engine;
     kr_model_params_t model;      /* of every load; progress is the runtime's */
     kr_session_params_t session;  /* of every model; n_ctx may be given by the request */
-    int in_fd, out_fd;            /* the only client; owned from now on, also on an error */
+    int in_fd, out_fd;            /* the only client; owned from now on, also on an error; the
+                                     same for a socket */
     const char *socket_path;      /* or, when not NULL, clients of this socket (mode 0600) */
+    size_t line_bytes_max;        /* of a message */
     uint32_t n_workers;           /* 1..64 threads that read messages and tokenize */
     uint32_t deadline_ms;         /* of a generation that names none; none may name more */
     /* The file behind a model's id. */

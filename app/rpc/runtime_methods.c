@@ -6,7 +6,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
-#include "inner.h"
+#include "shared.h"
 
 /* Methods without parameters: answers the mistake when there are some. */
 static bool takes_nothing(rpc_call_t *call) {
@@ -35,7 +35,7 @@ static void put_memory(kri_buffer_t *out) {
                             n_virtual * page);
 }
 
-static void put_info(kri_buffer_t *out) {
+static void put_info(rpc_conn_t *conn, kri_buffer_t *out) {
     (void)kri_buffer_printf(out, "{\"version\":");
     (void)json_put_string(out, kr_version(), strlen(kr_version()));
     (void)kri_buffer_printf(out, ",\"protocol\":\"json-rpc-2.0\",\"protocol_version\":%d,"
@@ -46,27 +46,43 @@ static void put_info(kri_buffer_t *out) {
     }
     (void)kri_buffer_printf(out, "],\"limits\":{\"line_bytes\":%zu,\"in_flight\":%u,"
                             "\"batch_requests\":%u,\"output_bytes\":%zu,\"models\":%u},",
-                            RPC_LINE_BYTES_MAX, RPC_IN_FLIGHT_MAX, RPC_BATCH_MAX,
+                            conn->rpc->params.line_bytes_max, RPC_IN_FLIGHT_MAX, RPC_BATCH_MAX,
                             RPC_OUT_PAUSE_BYTES, RPC_MODELS_MAX);
+    rpc_shared_put_info(conn, out);
+    (void)kri_buffer_append(out, ",", 1);
     put_memory(out);
     (void)kri_buffer_append(out, "}", 1);
+}
+
+/* {"min_bytes": N}: the client wants shared memory. Without memory for it nothing is refused. */
+static void read_shared(json_reader_t *reader, json_t *value, int64_t *min_bytes) {
+    json_reader_t inner;
+    json_open(&inner, value, "shared_memory", reader->error);
+    (void)json_read_integer(&inner, "min_bytes", RPC_SHARED_MIN_BYTES_LEAST,
+                            (int64_t)RPC_SHM_BYTES_MAX, min_bytes);
+    json_finish(&inner);
 }
 
 void rpc_method_info(rpc_call_t *call) {
     json_mistake_t mistake;
     json_reader_t reader;
-    int64_t version = RPC_PROTOCOL_VERSION;
+    json_t *shared = NULL;
+    int64_t version = RPC_PROTOCOL_VERSION, min_bytes = RPC_SHARED_MIN_BYTES;
     rpc_open(call, &reader, &mistake);
     if (json_read_integer(&reader, "protocol_version", 1, INT32_MAX, &version) &&
         version != RPC_PROTOCOL_VERSION) {
         json_fail(&reader, "unsupported_parameter", "protocol_version",
                   "this runtime speaks 'protocol_version' %d only", RPC_PROTOCOL_VERSION);
     }
+    if (json_read_any(&reader, "shared_memory", &shared)) {
+        read_shared(&reader, shared, &min_bytes);
+    }
     json_finish(&reader);
     if (rpc_fail_mistake(call, &mistake)) return;
+    if (shared != NULL) (void)rpc_shared_enable(call->conn, (size_t)min_bytes);
     kri_buffer_t out;
     kri_buffer_init(&out, 65536);
-    put_info(&out);
+    put_info(call->conn, &out);
     rpc_reply(call, &out);
     kri_buffer_deinit(&out);
 }
@@ -129,6 +145,24 @@ static void put_engine(const rpc_t *rpc, kri_buffer_t *out) {
     free(text);
 }
 
+static void put_shared(rpc_t *rpc, kri_buffer_t *out) {
+    const struct { const char *name; uint64_t value; } rows[] = {
+        {"segments_out", atomic_load(&rpc->shared.n_out)},
+        {"bytes_out", atomic_load(&rpc->shared.n_bytes_out)},
+        {"segments_in", atomic_load(&rpc->shared.n_in)},
+        {"bytes_in", atomic_load(&rpc->shared.n_bytes_in)},
+        {"copies", atomic_load(&rpc->shared.n_copies)},
+        {"fallbacks", atomic_load(&rpc->shared.n_fallbacks)},
+        {"refused", atomic_load(&rpc->shared.n_refused)},
+        {"swept", atomic_load(&rpc->shared.n_swept)}};
+    (void)kri_buffer_printf(out, "\"shared_memory\":{");
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        (void)kri_buffer_printf(out, "%s\"%s\":%llu", i > 0 ? "," : "", rows[i].name,
+                                (unsigned long long)rows[i].value);
+    }
+    (void)kri_buffer_append(out, "}", 1);
+}
+
 void rpc_method_telemetry(rpc_call_t *call) {
     if (!takes_nothing(call)) return;
     rpc_t *rpc = call->rpc;
@@ -148,12 +182,13 @@ void rpc_method_telemetry(rpc_call_t *call) {
                             generate.sum_ms > 0 ? (double)n_tokens / generate.sum_ms * 1e3 : 0);
     put_latency(&tokenize, &out);
     (void)kri_buffer_printf(&out, "},\"errors\":{\"total\":%llu,\"timeouts\":%llu,"
-                            "\"error_rate\":%.6f},\"native_optimizations\":{\"isa\":\"%s\"},"
-                            "\"engine\":",
+                            "\"error_rate\":%.6f},\"native_optimizations\":{\"isa\":\"%s\"},",
                             (unsigned long long)n_errors,
                             (unsigned long long)atomic_load(&rpc->n_timeouts),
                             n_calls > 0 ? (double)n_errors / (double)n_calls : 0,
                             kr_isa_details());
+    put_shared(rpc, &out);
+    (void)kri_buffer_printf(&out, ",\"engine\":");
     put_engine(rpc, &out);
     (void)kri_buffer_append(&out, "}", 1);
     rpc_reply(call, &out);

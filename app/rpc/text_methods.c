@@ -4,6 +4,7 @@
 
 #include "base/clock.h"
 #include "generation.h"
+#include "shared.h"
 
 #define TOKENS_MAX 1000000u
 #define TEXT_BYTES_MAX ((size_t)16 << 20)
@@ -34,24 +35,43 @@ static void put_piece(kri_buffer_t *out, kr_model_t model, kr_token_t token, cha
     (void)json_put_string(out, piece, status == KR_OK ? n : 0);
 }
 
-static void reply_tokens(rpc_call_t *call, const rpc_model_t *model, const tokenize_t *request,
-                         const kr_token_t *tokens, size_t n) {
+static void put_tokens(rpc_call_t *call, rpc_tensor_t *tensor, size_t n, kri_buffer_t *out) {
+    rpc_tensor_shape(tensor, RPC_DTYPE_I32, n, 0);
+    if (rpc_tensor_give(call->conn, tensor, out)) return;
+    const kr_token_t *tokens = (const kr_token_t *)(const void *)tensor->data;
+    if (tokens == NULL) out->status = KR_E_NOMEM;
+    (void)kri_buffer_append(out, "[", 1);
+    for (size_t i = 0; i < n && out->status == KR_OK; i++) {
+        (void)kri_buffer_printf(out, i > 0 ? ",%d" : "%d", tokens[i]);
+    }
+    (void)kri_buffer_append(out, "]", 1);
+}
+
+static void put_strings(const rpc_model_t *model, const kr_token_t *tokens, size_t n,
+                        kri_buffer_t *out) {
     char *piece = malloc(PIECE_BYTES_MAX);
+    if (piece == NULL) out->status = KR_E_NOMEM;
+    (void)kri_buffer_printf(out, "\"token_strings\":[");
+    for (size_t i = 0; i < n && out->status == KR_OK; i++) {
+        if (i > 0) (void)kri_buffer_append(out, ",", 1);
+        put_piece(out, model->model, tokens[i], piece);
+    }
+    (void)kri_buffer_printf(out, "],");
+    free(piece);
+}
+
+/* The strings first: tokens that are given away are not there any more. */
+static void reply_tokens(rpc_call_t *call, const rpc_model_t *model, const tokenize_t *request,
+                         rpc_tensor_t *tensor, size_t n) {
     kri_buffer_t out;
     kri_buffer_init(&out, RPC_RESULT_BYTES_MAX);
-    if (piece == NULL) out.status = KR_E_NOMEM;
-    (void)kri_buffer_printf(&out, "{\"tokens\":[");
-    for (size_t i = 0; i < n && out.status == KR_OK; i++) {
-        (void)kri_buffer_printf(&out, i > 0 ? ",%d" : "%d", tokens[i]);
+    (void)kri_buffer_append(&out, "{", 1);
+    if (request->with_strings) {
+        put_strings(model, (const kr_token_t *)(const void *)tensor->data, n, &out);
     }
-    (void)kri_buffer_append(&out, "]", 1);
-    if (request->with_strings) (void)kri_buffer_printf(&out, ",\"token_strings\":[");
-    for (size_t i = 0; request->with_strings && i < n && out.status == KR_OK; i++) {
-        if (i > 0) (void)kri_buffer_append(&out, ",", 1);
-        put_piece(&out, model->model, tokens[i], piece);
-    }
-    (void)kri_buffer_printf(&out, request->with_strings ? "]}" : "}");
-    free(piece);
+    (void)kri_buffer_printf(&out, "\"tokens\":");
+    put_tokens(call, tensor, n, &out);
+    (void)kri_buffer_append(&out, "}", 1);
     rpc_reply(call, &out);
     kri_buffer_deinit(&out);
 }
@@ -79,18 +99,18 @@ void rpc_method_tokenize(rpc_call_t *call) {
     if (model == NULL) return;
     /* A token has at least one byte, save BOS and what a tokenizer puts in front. */
     const size_t capacity = request.n_bytes + 16;
-    kr_token_t *tokens = malloc(capacity * sizeof *tokens);
+    rpc_tensor_t tensor;
     kr_error_t error;
     kr_error_init(&error);
     size_t n_tokens = 0;
     kr_status_t status = KR_E_NOMEM;
-    if (tokens != NULL) {
+    if (rpc_tensor_create(call->conn, capacity * sizeof(kr_token_t), &tensor)) {
         status = kr_model_tokenize(model->model, request.text, request.n_bytes, flags_of(&request),
-                                   tokens, capacity, &n_tokens, &error);
+                                   (kr_token_t *)(void *)tensor.data, capacity, &n_tokens, &error);
     }
-    if (status == KR_OK) reply_tokens(call, model, &request, tokens, n_tokens);
+    if (status == KR_OK) reply_tokens(call, model, &request, &tensor, n_tokens);
     else rpc_fail_status(call, RPC_E_TOKENIZER, status, &error);
-    free(tokens);
+    rpc_tensor_deinit(&tensor);
     rpc_model_release(model);
     record(rpc, begin_ns);
 }
@@ -135,7 +155,7 @@ void rpc_method_detokenize(rpc_call_t *call) {
     rpc_open(call, &reader, &mistake);
     const char *model_id = rpc_read_model_id(&reader, "model_id");
     json_require(&reader, "tokens");
-    rpc_read_tokens(&reader, "tokens", TOKENS_MAX, &list);
+    rpc_read_tokens(call->conn, &reader, "tokens", TOKENS_MAX, &list);
     (void)json_read_bool(&reader, "skip_special_tokens", &skips_special);
     json_finish(&reader);
     if (!rpc_fail_mistake(call, &mistake)) {

@@ -13,7 +13,7 @@
 #include "base/utf8.h"
 
 #define DEPTH_MAX 128u
-#define NODES_MAX 1000000u
+#define NODES_MAX ((size_t)1000000)
 #define MEMBERS_MAX 100000u
 #define NUMBER_BYTES_MAX 64u
 
@@ -146,8 +146,10 @@ static const char *skip_word(scan_t *scan) {
     return NULL;
 }
 
+static const char too_many[] = "too many values";
+
 /* NULL, or which bound is broken. */
-static const char *find_excess(const char *text, size_t n_bytes) {
+static const char *find_excess(const char *text, size_t n_bytes, size_t n_nodes_max) {
     scan_t scan = {.text = text, .n_bytes = n_bytes};
     const char *wrong = NULL;
     while (scan.at < n_bytes && wrong == NULL) {
@@ -167,19 +169,29 @@ static const char *find_excess(const char *text, size_t n_bytes) {
         default: wrong = skip_word(&scan); continue;
         }
         scan.at++;
-        if (scan.n_nodes > NODES_MAX && wrong == NULL) wrong = "more than 1000000 values";
+        if (scan.n_nodes > n_nodes_max && wrong == NULL) wrong = too_many;
     }
-    if (scan.n_nodes > NODES_MAX && wrong == NULL) wrong = "more than 1000000 values";
+    if (scan.n_nodes > n_nodes_max && wrong == NULL) wrong = too_many;
     return wrong;
 }
 
 bool json_parse(const char *text, size_t n_bytes, json_t **root, json_mistake_t *mistake) {
+    return json_parse_values(text, n_bytes, NODES_MAX, root, mistake);
+}
+
+bool json_parse_values(const char *text, size_t n_bytes, size_t n_values_max, json_t **root,
+                       json_mistake_t *mistake) {
     char line[384];
     if (n_bytes >= 3 && memcmp(text, "\xef\xbb\xbf", 3) == 0) {
         set_mistake(mistake, "invalid_json", "", "the body begins with a byte order mark");
         return false;
     }
-    const char *excess = find_excess(text, n_bytes);
+    const char *excess = find_excess(text, n_bytes, n_values_max);
+    if (excess == too_many) {
+        (void)snprintf(line, sizeof line, "the body has more than %zu values", n_values_max);
+        set_mistake(mistake, "invalid_json", "", line);
+        return false;
+    }
     if (excess != NULL) {
         (void)snprintf(line, sizeof line, "the body has %s", excess);
         if (strncmp(excess, "nested", 6) == 0) {

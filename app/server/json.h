@@ -26,6 +26,9 @@ typedef struct json_mistake_s {
 /* *root is the caller's; an object. False: the mistake is set. Needs no more than 256 KiB of
  * stack. */
 bool json_parse(const char *text, size_t n_bytes, json_t **root, json_mistake_t *mistake);
+/* The same with another bound of values, for one who lets large texts in knowingly. */
+bool json_parse_values(const char *text, size_t n_bytes, size_t n_values_max, json_t **root,
+                       json_mistake_t *mistake);
 
 #define JSON_FIELDS_MAX 96
 typedef struct json_reader_s {
