@@ -3,6 +3,7 @@ long generations, streams that are read event by event."""
 import hashlib
 import http.client
 import json
+import socket
 import struct
 from pathlib import Path
 
@@ -37,13 +38,18 @@ def long_server(scratch, *words, **more):
 
 
 class Stream:
-    """A streamed completion, read as it comes."""
+    """A streamed completion, read as it comes. unix_path: on that socket, which holds little, so
+    that who does not read stops it soon."""
 
-    def __init__(self, server, n_tokens=None, key=None, **fields):
+    def __init__(self, server, n_tokens=None, key=None, unix_path=None, **fields):
         body = {"prompt": "the", "stream": True, "temperature": 0, "ignore_eos": True, **fields}
         body["max_tokens"] = n_tokens or LONG_CTX
         headers = {"Content-Type": "application/json", **(bearer(key) if key else {})}
         self.connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=WAIT_S)
+        if unix_path:
+            self.connection.sock = socket.socket(socket.AF_UNIX)
+            self.connection.sock.settimeout(WAIT_S)
+            self.connection.sock.connect(str(unix_path))
         self.connection.request("POST", "/v1/completions", json.dumps(body), headers)
         self.answer = self.connection.getresponse()
         self.status = self.answer.status

@@ -178,10 +178,13 @@ class Changes(unittest.TestCase):
 
     def test_prompts_of_one_key_leave_room_in_the_queue(self):
         self.write(key_line("a", "sk-a", "generate"), key_line("b", "sk-b", "generate,metrics"))
-        server = self.serve("--queue", "8")  # 4 at once: 4 + 6 for one key
+        path = self.scratch / "socket"
+        # 4 at once: 4 + 6 for one key
+        server = self.serve("--queue", "8", "--unix-socket", path)
         # Not read, with much to read for each token: so they stay. Each four that run make room.
         for n_prompts, n_run in ((4, 4), (6, 8)):
-            crowd = Stream(server, key="sk-a", prompt=["the"] * n_prompts, logprobs=20)
+            crowd = Stream(server, key="sk-a", unix_path=path, prompt=["the"] * n_prompts,
+                           logprobs=20)
             self.addCleanup(crowd.close)
             self.assertEqual(crowd.status, 200)
             eventually(lambda n=n_run: metric(server, "kr_requests_running", "sk-b") >= n,
