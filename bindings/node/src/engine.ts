@@ -9,8 +9,9 @@ import {
 } from './check.js';
 import type { Config } from './config.js';
 import { loadConfig } from './config.js';
+import { Announcer } from './core/announcer.js';
 import { checkOptions, makeParts } from './core/parts.js';
-import type { Listener, Parts } from './core/parts.js';
+import type { Parts } from './core/parts.js';
 import { EngineClientError, cancelled, toEngineError } from './errors.js';
 import { defaultLogger } from './log.js';
 import type { BatchStats, QosReport } from './services/index.js';
@@ -19,7 +20,7 @@ import type { Transport } from './transport/transport.js';
 import type {
   CacheHealth, ChatMessage, ChatParams, CompatibilityReport, CountTokensRequest,
   CreateGeneratorOptions, DetokenizeRequest, DetokenizeResponse, EmbedRequest, EmbedResponse,
-  EngineEvents, EngineHooks, EngineOptions, GeneratorChunk, GeneratorParams, HealthStatus,
+  EngineEvents, EngineOptions, GeneratorChunk, GeneratorParams, HealthStatus,
   LoadModelOptions, LoadVisionModelOptions, Logger, ModelCacheStats, ModelHandle, ReloadReport,
   RuntimeInfo, StreamMetrics, TelemetryReport, TokenizeOptions, TokenizeRequest, TokenizeResponse,
   VisionGeneratorChunk, VisionGeneratorParams, VisionModelHandle,
@@ -44,14 +45,12 @@ interface RuntimeState {
   active_streams: number;
 }
 
-type Payload<K extends keyof EngineEvents> = Omit<EngineEvents[K], 'timestamp'>;
-
 /** The snake_case twins. */
 export interface Engine extends SnakeMethods {}
 export class Engine extends EventEmitter implements EngineMethods, EngineEventMethods {
   private readonly options: EngineOptions;
   private readonly logger: Logger;
-  private readonly hooks: EngineHooks;
+  private readonly announcer: Announcer;
   private readonly parts: Parts;
   private readonly createdAt = performance.now();
   private stopping: Promise<void> | undefined;
@@ -62,8 +61,9 @@ export class Engine extends EventEmitter implements EngineMethods, EngineEventMe
     this.options = checkOptions(options);
     this.logger = dependencies.logger ?? defaultLogger();
     const { telemetry } = this.options;
-    this.hooks = telemetry?.enabled === true ? telemetry.hooks ?? {} : {};
-    this.parts = makeParts(this.options, this.logger, this.listener(), dependencies.runner);
+    this.announcer = new Announcer(this, this.logger);
+    if (telemetry?.enabled === true && telemetry.hooks) this.announcer.add(telemetry.hooks);
+    this.parts = makeParts(this.options, this.logger, this.announcer, dependencies.runner);
     this.config = this.parts.config;
   }
 
@@ -77,7 +77,7 @@ export class Engine extends EventEmitter implements EngineMethods, EngineEventMe
     await Promise.all([...new Set(names)].map(async (name) => {
       await this.loadModel(name).catch((error: unknown) => {
         this.logger.warn(`kr-serve: ${name}: ${(error as Error).message}`);
-        this.failed(toEngineError(error), 'warmup');
+        this.announcer.failed(toEngineError(error), 'warmup');
       });
     }));
   }
@@ -212,22 +212,30 @@ export class Engine extends EventEmitter implements EngineMethods, EngineEventMe
     return telemetryOfWire(await this.parts.client.call<WireTelemetry>('runtime/telemetry', {}));
   }
 
-  /** The file of `config`, and what the runtime can take over without a new start. */
+  /** Reads the file of `config` and that of the runtime (--config) anew. The engine's own options
+   * act from the next engine on; what the runtime took over is in `changed`. */
   async reloadConfig(): Promise<ReloadReport> {
-    const changed: string[] = [];
-    if (typeof this.options.config === 'string') {
-      const next = loadConfig(this.options.config, (message) => this.logger.warn(message));
+    const { config, runtime } = this.options;
+    const isRuntimes = runtime?.args?.includes('--config') === true
+      || (runtime?.env?.['KR_CONFIG'] ?? process.env['KR_CONFIG']) !== undefined;
+    const report: ReloadReport = { success: true, changed: [], needsRestart: [] };
+    if (!isRuntimes && typeof config !== 'string') {
+      throw new EngineClientError('InvalidRequest', 'reloadConfig: there is no configuration file');
+    }
+    if (typeof config === 'string') {
+      const next = loadConfig(config, (message) => this.logger.warn(`kr-serve: ${message}`));
       for (const [section, value] of Object.entries(next)) {
         const old = this.config[section as keyof Config];
-        if (JSON.stringify(old) !== JSON.stringify(value)) changed.push(section);
+        if (JSON.stringify(old) !== JSON.stringify(value)) report.needsRestart.push(section);
       }
     }
-    const wire = await this.parts.client.call<{
-      success: boolean; changed: string[]; needs_restart: string[];
-    }>('reload_config', {});
-    return {
-      success: wire.success, changed: wire.changed, needsRestart: [...wire.needs_restart, ...changed],
-    };
+    if (isRuntimes) {
+      const wire = await this.parts.client.call<{ changed: string[]; needs_restart: string[] }>(
+        'reload_config', {});
+      report.changed.push(...wire.changed);
+      report.needsRestart.push(...wire.needs_restart);
+    }
+    return report;
   }
 
   async healthCheck(): Promise<HealthStatus> {
@@ -356,87 +364,6 @@ export class Engine extends EventEmitter implements EngineMethods, EngineEventMe
 
   override off<K extends keyof EngineEvents>(event: K, listener: EngineListener<K>): this {
     return super.off(event, listener as (...args: unknown[]) => void);
-  }
-
-  /** A listener that throws is reported and stops nobody. */
-  private tell<K extends keyof EngineEvents>(event: K, payload: Payload<K>): void {
-    if (this.listenerCount(event) === 0) return; // an `error` without listener would be thrown
-    this.guard(event, () => this.emit(event, { ...payload, timestamp: Date.now() }));
-  }
-
-  private guard(what: string, run: () => void): void {
-    try {
-      run();
-    } catch (error) {
-      this.logger.error(`kr-serve: a listener of '${what}' threw: ${String(error)}`);
-    }
-  }
-
-  private failed(error: EngineClientError, context?: string): void {
-    this.guard('onError', () => this.hooks.onError?.(error));
-    this.tell('error', { error: error.toObject(), ...(context !== undefined && { context }) });
-  }
-
-  private listener(): Listener {
-    return {
-      status: (status, previousStatus) => this.tell('runtime:status', { status, previousStatus }),
-      loaded: (handle) => {
-        this.parts.reuse.cache.clearGroup(handle.descriptor.id);
-        this.guard('onModelLoaded', () => this.hooks.onModelLoaded?.(handle));
-        this.tell('model:loaded', { modelId: handle.descriptor.id, handle });
-      },
-      unloaded: (modelId) => {
-        this.parts.reuse.cache.clearGroup(modelId);
-        this.tell('model:unloaded', { modelId });
-      },
-      invalidated: (modelId, reason) => this.tell('model:invalidated', { modelId, reason }),
-      failed: (error, context) => this.failed(error, context),
-      circuit: (circuit, _from, to) => {
-        if (to !== 'open') return;
-        this.failed(new EngineClientError('TransportError', `'${circuit}' has failed repeatedly`,
-          { circuit, circuitState: to }), 'circuit_breaker');
-      },
-      dispatched: (dispatch) => {
-        const activeStreams = this.parts.streams.nActive;
-        this.guard('onBatchDispatched',
-          () => this.hooks.onBatchDispatched?.({ ...dispatch, activeStreams }));
-      },
-      violated: (violation) => this.tell('qos:violation', { violation }),
-      generation: this.generationObserver(),
-      rpc: {},
-    };
-  }
-
-  private generationObserver(): Listener['generation'] {
-    return {
-      started: (stream, prompt) => this.tell('generation:started',
-        { streamId: stream.id, modelId: stream.modelId, prompt }),
-      token: (stream, chunk) => {
-        const { onTokenGenerated } = this.hooks;
-        if (onTokenGenerated !== undefined) {
-          this.guard('onTokenGenerated', () => onTokenGenerated(chunk.token, stream.localStats()));
-        }
-        this.tell('generation:token', {
-          streamId: stream.id, token: chunk.token,
-          ...(chunk.logprob !== undefined && { logprob: chunk.logprob }),
-        });
-      },
-      completed: (stream, stats) => {
-        this.parts.qos.record({
-          ttftMs: stats.timeToFirstToken * 1000, latencyMs: (stats.totalTime ?? 0) * 1000,
-          tokens: stats.tokensGenerated, isError: false,
-        });
-        this.guard('onGenerationCompleted', () => this.hooks.onGenerationCompleted?.(stats));
-        this.tell('generation:completed', { streamId: stream.id, stats });
-      },
-      failed: (stream, error) => {
-        const latencyMs = performance.now() - stream.createdAt;
-        this.parts.qos.record({ latencyMs, tokens: stream.nTokens, isError: true });
-        this.failed(error, 'generation');
-      },
-      wantsTokens: () => this.hooks.onTokenGenerated !== undefined
-        || this.listenerCount('generation:token') > 0,
-    };
   }
 }
 

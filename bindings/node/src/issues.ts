@@ -14,8 +14,8 @@ const EXPECTED: Record<string, string> = {
 };
 
 function text(issue: z.core.$ZodIssue, field: string): string {
-  if (issue.code === 'invalid_type') {
-    return `'${field}' must be ${EXPECTED[issue.expected] ?? issue.expected}`;
+  if (issue.code === 'invalid_type' && issue.expected in EXPECTED) {
+    return `'${field}' must be ${EXPECTED[issue.expected]}`;
   }
   if (issue.code === 'invalid_union') return `'${field}' has none of the forms that it may have`;
   return `'${field}': ${issue.message}`;

@@ -200,9 +200,11 @@ export const EngineOptionsSchema = z.strictObject({
   cache: CacheConfigSchema.optional(),
   telemetry: z.strictObject({
     enabled: z.boolean(),
-    hooks: z.looseObject({
-      onModelLoaded: hook, onTokenGenerated: hook, onGenerationCompleted: hook, onError: hook,
-      onBatchDispatched: hook,
+    hooks: z.strictObject({
+      onModelLoaded: hook, onModelUnloaded: hook, onTokenGenerated: hook,
+      onGenerationCompleted: hook, onGenerationFailed: hook, onError: hook,
+      onBatchDispatched: hook, onIpcRequestStarted: hook, onIpcRequestFinished: hook,
+      onRetry: hook, onCircuitBreakerStateChange: hook, onQosEvaluated: hook,
     }).optional(),
   }).optional(),
   pythonPath: refused('no Python is involved; the runtime is krPath'),

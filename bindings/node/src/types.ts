@@ -402,12 +402,31 @@ export interface BatchDispatchInfo {
   activeStreams: number;
 }
 
+export interface GenerationFailure {
+  modelId: string;
+  code: string;
+  tokensGenerated: number;
+  durationMs: number;
+}
+
+/** A hook that throws is logged and stops nobody. */
 export interface EngineHooks {
   onModelLoaded?(handle: ModelHandle): void;
+  /** Also of one that was lost with the runtime. */
+  onModelUnloaded?(modelId: string): void;
+  /** Each token; makes generate() ask for single tokens. */
   onTokenGenerated?(token: string, stats: GenerationStats): void;
   onGenerationCompleted?(stats: GenerationStats): void;
+  /** A generation that ended with an error: also a time limit, not one that was cancelled. */
+  onGenerationFailed?(failure: GenerationFailure): void;
   onError?(error: EngineClientError): void;
   onBatchDispatched?(info: BatchDispatchInfo): void;
+  onIpcRequestStarted?(method: string): void;
+  /** Once for each that started; `code` is that of its error. */
+  onIpcRequestFinished?(method: string, durationMs: number, code?: string): void;
+  onRetry?(method: string): void;
+  onCircuitBreakerStateChange?(circuit: string, from: string, to: string): void;
+  onQosEvaluated?(broken: readonly QosViolation[]): void;
 }
 
 // ---- engine -----------------------------------------------------------------------------------

@@ -1,42 +1,23 @@
 // Puts an engine together: every service, each given the functions that it needs and nothing else.
-import { EngineClientError, toEngineError } from '../errors.js';
+import { toEngineError } from '../errors.js';
 import { loadConfig } from '../config.js';
 import type { Config } from '../config.js';
 import { failOfIssues } from '../issues.js';
 import { CircuitBreakers } from '../rpc/breaker.js';
 import { RpcClient } from '../rpc/client.js';
-import type { RpcObserver } from '../rpc/client.js';
 import { Supervisor } from '../rpc/supervisor.js';
 import { EngineOptionsSchema } from '../schemas.js';
 import { QosMonitor } from '../services/index.js';
-import type { BatchDispatch, QosViolation } from '../services/index.js';
 import { makeTransport } from '../transport/make.js';
 import type { Transport } from '../transport/transport.js';
-import type {
-  EngineOptions, InvalidationReason, Logger, ModelHandle, RuntimeStatus,
-} from '../types.js';
-import type { CircuitState } from '../errors.js';
+import type { EngineOptions, Logger } from '../types.js';
+import type { Announcer } from './announcer.js';
 import { makeQueues } from './batching.js';
 import type { Queues } from './batching.js';
 import { GeneratorFactory } from './generator-factory.js';
-import type { GenerationObserver } from './generator-factory.js';
 import { ModelManager } from './model-manager.js';
 import { Reuse } from './reuse.js';
 import { StreamRegistry } from './stream-registry.js';
-
-/** What the engine wants to hear of its parts. */
-export interface Listener {
-  status(status: RuntimeStatus, previous: RuntimeStatus): void;
-  loaded(handle: ModelHandle): void;
-  unloaded(modelId: string): void;
-  invalidated(modelId: string, reason: InvalidationReason): void;
-  failed(error: EngineClientError, context: string): void;
-  circuit(circuit: string, from: CircuitState, to: CircuitState): void;
-  dispatched(dispatch: BatchDispatch): void;
-  violated(violation: QosViolation): void;
-  readonly generation: GenerationObserver;
-  readonly rpc: RpcObserver;
-}
 
 export interface Parts {
   readonly config: Config;
@@ -57,7 +38,7 @@ export function checkOptions(options: unknown): EngineOptions {
   return (options ?? {}) as EngineOptions;
 }
 
-function makeClient(config: Config, supervisor: Supervisor, listener: Listener):
+function makeClient(config: Config, supervisor: Supervisor, listener: Announcer):
 { client: RpcClient; breakers: CircuitBreakers } {
   const { retry, circuit_breaker: breaker } = config.json_rpc;
   const breakers = new CircuitBreakers({
@@ -93,7 +74,7 @@ function makeStreams(config: Config, supervisor: Supervisor, client: RpcClient):
   });
 }
 
-function makeQos(config: Config, listener: Listener, restart: () => void): QosMonitor {
+function makeQos(config: Config, listener: Announcer, restart: () => void): QosMonitor {
   const { qos } = config;
   return new QosMonitor({
     ...(qos.policies && { policies: qos.policies.map(({ max, min, ...policy }) => ({
@@ -106,14 +87,17 @@ function makeQos(config: Config, listener: Listener, restart: () => void): QosMo
         restart();
       },
     },
+    onEvaluated: (broken) => listener.hook('onQosEvaluated', broken),
     evaluateEveryMs: qos.evaluation_interval_ms, windowMs: qos.window_ms,
     cooldownMs: qos.cooldown_ms,
   });
 }
 
-export function makeParts(options: EngineOptions, logger: Logger, listener: Listener,
+export function makeParts(options: EngineOptions, logger: Logger, listener: Announcer,
   runner: (() => Transport) | undefined): Parts {
   const config = loadConfig(options.config, (message) => logger.warn(`kr-serve: ${message}`));
+  const reuse = new Reuse(config);
+  const qos = makeQos(config, listener, () => restart());
   const supervisor: Supervisor = new Supervisor({
     makeTransport: runner ?? (() => makeTransport(options, config, logger)),
     limits: {
@@ -145,8 +129,14 @@ export function makeParts(options: EngineOptions, logger: Logger, listener: List
     maxModels: config.model.max_loaded_models,
     contextLength: config.model.default_context_length,
     loadTimeoutMs: config.model.load_timeout_ms,
-    onLoaded: (handle) => listener.loaded(handle),
-    onUnloaded: (modelId) => listener.unloaded(modelId),
+    onLoaded: (handle) => {
+      reuse.cache.clearGroup(handle.descriptor.id);
+      listener.loaded(handle);
+    },
+    onUnloaded: (modelId) => {
+      reuse.cache.clearGroup(modelId);
+      listener.unloaded(modelId);
+    },
     onInvalidated: (modelId, reason) => listener.invalidated(modelId, reason),
     onError: (error, context) => listener.failed(error, context),
   });
@@ -155,7 +145,7 @@ export function makeParts(options: EngineOptions, logger: Logger, listener: List
     call: (method, params, request) => client.call(method, params, request),
     acquire: (modelId) => models.acquire(modelId),
     defaultsOf: (modelId) => models.defaultsOf(modelId),
-    observer: listener.generation,
+    observer: listener.generation(qos),
     timeoutMs: config.stream_registry.default_timeout_ms,
     maxTokens: config.model.default_max_tokens,
     credits: config.stream_registry.max_unacked_chunks,
@@ -165,8 +155,9 @@ export function makeParts(options: EngineOptions, logger: Logger, listener: List
       .catch((error: unknown) => listener.failed(toEngineError(error), 'qos'));
   };
   return {
-    config, supervisor, breakers, client, models, streams, generators, reuse: new Reuse(config),
-    queues: makeQueues(client, config, (dispatch) => listener.dispatched(dispatch)),
-    qos: makeQos(config, listener, restart),
+    config, supervisor, breakers, client, models, streams, generators, reuse, qos,
+    queues: makeQueues(client, config, (dispatch) => {
+      listener.hook('onBatchDispatched', { ...dispatch, activeStreams: streams.nActive });
+    }),
   };
 }
