@@ -35,12 +35,15 @@ lint:            ## house rules: include arrows, sizes, banned calls
 	@python3 tools/tidy.py
 
 BENCH ?=
-bench: build     ## kr beside its rivals, engine, server; all in bench/out (BENCH=--quick)
+bench: build     ## kr beside its rivals, engine, server, package; all in bench/out (BENCH=--quick)
 	@tools/setup.sh bench
 	@python3 tools/fetch_model.py smollm2 gemma3 qwen25
 	@python3 bench/run.py $(BENCH)
 	@python3 bench/engine.py $(filter --quick,$(BENCH))
 	@python3 bench/server.py $(filter --quick,$(BENCH))
+	@cmake --build build --target bench_pipe_echo make_tiny_gguf
+	@cd bindings/node && npm ci --silent --no-audit --no-fund && npm run --silent build
+	@python3 bench/serve.py $(filter --quick,$(BENCH))
 
 fuzz:            ## every fuzz target for SECONDS_EACH (60)
 	@tools/setup.sh fuzz

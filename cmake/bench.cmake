@@ -35,3 +35,7 @@ target_compile_definitions(kr_cli PRIVATE KR_BUILD_TYPE="${CMAKE_BUILD_TYPE}"
 add_executable(bench_threads EXCLUDE_FROM_ALL bench/bench_threads.c)
 target_link_libraries(bench_threads PRIVATE kri_base)
 kri_warnings(bench_threads)
+
+# The other end of a bare ping-pong over pipes (bench/serve.py).
+add_executable(bench_pipe_echo bench/pipe_echo.c)
+kri_warnings(bench_pipe_echo)
