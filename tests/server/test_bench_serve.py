@@ -1,5 +1,5 @@
 """bench/serve.py --quick on tiny models: each figure runs and has its lines; no assertion on speed.
-Needs the package built (`npm run build` in bindings/node)."""
+The package is compiled first; its packages come by tools/setup.sh test."""
 import json
 import subprocess
 import sys
@@ -24,6 +24,8 @@ class BenchServe(unittest.TestCase):
         cls.addClassCleanup(holder.cleanup)
         cls.scratch = Path(holder.name)
         make_tiny(cls.scratch / "llama.gguf")
+        subprocess.run(["npm", "run", "--silent", "build"], cwd=ROOT / "bindings" / "node",
+                       check=True, stdin=subprocess.DEVNULL)
 
     def run_bench(self, *words):
         return subprocess.run(

@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { execFile, fork, type ChildProcess } from 'node:child_process';
 import { join } from 'node:path';
-import { test, type TestContext } from 'node:test';
+import { before, test, type TestContext } from 'node:test';
 import { promisify } from 'node:util';
 
 import { KR, PACKAGE, WAIT_MS, eventually, tinyModel } from './support.js';
@@ -11,6 +11,11 @@ import { KR, PACKAGE, WAIT_MS, eventually, tinyModel } from './support.js';
 const run = promisify(execFile);
 const EXAMPLES = join(PACKAGE, 'examples');
 const ENV = { ...process.env, KR_PATH: KR, KR_NO_CACHE: '1', KR_THREADS: '1' };
+
+const TSC = join(PACKAGE, 'node_modules', 'typescript', 'bin', 'tsc');
+
+// The examples import the package by its name, as it is shipped.
+before(() => run(process.execPath, [TSC, '-p', join(PACKAGE, 'tsconfig.json')]));
 
 async function example(path: string): Promise<string> {
   const { stdout } = await run(process.execPath, [path, tinyModel()],
@@ -28,8 +33,7 @@ test('cjs.cjs', async () => {
 });
 
 test('typescript.ts compiles strictly against the declarations and runs', async () => {
-  const tsc = join(PACKAGE, 'node_modules', 'typescript', 'bin', 'tsc');
-  await run(process.execPath, [tsc, '-p', join(EXAMPLES, 'tsconfig.json')], { timeout: WAIT_MS });
+  await run(process.execPath, [TSC, '-p', join(EXAMPLES, 'tsconfig.json')], { timeout: WAIT_MS });
   assert.match(await example(join(PACKAGE, 'build', 'examples', 'typescript.js')),
     /^8 tokens\n".*"\n3 texts\nModelNotLoaded\n$/);
 });
