@@ -13,8 +13,8 @@ from serve_program import KR, ROOT, environment, make_tiny  # noqa: E402
 LINES = {"roundtrip": ["≤ 200", "≤ 4"], "tensor": ["≥ 20", "≤ 1"], "batch": ["≥ 0.95", "≤ 0.5"],
          "inprocess": ["≥ 0.98"], "child": ["≥ 0.95"], "session": ["= 1", "≤ 1.05"],
          "streams": ["all", "≤ 8388608", "≤ 8388608", "≤ 0"], "kill": ["≤ 100", None, "= 0"]}
-# What does not depend on how fast the machine is.
-CERTAIN = {"= 1", "≥ 0.95", "all", "≤ 0", "= 0", "≤ 1"}
+# What does not depend on how fast the machine is. The size of batches does.
+CERTAIN = {"= 1", "all", "≤ 0", "= 0", "≤ 1"}
 
 
 class BenchServe(unittest.TestCase):
@@ -49,7 +49,7 @@ def make_test(figure):
         self.assertEqual(len(lines), len(LINES[figure]), lines)
         for line, must in zip(lines, LINES[figure]):
             self.assertIn(must, (line["must"], None))
-            if must in CERTAIN and figure != "child":
+            if must in CERTAIN:
                 self.assertTrue(line["met"], line)
         table = (self.scratch / "out" / "serve.md").read_text(encoding="utf-8")
         for line in lines:
