@@ -74,6 +74,19 @@ job_t *job_create(call_t *call, const char *id_prefix, const job_style_t *style)
     return job;
 }
 
+job_t *job_open(call_t *call, const char *id_prefix, const job_style_t *style, size_t user_bytes,
+                job_input_t *input) {
+    json_t *body = call_body(call);
+    job_t *job = body != NULL ? job_create(call, id_prefix, style) : NULL;
+    if (job == NULL) return NULL;
+    input->mistake = (json_mistake_t){0};
+    json_open(&input->reader, body, NULL, &input->mistake);
+    if (user_bytes == 0 || (job->user = job_alloc(job, user_bytes)) != NULL) return job;
+    call_fail_status(call, KR_E_NOMEM, NULL);
+    job_discard(job);
+    return NULL;
+}
+
 void *job_alloc(job_t *job, size_t n_bytes) {
     job_full_t *full = (job_full_t *)(void *)job;
     if (n_bytes > SIZE_MAX - sizeof(job_block_t)) return NULL;

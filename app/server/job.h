@@ -122,6 +122,14 @@ struct job_s {
 
 /* Retains the call. NULL: without memory, answered. */
 job_t *job_create(call_t *call, const char *id_prefix, const job_style_t *style);
+/* What an endpoint of generations begins with: the call's body behind a reader, and a job with
+ * user_bytes of zeroed memory as `user` (0: none). NULL: answered. */
+typedef struct job_input_s {
+    json_reader_t reader;
+    json_mistake_t mistake;    /* of the reader: job_refuse_mistake */
+} job_input_t;
+job_t *job_open(call_t *call, const char *id_prefix, const job_style_t *style, size_t user_bytes,
+                job_input_t *input);
 /* prefix and 24 random letters and digits. */
 void job_make_id(const char *prefix, char *id, size_t cap);
 /* Zeroed memory that lives as long as the job; NULL: the caller answers KR_E_NOMEM. */

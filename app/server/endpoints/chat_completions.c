@@ -7,18 +7,14 @@
 
 #define MESSAGES_MAX 2048u
 
-typedef struct chat_s {
-    kri_buffer_t head;         /* "data: {...," of every chunk */
-} chat_t;
-
 /* ---- answers --------------------------------------------------------------------------------- */
 
 static void put_entry(job_t *job, const kr_logprob_t *entry, kri_buffer_t *out) {
-    openai_put(out, "{\"token\":");
+    texts_put(out, "{\"token\":");
     job_put_token(job, entry->token, out);
-    openai_put(out, ",\"logprob\":");
+    texts_put(out, ",\"logprob\":");
     openai_put_logprob(entry->logprob, out);
-    openai_put(out, ",\"bytes\":");
+    texts_put(out, ",\"bytes\":");
     job_put_token_bytes(job, entry->token, out);
 }
 
@@ -27,32 +23,25 @@ static void put_logprob(job_t *job, kr_token_t token, float logprob, const kr_lo
                         uint32_t n_tops, kri_buffer_t *out) {
     const kr_logprob_t chosen = {token, logprob};
     put_entry(job, &chosen, out);
-    openai_put(out, ",\"top_logprobs\":[");
+    texts_put(out, ",\"top_logprobs\":[");
     for (uint32_t i = 0; i < n_tops && tops[i].token >= 0; i++) {
-        if (i > 0) openai_put(out, ",");
+        if (i > 0) texts_put(out, ",");
         put_entry(job, &tops[i], out);
-        openai_put(out, "}");
+        texts_put(out, "}");
     }
-    openai_put(out, "]}");
+    texts_put(out, "]}");
 }
 
 static void put_chunk_head(job_t *job, const job_choice_t *choice, kri_buffer_t *out) {
-    const chat_t *chat = job->user;
-    (void)kri_buffer_append(out, chat->head.data, chat->head.n_bytes);
+    openai_put_chunk(job, out);
     (void)kri_buffer_printf(out, "\"choices\":[{\"index\":%u,\"delta\":{", choice->choice);
 }
 
 static void on_begin(job_t *job, kri_buffer_t *out) {
-    chat_t *chat = job->user;
-    openai_put(&chat->head, "data: ");
-    openai_put_head(job, "chat.completion.chunk", &chat->head);
-    if (chat->head.status != KR_OK) {
-        out->status = chat->head.status;
-        return;
-    }
+    if (!openai_begin(job, "chat.completion.chunk", out)) return;
     for (uint32_t i = 0; i < job->n_choices_all; i++) {
         put_chunk_head(job, &job->choices[i], out);
-        openai_put(out, "\"role\":\"assistant\",\"content\":\"\",\"refusal\":null},"
+        texts_put(out, "\"role\":\"assistant\",\"content\":\"\",\"refusal\":null},"
                         "\"logprobs\":null,\"finish_reason\":null}]");
         openai_put_tail(job, out);
     }
@@ -62,19 +51,19 @@ static void on_token(job_t *job, job_choice_t *choice, const kr_event_t *event,
                      kri_buffer_t *out) {
     if (event->text_bytes == 0 && job->n_tops < 0) return;
     put_chunk_head(job, choice, out);
-    openai_put(out, "\"content\":");
+    texts_put(out, "\"content\":");
     (void)json_put_string(out, event->text, event->text_bytes);
-    openai_put(out, "},\"logprobs\":");
+    texts_put(out, "},\"logprobs\":");
     if (job->n_tops < 0) {
-        openai_put(out, "null");
+        texts_put(out, "null");
     } else {
         const uint32_t n_wanted = (uint32_t)job->n_tops;
         const uint32_t n_tops = event->n_logprobs < n_wanted ? event->n_logprobs : n_wanted;
-        openai_put(out, "{\"content\":[");
+        texts_put(out, "{\"content\":[");
         put_logprob(job, event->token, event->logprob, event->logprobs, n_tops, out);
-        openai_put(out, "],\"refusal\":null}");
+        texts_put(out, "],\"refusal\":null}");
     }
-    openai_put(out, ",\"finish_reason\":null}]");
+    texts_put(out, ",\"finish_reason\":null}]");
     openai_put_tail(job, out);
 }
 
@@ -82,9 +71,9 @@ static void on_choice(job_t *job, job_choice_t *choice, const kr_event_t *event,
                       kri_buffer_t *out) {
     if (event->text_bytes > 0) {
         put_chunk_head(job, choice, out);
-        openai_put(out, "\"content\":");
+        texts_put(out, "\"content\":");
         (void)json_put_string(out, event->text, event->text_bytes);
-        openai_put(out, "},\"logprobs\":null,\"finish_reason\":null}]");
+        texts_put(out, "},\"logprobs\":null,\"finish_reason\":null}]");
         openai_put_tail(job, out);
     }
     put_chunk_head(job, choice, out);
@@ -94,55 +83,35 @@ static void on_choice(job_t *job, job_choice_t *choice, const kr_event_t *event,
     openai_put_tail(job, out);
 }
 
-static void on_done(job_t *job, kri_buffer_t *out) {
-    const chat_t *chat = job->user;
-    openai_put_done(job, &chat->head, out);
-}
-
 static void put_choice(job_t *job, const job_choice_t *choice, kri_buffer_t *out) {
     (void)kri_buffer_printf(out, "{\"index\":%u,\"message\":{\"role\":\"assistant\",\"content\":",
                             choice->choice);
     (void)json_put_string(out, choice->text.data != NULL ? choice->text.data : "",
                           choice->text.n_bytes);
-    openai_put(out, ",\"refusal\":null,\"annotations\":[]},\"logprobs\":");
+    texts_put(out, ",\"refusal\":null,\"annotations\":[]},\"logprobs\":");
     if (job->n_tops < 0) {
-        openai_put(out, "null");
+        texts_put(out, "null");
     } else {
         const uint32_t n_tops = (uint32_t)job->n_tops;
-        openai_put(out, "{\"content\":[");
+        texts_put(out, "{\"content\":[");
         for (uint32_t i = 0; i < choice->n_tokens; i++) {
-            if (i > 0) openai_put(out, ",");
+            if (i > 0) texts_put(out, ",");
             const job_top_t *tops = n_tops > 0 ? choice->tops + (size_t)i * n_tops : NULL;
             put_logprob(job, choice->tokens[i], choice->logprobs[i], tops, n_tops, out);
         }
-        openai_put(out, "],\"refusal\":null}");
+        texts_put(out, "],\"refusal\":null}");
     }
     (void)kri_buffer_printf(out, ",\"finish_reason\":\"%s\"}", job_finish_word(choice->finish));
 }
 
 static void on_whole(job_t *job, kri_buffer_t *out) {
-    openai_put_head(job, "chat.completion", out);
-    openai_put(out, "\"choices\":[");
-    for (uint32_t i = 0; i < job->n_choices_all; i++) {
-        if (i > 0) openai_put(out, ",");
-        put_choice(job, &job->choices[i], out);
-    }
-    openai_put(out, "],");
-    openai_put_usage(job, out);
-    openai_put(out, ",");
-    job_put_timings(job, out);
-    openai_put(out, "}");
-}
-
-static void on_destroy(job_t *job) {
-    chat_t *chat = job->user;
-    if (chat != NULL) kri_buffer_deinit(&chat->head);
+    openai_put_whole(job, "chat.completion", put_choice, out);
 }
 
 static const job_style_t style = {
     .content_type = "text/event-stream", .drops_body = true, .begin = on_begin, .token = on_token,
-    .choice = on_choice, .done = on_done, .failed = openai_put_failed, .whole = on_whole,
-    .destroy = on_destroy};
+    .choice = on_choice, .done = openai_put_done, .failed = openai_put_failed, .whole = on_whole,
+    .destroy = openai_destroy};
 
 /* ---- requests -------------------------------------------------------------------------------- */
 
@@ -186,7 +155,7 @@ static void read_messages(job_t *job, json_reader_t *reader) {
     kr_message_t *messages = job_alloc(job, n * sizeof *messages);
     job->prompts = job_alloc(job, sizeof *job->prompts);
     if (messages == NULL || job->prompts == NULL) {
-        json_fail(reader, "overloaded", "messages", "no memory");
+        texts_no_memory(reader);
         return;
     }
     for (size_t i = 0; i < n && !reader->error->is_set; i++) {
@@ -249,25 +218,16 @@ static void read_neutral(json_reader_t *reader) {
 }
 
 void endpoint_chat_completions(call_t *call) {
-    json_t *body = call_body(call);
-    if (body == NULL) return;
-    job_t *job = job_create(call, "chatcmpl-", &style);
+    job_input_t input;
+    job_t *job = job_open(call, "chatcmpl-", &style, sizeof(openai_job_t), &input);
     if (job == NULL) return;
-    json_mistake_t mistake = {0};
-    json_reader_t reader;
-    json_open(&reader, body, NULL, &mistake);
+    json_reader_t *reader = &input.reader;
     job->prompt_name = "messages";
-    job->user = job_alloc(job, sizeof(chat_t));
-    if (job->user == NULL) {
-        json_fail(&reader, "overloaded", "", "no memory");
-    } else {
-        kri_buffer_init(&((chat_t *)job->user)->head, 65536);
-    }
-    job_read_fields(job, &reader, JOB_FIELD_OPENAI | JOB_FIELD_OWN);
-    read_messages(job, &reader);
-    read_lengths(job, &reader);
-    read_logprobs(job, &reader);
-    read_neutral(&reader);
-    json_finish(&reader);
-    if (!job_refuse_mistake(job, &mistake)) job_run(job);
+    job_read_fields(job, reader, JOB_FIELD_OPENAI | JOB_FIELD_OWN);
+    read_messages(job, reader);
+    read_lengths(job, reader);
+    read_logprobs(job, reader);
+    read_neutral(reader);
+    json_finish(reader);
+    if (!job_refuse_mistake(job, &input.mistake)) job_run(job);
 }

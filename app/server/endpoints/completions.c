@@ -17,7 +17,7 @@ typedef struct echo_s {
 } echo_t;
 
 typedef struct completions_s {
-    kri_buffer_t head;         /* "data: {...," of every chunk */
+    openai_job_t openai;       /* first */
     bool echo;
     echo_t *echoes;            /* [n_prompts] with echo, else NULL */
 } completions_t;
@@ -38,7 +38,7 @@ static uint32_t index_of(const job_t *job, const job_choice_t *choice) {
 static void put_tops(job_t *job, const kr_logprob_t *tops, uint32_t n_tops, kri_buffer_t *out) {
     kri_buffer_t names[20];
     uint32_t n = 0;
-    openai_put(out, "{");
+    texts_put(out, "{");
     for (uint32_t i = 0; i < n_tops && i < 20 && tops[i].token >= 0; i++) {
         kri_buffer_t *name = &names[n];
         bool is_new = true;
@@ -52,18 +52,17 @@ static void put_tops(job_t *job, const kr_logprob_t *tops, uint32_t n_tops, kri_
             kri_buffer_deinit(name);
             continue;
         }
-        if (n++ > 0) openai_put(out, ",");
+        if (n++ > 0) texts_put(out, ",");
         (void)kri_buffer_append(out, name->data, name->n_bytes);
-        openai_put(out, ":");
+        texts_put(out, ":");
         openai_put_logprob(tops[i].logprob, out);
     }
     for (uint32_t k = 0; k < n; k++) kri_buffer_deinit(&names[k]);
-    openai_put(out, "}");
+    texts_put(out, "}");
 }
 
 static void put_chunk_head(job_t *job, const job_choice_t *choice, kri_buffer_t *out) {
-    const completions_t *own = job->user;
-    (void)kri_buffer_append(out, own->head.data, own->head.n_bytes);
+    openai_put_chunk(job, out);
     (void)kri_buffer_printf(out, "\"choices\":[{\"index\":%u,\"text\":", index_of(job, choice));
 }
 
@@ -108,22 +107,19 @@ static void keep_echoes(job_t *job, json_reader_t *reader) {
             status = kri_buffer_append(&echo->text, prompt->text, prompt->n_bytes);
         }
     }
-    if (status != KR_OK) json_fail(reader, "overloaded", "echo", "no memory");
+    if (status != KR_OK) texts_no_memory(reader);
 }
 
 static void on_begin(job_t *job, kri_buffer_t *out) {
-    completions_t *own = job->user;
-    openai_put(&own->head, "data: ");
-    openai_put_head(job, "text_completion", &own->head);
-    if (own->head.status != KR_OK) out->status = own->head.status;
-    if (own->echoes == NULL) return;
+    const completions_t *own = job->user;
+    if (!openai_begin(job, "text_completion", out) || own->echoes == NULL) return;
     spell_echoes(job, out);
     for (uint32_t i = 0; i < job->n_choices_all; i++) {
         const job_choice_t *choice = &job->choices[i];
         const kri_buffer_t *text = &own->echoes[choice->prompt].text;
         put_chunk_head(job, choice, out);
         (void)json_put_string(out, text->data != NULL ? text->data : "", text->n_bytes);
-        openai_put(out, ",\"logprobs\":null,\"finish_reason\":null}]");
+        texts_put(out, ",\"logprobs\":null,\"finish_reason\":null}]");
         openai_put_tail(job, out);
     }
 }
@@ -133,22 +129,22 @@ static void on_token(job_t *job, job_choice_t *choice, const kr_event_t *event,
     if (event->text_bytes == 0 && job->n_tops < 0) return;
     put_chunk_head(job, choice, out);
     (void)json_put_string(out, event->text, event->text_bytes);
-    openai_put(out, ",\"logprobs\":");
+    texts_put(out, ",\"logprobs\":");
     if (job->n_tops < 0) {
-        openai_put(out, "null");
+        texts_put(out, "null");
     } else {
         const uint32_t n_wanted = (uint32_t)job->n_tops;
         const uint32_t n_tops = event->n_logprobs < n_wanted ? event->n_logprobs : n_wanted;
         const uint64_t offset = choice->n_chars - count_chars(event->text, event->text_bytes);
-        openai_put(out, "{\"tokens\":[");
+        texts_put(out, "{\"tokens\":[");
         job_put_token(job, event->token, out);
-        openai_put(out, "],\"token_logprobs\":[");
+        texts_put(out, "],\"token_logprobs\":[");
         openai_put_logprob(event->logprob, out);
-        openai_put(out, "],\"top_logprobs\":[");
+        texts_put(out, "],\"top_logprobs\":[");
         put_tops(job, event->logprobs, n_tops, out);
         (void)kri_buffer_printf(out, "],\"text_offset\":[%llu]}", (unsigned long long)offset);
     }
-    openai_put(out, ",\"finish_reason\":null}]");
+    texts_put(out, ",\"finish_reason\":null}]");
     openai_put_tail(job, out);
 }
 
@@ -162,34 +158,29 @@ static void on_choice(job_t *job, job_choice_t *choice, const kr_event_t *event,
     openai_put_tail(job, out);
 }
 
-static void on_done(job_t *job, kri_buffer_t *out) {
-    const completions_t *own = job->user;
-    openai_put_done(job, &own->head, out);
-}
-
 static void put_logprobs(job_t *job, const job_choice_t *choice, kri_buffer_t *out) {
     const uint32_t n = choice->n_tokens, n_tops = (uint32_t)job->n_tops;
-    openai_put(out, "{\"tokens\":[");
+    texts_put(out, "{\"tokens\":[");
     for (uint32_t i = 0; i < n; i++) {
-        if (i > 0) openai_put(out, ",");
+        if (i > 0) texts_put(out, ",");
         job_put_token(job, choice->tokens[i], out);
     }
-    openai_put(out, "],\"token_logprobs\":[");
+    texts_put(out, "],\"token_logprobs\":[");
     for (uint32_t i = 0; i < n; i++) {
-        if (i > 0) openai_put(out, ",");
+        if (i > 0) texts_put(out, ",");
         openai_put_logprob(choice->logprobs[i], out);
     }
-    openai_put(out, "],\"top_logprobs\":[");
+    texts_put(out, "],\"top_logprobs\":[");
     for (uint32_t i = 0; i < n; i++) {
-        if (i > 0) openai_put(out, ",");
+        if (i > 0) texts_put(out, ",");
         put_tops(job, n_tops > 0 ? choice->tops + (size_t)i * n_tops : NULL, n_tops, out);
     }
-    openai_put(out, "],\"text_offset\":[");
+    texts_put(out, "],\"text_offset\":[");
     for (uint32_t i = 0; i < n; i++) {
         (void)kri_buffer_printf(out, i > 0 ? ",%llu" : "%llu",
                                 (unsigned long long)choice->text_starts[i]);
     }
-    openai_put(out, "]}");
+    texts_put(out, "]}");
 }
 
 static void put_choice(job_t *job, const job_choice_t *choice, kri_buffer_t *out) {
@@ -205,46 +196,32 @@ static void put_choice(job_t *job, const job_choice_t *choice, kri_buffer_t *out
     (void)kri_buffer_printf(out, "{\"index\":%u,\"text\":", index_of(job, choice));
     (void)json_put_string(out, text.data != NULL ? text.data : "", text.n_bytes);
     kri_buffer_deinit(&text);
-    openai_put(out, ",\"logprobs\":");
-    if (job->n_tops < 0) openai_put(out, "null");
+    texts_put(out, ",\"logprobs\":");
+    if (job->n_tops < 0) texts_put(out, "null");
     else put_logprobs(job, choice, out);
     (void)kri_buffer_printf(out, ",\"finish_reason\":\"%s\"}", job_finish_word(choice->finish));
 }
 
 static void on_whole(job_t *job, kri_buffer_t *out) {
     spell_echoes(job, out);
-    openai_put_head(job, "text_completion", out);
-    openai_put(out, "\"choices\":[");
-    for (uint32_t i = 0; i < job->n_choices_all; i++) {
-        if (i > 0) openai_put(out, ",");
-        put_choice(job, &job->choices[i], out);
-    }
-    openai_put(out, "],");
-    openai_put_usage(job, out);
-    openai_put(out, ",");
-    job_put_timings(job, out);
-    openai_put(out, "}");
+    openai_put_whole(job, "text_completion", put_choice, out);
 }
 
 static void on_destroy(job_t *job) {
-    completions_t *own = job->user;
+    const completions_t *own = job->user;
     if (own == NULL) return;
-    kri_buffer_deinit(&own->head);
     for (uint32_t i = 0; own->echoes != NULL && i < job->n_prompts; i++) {
         kri_buffer_deinit(&own->echoes[i].text);
     }
+    openai_destroy(job);
 }
 
 static const job_style_t style = {
     .content_type = "text/event-stream", .drops_body = true, .begin = on_begin, .token = on_token,
-    .choice = on_choice, .done = on_done, .failed = openai_put_failed, .whole = on_whole,
+    .choice = on_choice, .done = openai_put_done, .failed = openai_put_failed, .whole = on_whole,
     .destroy = on_destroy};
 
 /* ---- requests -------------------------------------------------------------------------------- */
-
-static void no_memory(json_reader_t *reader) {
-    json_fail(reader, "overloaded", "prompt", "no memory");
-}
 
 /* An array of token ids. path: what it is called in a message. */
 static void read_tokens(job_t *job, json_reader_t *reader, const char *path, json_t *array,
@@ -256,7 +233,7 @@ static void read_tokens(job_t *job, json_reader_t *reader, const char *path, jso
     }
     kr_token_t *tokens = job_alloc(job, n * sizeof *tokens);
     if (tokens == NULL) {
-        no_memory(reader);
+        texts_no_memory(reader);
         return;
     }
     for (size_t i = 0; i < n; i++) {
@@ -299,7 +276,7 @@ static void read_prompt(job_t *job, json_reader_t *reader) {
     }
     job->prompts = job_alloc(job, n * sizeof *job->prompts);
     if (job->prompts == NULL) {
-        no_memory(reader);
+        texts_no_memory(reader);
         return;
     }
     job->n_prompts = (uint32_t)n;
@@ -356,23 +333,12 @@ static void read_rest(job_t *job, json_reader_t *reader) {
 }
 
 void endpoint_completions(call_t *call) {
-    json_t *body = call_body(call);
-    if (body == NULL) return;
-    job_t *job = job_create(call, "cmpl-", &style);
+    job_input_t input;
+    job_t *job = job_open(call, "cmpl-", &style, sizeof(completions_t), &input);
     if (job == NULL) return;
-    json_mistake_t mistake = {0};
-    json_reader_t reader;
-    completions_t *own = job->user = job_alloc(job, sizeof *own);
-    if (own == NULL) {
-        call_fail_status(call, KR_E_NOMEM, NULL);
-        job_discard(job);
-        return;
-    }
-    kri_buffer_init(&own->head, 65536);
-    json_open(&reader, body, NULL, &mistake);
-    job_read_fields(job, &reader, JOB_FIELD_OPENAI | JOB_FIELD_OWN);
-    read_prompt(job, &reader);
-    read_rest(job, &reader);
-    json_finish(&reader);
-    if (!job_refuse_mistake(job, &mistake)) job_run(job);
+    job_read_fields(job, &input.reader, JOB_FIELD_OPENAI | JOB_FIELD_OWN);
+    read_prompt(job, &input.reader);
+    read_rest(job, &input.reader);
+    json_finish(&input.reader);
+    if (!job_refuse_mistake(job, &input.mistake)) job_run(job);
 }

@@ -32,16 +32,12 @@ static void count(call_t *call, const job_t *job) {
 
 void endpoint_count_tokens(call_t *call) {
     static const job_style_t none = {0};
-    json_t *body = call_body(call);
-    if (!body) return;
-    job_t *job = job_create(call, "", &none);
+    job_input_t input;
+    job_t *job = job_open(call, "", &none, 0, &input);
     if (!job) return;
-    json_mistake_t mistake = {0};
-    json_reader_t reader;
-    json_open(&reader, body, NULL, &mistake);
-    anthropic_read_prompt(job, &reader);
-    json_finish(&reader);
-    if (job_refuse_mistake(job, &mistake)) return;
+    anthropic_read_prompt(job, &input.reader);
+    json_finish(&input.reader);
+    if (job_refuse_mistake(job, &input.mistake)) return;
     count(call, job);
     job_discard(job);
 }

@@ -142,15 +142,10 @@ static const job_style_t style = {
 };
 
 void endpoint_messages(call_t *call) {
-    json_t *body = call_body(call);
-    if (!body) return;
-    job_t *job = job_create(call, "msg_", &style);
+    job_input_t input;
+    job_t *job = job_open(call, "msg_", &style, 0, &input);
     if (!job) return;
-    json_mistake_t mistake = {0};
-    json_reader_t reader;
-    json_open(&reader, body, NULL, &mistake);
-    if (anthropic_read_prompt(job, &reader)) read_sampling(job, &reader);
-    json_finish(&reader);
-    if (job_refuse_mistake(job, &mistake)) return;
-    job_run(job);
+    if (anthropic_read_prompt(job, &input.reader)) read_sampling(job, &input.reader);
+    json_finish(&input.reader);
+    if (!job_refuse_mistake(job, &input.mistake)) job_run(job);
 }

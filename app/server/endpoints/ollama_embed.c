@@ -56,17 +56,10 @@ static void read_body(job_t *job, ollama_embed_t *self, json_reader_t *reader) {
 }
 
 void endpoint_ollama_embed(call_t *call) {
-    json_t *body = call_body(call);
-    if (!body) return;
-    job_t *job = job_create(call, "", &style);
+    job_input_t input;
+    job_t *job = job_open(call, "", &style, sizeof(ollama_embed_t), &input);
     if (!job) return;
-    json_mistake_t mistake = {0};
-    json_reader_t reader;
-    json_open(&reader, body, NULL, &mistake);
-    ollama_embed_t *self = job->user = job_alloc(job, sizeof *self);
-    if (self) read_body(job, self, &reader);
-    else texts_no_memory(&reader);
-    if (job_refuse_mistake(job, &mistake)) return;
+    read_body(job, job->user, &input.reader);
     job->prompt_name = "input";
-    job_run(job);
+    if (!job_refuse_mistake(job, &input.mistake)) job_run(job);
 }

@@ -4,19 +4,16 @@
 #include <math.h>
 #include <string.h>
 
+#define HEAD_BYTES_MAX 65536u
 #define NO_LOGPROB (-9999.0f)
-
-void openai_put(kri_buffer_t *out, const char *text) {
-    (void)kri_buffer_append(out, text, strlen(text));
-}
 
 void openai_put_head(const job_t *job, const char *object, kri_buffer_t *out) {
     (void)kri_buffer_printf(out, "{\"id\":\"%s\",\"object\":\"%s\",\"created\":%lld,\"model\":",
                             job->id, object, (long long)job->created);
     (void)json_put_string(out, job->model_name, strlen(job->model_name));
-    openai_put(out, ",\"service_tier\":\"default\",\"system_fingerprint\":\"fp_");
-    openai_put(out, kr_commit());
-    openai_put(out, "\",");
+    texts_put(out, ",\"service_tier\":\"default\",\"system_fingerprint\":\"fp_");
+    texts_put(out, kr_commit());
+    texts_put(out, "\",");
 }
 
 void openai_put_usage(const job_t *job, kri_buffer_t *out) {
@@ -34,26 +31,61 @@ void openai_put_usage(const job_t *job, kri_buffer_t *out) {
 }
 
 void openai_put_tail(const job_t *job, kri_buffer_t *out) {
-    openai_put(out, job->with_usage ? ",\"usage\":null}\n\n" : "}\n\n");
+    texts_put(out, job->with_usage ? ",\"usage\":null}\n\n" : "}\n\n");
 }
 
-void openai_put_done(job_t *job, const kri_buffer_t *head, kri_buffer_t *out) {
+bool openai_begin(job_t *job, const char *object, kri_buffer_t *out) {
+    openai_job_t *self = job->user;
+    kri_buffer_init(&self->head, HEAD_BYTES_MAX);
+    texts_put(&self->head, "data: ");
+    openai_put_head(job, object, &self->head);
+    if (self->head.status != KR_OK) out->status = self->head.status;
+    return self->head.status == KR_OK;
+}
+
+void openai_put_chunk(const job_t *job, kri_buffer_t *out) {
+    const openai_job_t *self = job->user;
+    (void)kri_buffer_append(out, self->head.data, self->head.n_bytes);
+}
+
+void openai_put_done(job_t *job, kri_buffer_t *out) {
     if (job->with_usage) {
-        (void)kri_buffer_append(out, head->data, head->n_bytes);
-        openai_put(out, "\"choices\":[],");
+        openai_put_chunk(job, out);
+        texts_put(out, "\"choices\":[],");
         openai_put_usage(job, out);
-        openai_put(out, ",");
+        texts_put(out, ",");
         job_put_timings(job, out);
-        openai_put(out, "}\n\n");
+        texts_put(out, "}\n\n");
     }
-    openai_put(out, "data: [DONE]\n\n");
+    texts_put(out, "data: [DONE]\n\n");
+}
+
+void openai_put_whole(job_t *job, const char *object,
+                      void (*put_choice)(job_t *job, const job_choice_t *choice,
+                                         kri_buffer_t *out), kri_buffer_t *out) {
+    openai_put_head(job, object, out);
+    texts_put(out, "\"choices\":[");
+    for (uint32_t i = 0; i < job->n_choices_all; i++) {
+        if (i > 0) texts_put(out, ",");
+        put_choice(job, &job->choices[i], out);
+    }
+    texts_put(out, "],");
+    openai_put_usage(job, out);
+    texts_put(out, ",");
+    job_put_timings(job, out);
+    texts_put(out, "}");
+}
+
+void openai_destroy(job_t *job) {
+    openai_job_t *self = job->user;
+    if (self != NULL) kri_buffer_deinit(&self->head);
 }
 
 void openai_put_failed(job_t *job, kr_status_t status, const kr_error_t *error,
                        kri_buffer_t *out) {
-    openai_put(out, "data: ");
+    texts_put(out, "data: ");
     call_error_body(job->call, status, error, out);
-    openai_put(out, "\n\n");
+    texts_put(out, "\n\n");
 }
 
 void openai_put_logprob(float logprob, kri_buffer_t *out) {

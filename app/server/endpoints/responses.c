@@ -96,18 +96,11 @@ static const job_style_t style = {
 /* ---- endpoints ----------------------------------------------------------------------------- */
 
 void endpoint_responses(call_t *call) {
-    json_t *body = call_body(call);
-    if (!body) return;
-    job_t *job = job_create(call, "resp_", &style);
+    job_input_t input;
+    job_t *job = job_open(call, "resp_", &style, sizeof(responses_job_t), &input);
     if (!job) return;
-    json_mistake_t mistake = {0};
-    json_reader_t reader;
-    json_open(&reader, body, NULL, &mistake);
-    responses_job_t *self = job->user = job_alloc(job, sizeof *self);
-    if (self) responses_read(job, self, &reader);
-    else texts_no_memory(&reader);
-    if (job_refuse_mistake(job, &mistake)) return;
-    job_run(job);
+    responses_read(job, job->user, &input.reader);
+    if (!job_refuse_mistake(job, &input.mistake)) job_run(job);
 }
 
 static void not_found(call_t *call) {
@@ -117,7 +110,7 @@ static void not_found(call_t *call) {
 
 void endpoint_response(call_t *call) {
     const response_t *response = responses_store_get(call_server(call)->responses, call_tail(call),
-                                               call_principal(call)->key_id);
+                                                     call_principal(call)->key_id);
     if (response) call_reply(call, 200, "application/json", response->body, response->body_bytes);
     else not_found(call);
     responses_store_release(response);
@@ -125,7 +118,7 @@ void endpoint_response(call_t *call) {
 
 void endpoint_response_delete(call_t *call) {
     const bool found = responses_store_delete(call_server(call)->responses, call_tail(call),
-                                        call_principal(call)->key_id);
+                                              call_principal(call)->key_id);
     if (!found) {
         not_found(call);
         return;
