@@ -21,7 +21,7 @@
 
 struct rpc_loop_s {
     int wake_fd;
-    rpc_listener_t listener;   /* fd -1: none */
+    unix_socket_t listener;   /* fd -1: none */
     rpc_conn_t *conns;
     uint32_t n_conns;
     atomic_bool wants_end;
@@ -324,7 +324,7 @@ void rpc_loop_destroy(rpc_t *rpc) {
         next = conn->next;
         rpc_conn_release(conn);
     }
-    rpc_listener_close(&loop->listener);
+    unix_socket_close(&loop->listener);
     rpc->loop = NULL;
     kri_event_fd_destroy(loop->wake_fd);
     free(loop);

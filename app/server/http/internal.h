@@ -18,6 +18,7 @@
 #include "base/buffer.h"
 #include "server/http/http.h"
 #include "server/http/message.h"
+#include "server/http/unix_socket.h"
 
 #define HTTP_READ_BYTES 8192u       /* of a head: also the bound of what is read behind a request */
 #define HTTP_READ_BODY_BYTES 65536u
@@ -205,8 +206,7 @@ struct http_server_s {
     http_listener_t listeners[HTTP_LISTENERS_MAX];
     uint32_t n_listeners;
     uint16_t port;
-    char unix_path[108];     /* "" = none */
-    uint64_t unix_device, unix_inode;
+    unix_socket_t unix_socket;
     char id_prefix[12];
     uint64_t id_next;
     pthread_t io_thread;

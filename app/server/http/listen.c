@@ -3,21 +3,16 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/in.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include "base/error.h"
 #include "server/http/internal.h"
 
-/* The descriptor is the server's on success, else closed. */
 static kr_status_t add(http_server_t *server, int fd, bool is_unix, kr_error_t *error) {
     if (listen(fd, SOMAXCONN) != 0) {
-        (void)close(fd);
         return KRI_FAIL(error, KR_E_IO, NULL, "cannot listen: %s", strerror(errno));
     }
     server->listeners[server->n_listeners++] = (http_listener_t){
@@ -41,7 +36,9 @@ static kr_status_t bind_tcp(http_server_t *server, const struct sockaddr *addres
         return KRI_FAIL(error, KR_E_IO, "port", "cannot bind %s port %u: %s", host,
                         (unsigned)server->params.port, strerror(why));
     }
-    return add(server, fd, false, error);
+    const kr_status_t status = add(server, fd, false, error);
+    if (status != KR_OK) (void)close(fd);
+    return status;
 }
 
 static uint16_t port_of(int fd) {
@@ -76,54 +73,9 @@ static kr_status_t listen_tcp(http_server_t *server, kr_error_t *error) {
     return KR_OK;
 }
 
-/* Removes a socket that nobody listens on. */
-static kr_status_t clear_path(const struct sockaddr_un *address, kr_error_t *error) {
-    struct stat info;
-    const char *path = address->sun_path;
-    if (lstat(path, &info) != 0) {
-        if (errno == ENOENT) return KR_OK;
-        return KRI_FAIL(error, KR_E_IO, "unix_path", "%s: %s", path, strerror(errno));
-    }
-    if (!S_ISSOCK(info.st_mode)) {
-        return KRI_FAIL(error, KR_E_EXISTS, "unix_path", "%s exists and is not a socket", path);
-    }
-    const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (fd < 0) return KRI_FAIL(error, KR_E_IO, "unix_path", "no socket: %s", strerror(errno));
-    const int connected = connect(fd, (const struct sockaddr *)address, sizeof *address);
-    const int why = errno;
-    (void)close(fd);
-    if (connected == 0 || why != ECONNREFUSED) {
-        return KRI_FAIL(error, KR_E_EXISTS, "unix_path", "%s is in use", path);
-    }
-    if (unlink(path) != 0 && errno != ENOENT) {
-        return KRI_FAIL(error, KR_E_IO, "unix_path", "%s: %s", path, strerror(errno));
-    }
-    return KR_OK;
-}
-
 static kr_status_t listen_unix(http_server_t *server, kr_error_t *error) {
-    const char *path = server->params.unix_path;
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    if (path[0] == '\0' || strlen(path) >= sizeof address.sun_path) {
-        return KRI_FAIL(error, KR_E_INVALID_ARG, "unix_path", "the path is empty or over %zu bytes",
-                        sizeof address.sun_path - 1);
-    }
-    (void)snprintf(address.sun_path, sizeof address.sun_path, "%s", path);
-    KR_TRY(clear_path(&address, error));
-    const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (fd < 0) return KRI_FAIL(error, KR_E_IO, "unix_path", "no socket: %s", strerror(errno));
-    struct stat info;
-    /* The mode of the descriptor is the file's from its first moment. */
-    if (fchmod(fd, 0600) != 0 || bind(fd, (const struct sockaddr *)&address, sizeof address) != 0 ||
-        lstat(path, &info) != 0) {
-        const int why = errno;
-        (void)close(fd);
-        return KRI_FAIL(error, KR_E_IO, "unix_path", "cannot bind %s: %s", path, strerror(why));
-    }
-    (void)snprintf(server->unix_path, sizeof server->unix_path, "%s", path);
-    server->unix_device = info.st_dev;
-    server->unix_inode = info.st_ino;
-    return add(server, fd, true, error);
+    KR_TRY(unix_socket_bind(&server->unix_socket, server->params.unix_path, "unix_path", error));
+    return add(server, server->unix_socket.fd, true, error);
 }
 
 kr_status_t http_listen(http_server_t *server, kr_error_t *error) {
@@ -139,13 +91,9 @@ kr_status_t http_listen(http_server_t *server, kr_error_t *error) {
 }
 
 void http_listeners_close(http_server_t *server) {
-    for (uint32_t i = 0; i < server->n_listeners; i++) (void)close(server->listeners[i].fd);
-    server->n_listeners = 0;
-    struct stat info;
-    /* Only what this server made: another may have taken the place. */
-    if (server->unix_path[0] != '\0' && lstat(server->unix_path, &info) == 0 &&
-        info.st_dev == server->unix_device && info.st_ino == server->unix_inode) {
-        (void)unlink(server->unix_path);
+    for (uint32_t i = 0; i < server->n_listeners; i++) {
+        if (!server->listeners[i].is_unix) (void)close(server->listeners[i].fd);
     }
-    server->unix_path[0] = '\0';
+    server->n_listeners = 0;
+    unix_socket_close(&server->unix_socket);
 }

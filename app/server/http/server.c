@@ -150,7 +150,7 @@ kr_status_t http_server_start(const http_params_t *params, http_server_t **serve
     if (made == NULL) return KRI_FAIL(error, KR_E_NOMEM, NULL, "no memory for the server");
     made->params = *params;
     made->limits = params->limits;
-    made->epoll_fd = made->wake_fd = -1;
+    made->epoll_fd = made->wake_fd = made->unix_socket.fd = -1;
     (void)pthread_mutex_init(&made->mutex, NULL);
     (void)pthread_mutex_init(&made->queue_mutex, NULL);
     (void)pthread_cond_init(&made->queue_filled, NULL);
