@@ -233,8 +233,9 @@ def table(report):
     return "\n".join(lines) + "\n"
 
 
-def parse():
-    p = argparse.ArgumentParser(usage=__doc__.replace("%", "%%"))
+def parser_of(doc):
+    """The words that all tables take."""
+    p = argparse.ArgumentParser(usage=doc.replace("%", "%%"))
     p.add_argument("figures", nargs="*", metavar="FIGURE")
     p.add_argument("--quick", action="store_true")
     p.add_argument("--models")
@@ -243,43 +244,53 @@ def parse():
     p.add_argument("--isa")
     p.add_argument("--kr", default=ROOT / "build" / "kr", type=Path)
     p.add_argument("--out", default=ROOT / "bench" / "out", type=Path)
-    p.add_argument("--off-build", default=ROOT / "build-telemetry-off", type=Path)
-    args = p.parse_args()
+    return p
+
+
+def parse(parser, figures):
+    args = parser.parse_args()
     args.models = (args.models or ("smollm2" if args.quick else "smollm2,qwen25")).split(",")
     args.rounds = args.rounds or (1 if args.quick else 5)
     args.kr = args.kr.resolve()
-    args.figures = args.figures or list(FIGURES)
-    unknown = [name for name in args.figures if name not in FIGURES]
+    args.figures = args.figures or list(figures)
+    unknown = [name for name in args.figures if name not in figures]
     if unknown:
-        p.error(f"no figure {unknown[0]}; there are {', '.join(FIGURES)}")
+        parser.error(f"no figure {unknown[0]}; there are {', '.join(figures)}")
     return args
 
 
-def main():
-    args = parse()
+def run_figures(args, figures, name, about=None):
+    """Measures what args names and writes NAME.json and NAME.md. about(bench, model): a report of
+    the engine that says on what; without it the first figure's is taken. Exits."""
     bench, failed = Bench(args), {}
-    models = model_paths(args.models)
-    begin = time.time()
-    for name in args.figures:
+    models, begin = model_paths(args.models), time.time()
+    first = about(bench, models[0]) if about else None
+    for figure in args.figures:
         try:
-            FIGURES[name](bench, models)
+            figures[figure](bench, models)
         except Failed as error:
-            say(f"{name}: {error}")
-            failed[name] = str(error)
+            say(f"{figure}: {error}")
+            failed[figure] = str(error)
     if not bench.lines:
-        sys.exit("bench: nothing could be measured")
-    first = next(r["report"] for r in bench.reports if "commit" in r["report"])
+        sys.exit("bench: nothing could be measured: " + "; ".join(failed.values()))
+    first = first or next(r["report"] for r in bench.reports if "commit" in r["report"])
     report = {"date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(begin)),
               "minutes": round((time.time() - begin) / 60, 1), "rounds": args.rounds,
               **{key: first[key] for key in ("machine", "build", "isa", "threads", "commit")},
               "lines": bench.lines, "failed": failed, "reports": bench.reports}
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "engine.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    (args.out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     text = table(report)
-    (args.out / "engine.md").write_text(text, encoding="utf-8")
+    (args.out / f"{name}.md").write_text(text, encoding="utf-8")
     print(text, end="")
     say(f"results and table are in {args.out}")
     sys.exit(1 if failed else 0)
+
+
+def main():
+    parser = parser_of(__doc__)
+    parser.add_argument("--off-build", default=ROOT / "build-telemetry-off", type=Path)
+    run_figures(parse(parser, FIGURES), FIGURES, "engine")
 
 
 if __name__ == "__main__":

@@ -19,8 +19,6 @@ of this repository's text as token ids, no two begin alike. Clients are raw sock
 (bench/sse.py); `client_cpu` is the part of one core that they took. Figures are medians of the
 rounds; a spread of ratios over 5 % is inconclusive.
 Environment: KR_PEERS_DIR (bench/peers.py), KR_MODELS_DIR. Writes server.json and server.md."""
-import argparse
-import json
 import math
 import re
 import signal
@@ -30,11 +28,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 import peers
-from engine import Bench, table
-from run import ROOT, Failed, call, model_paths, say
+from engine import parse, parser_of, run_figures
+from run import ROOT, Failed, call, say
 from sse import Loop, Stream, fetch, request
 
 CLIENTS = 8
@@ -455,56 +452,17 @@ FIGURES = {"total": total, "ttft": ttft, "turns": turns, "metrics": metrics,
            "disconnect": disconnect}
 
 
-# ---- report -------------------------------------------------------------------------------------
-
-def parse():
-    p = argparse.ArgumentParser(usage=__doc__.replace("%", "%%"))
-    p.add_argument("figures", nargs="*", metavar="FIGURE")
-    p.add_argument("--quick", action="store_true")
-    p.add_argument("--models")
-    p.add_argument("--rounds", type=int)
-    p.add_argument("--threads", type=int)
-    p.add_argument("--ctx", type=int, default=1024)
-    p.add_argument("--isa")
-    p.add_argument("--kr", default=ROOT / "build" / "kr", type=Path)
-    p.add_argument("--out", default=ROOT / "bench" / "out", type=Path)
-    args = p.parse_args()
-    args.models = (args.models or ("smollm2" if args.quick else "smollm2,qwen25")).split(",")
-    args.rounds = args.rounds or (1 if args.quick else 5)
-    args.kr = args.kr.resolve()
-    args.figures = args.figures or list(FIGURES)
-    unknown = [name for name in args.figures if name not in FIGURES]
-    if unknown:
-        p.error(f"no figure {unknown[0]}; there are {', '.join(FIGURES)}")
-    return args
+def about(bench, model):
+    """The machine, and as many threads as the engine takes."""
+    report = bench.engine(model, "-p", 16, "-n", 2, "-r", 1, "--streams", 1)
+    bench.args.threads = report["threads"]
+    return report
 
 
 def main():
-    args = parse()
-    bench, failed = Bench(args), {}
-    models = model_paths(args.models)
-    begin = time.time()
-    about = bench.engine(models[0], "-p", 16, "-n", 2, "-r", 1, "--streams", 1)
-    args.threads = about["threads"]
-    for name in args.figures:
-        try:
-            FIGURES[name](bench, models)
-        except Failed as error:
-            say(f"{name}: {error}")
-            failed[name] = str(error)
-    if not bench.lines:
-        sys.exit("bench: nothing could be measured: " + "; ".join(failed.values()))
-    report = {"date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(begin)),
-              "minutes": round((time.time() - begin) / 60, 1), "rounds": args.rounds,
-              **{key: about[key] for key in ("machine", "build", "isa", "threads", "commit")},
-              "lines": bench.lines, "failed": failed, "reports": bench.reports}
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "server.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    text = table(report)
-    (args.out / "server.md").write_text(text, encoding="utf-8")
-    print(text, end="")
-    say(f"results and table are in {args.out}")
-    sys.exit(1 if failed else 0)
+    parser = parser_of(__doc__)
+    parser.add_argument("--ctx", type=int, default=1024)
+    run_figures(parse(parser, FIGURES), FIGURES, "server", about)
 
 
 if __name__ == "__main__":
