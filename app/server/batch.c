@@ -182,20 +182,6 @@ static void on_reply(void *sink, int status, const char *content_type, const cha
     item->is_broken = kri_buffer_append(&item->answer, body, n_bytes) != KR_OK;
 }
 
-/* No endpoint may stream here (can_stream); one that tries leaves the line without an answer. */
-static void on_begin(void *sink, const char *type, const char *fields, bool is_event_stream) {
-    (void)sink, (void)type, (void)fields, (void)is_event_stream;
-}
-static bool on_write(void *sink, const char *data, size_t n_bytes) {
-    (void)sink, (void)data, (void)n_bytes;
-    return false;
-}
-static void on_end(void *sink, bool whole) { (void)sink, (void)whole; }
-static void on_watch(void *sink, void (*gone)(void *user),
-                     void (*taken)(void *user, size_t n_bytes), void *user) {
-    (void)sink, (void)gone, (void)taken, (void)user;
-}
-
 static void on_destroy(void *sink) {
     item_t *item = sink;
     batch_t *batch = item->batch;
@@ -206,9 +192,7 @@ static void on_destroy(void *sink) {
     (void)pthread_mutex_unlock(&batch->mutex);
 }
 
-static const call_sink_t sink_functions = {
-    .reply = on_reply, .begin = on_begin, .write = on_write, .end = on_end, .watch = on_watch,
-    .destroy = on_destroy, .can_stream = false};
+static const call_sink_t sink_functions = {.reply = on_reply, .destroy = on_destroy};
 
 /* ---- lines of OUT ---------------------------------------------------------------------------- */
 

@@ -221,6 +221,7 @@ void call_note_tokens(call_t *call, uint64_t n_prompt, uint64_t n_cached, uint64
 /* ---- streams ------------------------------------------------------------------------------- */
 
 void call_begin(call_t *call, const char *content_type, bool is_event_stream) {
+    if (!call->params.sink->can_stream) return; /* a bug: the call ends without an answer */
     if (!move_answer(call, ANSWER_NONE, ANSWER_STREAM)) return;
     call->params.sink->begin(call->params.sink_user, content_type, NULL, is_event_stream);
 }
@@ -237,5 +238,6 @@ void call_end(call_t *call, bool whole) {
 
 void call_watch(call_t *call, void (*gone)(void *user), void (*taken)(void *user, size_t n_bytes),
                 void *user) {
-    call->params.sink->watch(call->params.sink_user, gone, taken, user);
+    const call_sink_t *sink = call->params.sink;
+    if (sink->watch != NULL) sink->watch(call->params.sink_user, gone, taken, user);
 }

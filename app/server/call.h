@@ -44,13 +44,15 @@ typedef struct call_sink_s {
     /* fields: more HTTP field lines ending in CRLF, or NULL; a sink without them drops them. */
     void (*reply)(void *sink, int status, const char *content_type, const char *fields,
                   const char *body, size_t n_bytes);
+    /* With can_stream: */
     void (*begin)(void *sink, const char *content_type, const char *fields, bool is_event_stream);
     bool (*write)(void *sink, const char *data, size_t n_bytes);
     void (*end)(void *sink, bool whole);
+    /* NULL: nobody can go. */
     void (*watch)(void *sink, void (*gone)(void *user), void (*taken)(void *user, size_t n_bytes),
                   void *user);
     void (*destroy)(void *sink); /* with the last reference of the call */
-    bool can_stream;      /* false: stream = true is refused (batch) */
+    bool can_stream;      /* false: stream = true is refused (batch, probe) */
     /* What the call has cost, before its answer ends; may be NULL. */
     void (*note)(void *sink, uint64_t n_prompt, uint64_t n_cached, uint64_t n_generated);
 } call_sink_t;

@@ -43,19 +43,6 @@ static void on_reply(void *sink, int status, const char *content_type, const cha
     if (status == 200) atomic_store(&probe->server->token_ns, kri_clock_ns());
 }
 
-static void on_begin(void *sink, const char *content_type, const char *fields, bool is_events) {
-    (void)sink, (void)content_type, (void)fields, (void)is_events;
-}
-static bool on_write(void *sink, const char *data, size_t n_bytes) {
-    (void)sink, (void)data, (void)n_bytes;
-    return false;
-}
-static void on_end(void *sink, bool whole) { (void)sink, (void)whole; }
-static void on_watch(void *sink, void (*gone)(void *user), void (*taken)(void *user, size_t n),
-                     void *user) {
-    (void)sink, (void)gone, (void)taken, (void)user;
-}
-
 static void on_destroy(void *sink) {
     probe_t *probe = sink;
     pthread_mutex_lock(&probe->mutex);
@@ -65,9 +52,7 @@ static void on_destroy(void *sink) {
     release(probe);
 }
 
-static const call_sink_t probe_sink = {
-    .reply = on_reply, .begin = on_begin, .write = on_write, .end = on_end, .watch = on_watch,
-    .destroy = on_destroy};
+static const call_sink_t probe_sink = {.reply = on_reply, .destroy = on_destroy};
 
 /* ---- the thread ------------------------------------------------------------------------------ */
 

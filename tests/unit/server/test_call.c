@@ -185,6 +185,26 @@ TEST(call_maps_statuses_and_hides_the_inside) {
     }
 }
 
+static void never(void *user) { (void)user; }
+
+TEST(call_to_a_sink_without_streams_gets_one_answer) {
+    static const call_sink_t plain = {.reply = on_reply, .destroy = on_destroy};
+    static const endpoint_t endpoint = {.name = "test"};
+    fake_t f = {0};
+    const call_params_t params = {.endpoint = &endpoint, .id = "id-1", .body = "", .tail = "",
+                                  .sink = &plain, .sink_user = &f};
+    call_t *call = call_create(&params);
+    assert_non_null(call);
+    assert_false(call_can_stream(call));
+    call_watch(call, never, NULL, NULL);
+    call_begin(call, "text/event-stream", true);
+    assert_false(call_write(call, "data", 4));
+    call_end(call, true);
+    call_release(call);
+    expect_end(&f, 500, f.body);
+    assert_non_null(strstr(f.body, "\"internal\""));
+}
+
 TEST(call_tells_busy_keys_from_a_full_queue) {
     fake_t f;
     kr_error_t error;
