@@ -1,8 +1,6 @@
 """What the tests of the runtime share: `kr runtime` with a tiny model, a client that sends calls
 and sorts what comes: answers by id, notifications by stream."""
 import json
-import os
-import queue
 import signal
 import socket
 import subprocess
@@ -11,7 +9,7 @@ import threading
 import time
 from pathlib import Path
 
-from serve_program import KR, WAIT_S, environment, eventually, make_tiny
+from serve_program import WAIT_S, Program, eventually, make_tiny
 
 
 class RpcError(Exception):
@@ -141,7 +139,7 @@ def text_of(notifications):
     return "".join(entry["token"] for entry in entries(notifications))
 
 
-class Runtime:
+class Runtime(Program):
     """`kr runtime WORDS` over stdio, or with socket=True over a Unix socket (then .connect())."""
 
     def __init__(self, *words, model="llama", preset="llama", is_socket=False, env=None):
@@ -149,31 +147,17 @@ class Runtime:
         self.folder = Path(self.scratch.name)
         self.model = make_tiny(self.folder / "llama.gguf", preset)
         self.socket_path = self.folder / "kr.sock"
-        command = [KR, "runtime", "--no-cache", "--parallel", 32, *words]
+        command = ["runtime", "--no-cache", "--parallel", 32, *words]
         if model:
             command += ["-m", f"{model}={self.model}"]
         if is_socket:
             command += ["--socket", self.socket_path]
-        self.process = subprocess.Popen([str(word) for word in command], stdin=subprocess.PIPE,
-                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                        env=env or environment())
-        self.lines = []
-        self.log = threading.Thread(target=self.read_log, daemon=True)
-        self.log.start()
+        self.launch(command, env, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         eventually(self.is_ready, "kr runtime ready")
         self.client = None if is_socket else Client(self.process.stdout, self.process.stdin)
 
-    def read_log(self):
-        for line in self.process.stderr:
-            self.lines.append(line.decode("utf-8", "replace"))
-
-    def said(self):
-        return "".join(self.lines)
-
     def is_ready(self):
-        if self.process.poll() is not None:
-            self.log.join()
-            raise AssertionError(f"kr runtime ended with {self.process.returncode}: {self.said()}")
+        self.assert_runs()
         return "kr runtime ready" in self.said()
 
     def connect(self):
@@ -200,13 +184,8 @@ class Runtime:
         self.tidy()
         return status
 
-    def kill(self):
-        self.process.kill()
-        self.process.wait()
-        self.tidy()
-
     def tidy(self):
-        self.log.join()
+        self.reader.join()
         if self.client:
             self.client.thread.join()
         for file in (self.process.stdin, self.process.stdout, self.process.stderr):
@@ -225,13 +204,7 @@ class RuntimeTest:
     @classmethod
     def setUpClass(cls):
         cls.runtime = Runtime(*cls.WORDS, is_socket=cls.IS_SOCKET)
-        cls.addClassCleanup(cls.end)
-
-    @classmethod
-    def end(cls):
-        status = cls.runtime.stop()
-        if status != 0:
-            raise AssertionError(f"kr runtime ended with {status}:\n{cls.runtime.said()}")
+        cls.addClassCleanup(cls.runtime.assert_ends)
 
     @property
     def client(self):

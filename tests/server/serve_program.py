@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 import time
+import unittest
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -54,17 +55,49 @@ class Answer:
         return self.json()["error"]
 
 
-class Server:
+class Program:
+    """`kr WORDS`, what it says on stderr read along."""
+
+    def launch(self, words, env=None, **pipes):
+        self.words = [str(word) for word in words]
+        self.process = subprocess.Popen([KR, *self.words], stderr=subprocess.PIPE,
+                                        env=env or environment(), **pipes)
+        self.lines = []
+        self.reader = threading.Thread(target=self.read, daemon=True)
+        self.reader.start()
+
+    def read(self):
+        for line in self.process.stderr:
+            self.lines.append(line.decode("utf-8", "replace"))
+
+    def said(self):
+        return "".join(self.lines)
+
+    def assert_runs(self):
+        if self.process.poll() is not None:
+            self.reader.join()
+            raise AssertionError(f"kr {self.words[0]} ended with {self.process.returncode}:\n"
+                                 f"{self.said()}")
+
+    def assert_ends(self):
+        """stop(), and it must say 0."""
+        status = self.stop()
+        if status != 0:
+            raise AssertionError(f"kr {self.words[0]} ended with {status}:\n{self.said()}")
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+        self.tidy()
+
+
+class Server(Program):
     """`kr serve -m MODEL --port 0 WORDS`. waits: until it is ready, else until it listens."""
 
     def __init__(self, model, *words, env=None, waits=True):
-        self.process = subprocess.Popen(
-            [str(word) for word in (KR, "serve", "-m", model, "--port", 0, *words)],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-            env=env or environment())
-        self.model_path, self.scratch, self.lines = model, None, []
-        self.reader = threading.Thread(target=self.read, daemon=True)
-        self.reader.start()
+        self.launch(("serve", "-m", model, "--port", 0, *words), env, stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL)
+        self.model_path, self.scratch = model, None
         try:
             self.port = int(eventually(self.address, "the server's address on stderr").group(3))
             self.base = f"http://127.0.0.1:{self.port}"
@@ -87,17 +120,8 @@ class Server:
         server.scratch = scratch
         return server
 
-    def read(self):
-        for line in self.process.stderr:
-            self.lines.append(line.decode("utf-8", "replace"))
-
-    def said(self):
-        return "".join(self.lines)
-
     def address(self):
-        if self.process.poll() is not None:
-            self.reader.join()
-            raise AssertionError(f"kr serve ended with {self.process.returncode}:\n{self.said()}")
+        self.assert_runs()
         return ADDRESS.search(self.said())
 
     def is_ready(self):
@@ -137,11 +161,6 @@ class Server:
         self.tidy()
         return self.process.returncode
 
-    def kill(self):
-        self.process.kill()
-        self.process.wait()
-        self.tidy()
-
     def tidy(self):
         self.reader.join()
         self.process.stderr.close()
@@ -151,17 +170,26 @@ class Server:
 
 
 class ServedTest:
-    """Mixin of unittest.TestCase: one server on a tiny model for the class, with WORDS."""
+    """Mixin of unittest.TestCase: one server for the class, on a tiny model, with WORDS."""
     WORDS = ()
     PRESET = "llama"
 
     @classmethod
-    def setUpClass(cls):
-        cls.server = Server.of_tiny(*cls.WORDS, preset=cls.PRESET)
-        cls.addClassCleanup(cls.end)
+    def start(cls):
+        return Server.of_tiny(*cls.WORDS, preset=cls.PRESET)
 
     @classmethod
-    def end(cls):
-        status = cls.server.stop()
-        if status != 0:
-            raise AssertionError(f"kr serve ended with {status}:\n{cls.server.said()}")
+    def setUpClass(cls):
+        cls.server = cls.start()
+        cls.addClassCleanup(cls.server.assert_ends)
+
+
+class TinyTest(unittest.TestCase):
+    """A scratch folder with a tiny model in it."""
+
+    @classmethod
+    def setUpClass(cls):
+        holder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(holder.cleanup)
+        cls.scratch = Path(holder.name)
+        cls.model = make_tiny(cls.scratch / "tiny.gguf")

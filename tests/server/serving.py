@@ -5,7 +5,7 @@ import re
 import sys
 import time
 
-from serve_program import ROOT, Server, eventually
+from serve_program import ROOT, ServedTest, Server, eventually
 
 CLIENTS = ROOT / "build" / "clients"
 MODEL = "smollm2"
@@ -39,21 +39,14 @@ class MeteredServer(Server):
         return now["kr_requests_running"] == 0 and now["kr_requests_waiting"] == 0
 
 
-class ClientTest:
-    """Mixin of unittest.TestCase: one server on SmolLM2 for the class, with WORDS. Texts are
-    compared with what was said alone: a token may not depend on its neighbours, on AMX either."""
+class ClientTest(ServedTest):
+    """Mixin of unittest.TestCase: the server is on SmolLM2. Texts are compared with what was said
+    alone: a token may not depend on its neighbours, on AMX either."""
     WORDS = ("--invariant", "on")
 
     @classmethod
-    def setUpClass(cls):
-        cls.server = MeteredServer(MODEL, *cls.WORDS)
-        cls.addClassCleanup(cls.end)
-
-    @classmethod
-    def end(cls):
-        status = cls.server.stop()
-        if status != 0:
-            raise AssertionError(f"kr serve ended with {status}:\n{cls.server.said()}")
+    def start(cls):
+        return MeteredServer(MODEL, *cls.WORDS)
 
     def cancelled(self):
         return self.server.metrics()["kr_requests_cancelled_total"]

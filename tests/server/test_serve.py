@@ -5,26 +5,17 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import unittest
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from serve_program import KR, WAIT_S, Server, environment, eventually, make_tiny  # noqa: E402
+from serve_program import (KR, WAIT_S, Server, TinyTest, environment,  # noqa: E402
+                           eventually, make_tiny)
 
 ADDRESS = ("127.0.0.1", 0)
 
 
-class StartTest(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        holder = tempfile.TemporaryDirectory()
-        cls.addClassCleanup(holder.cleanup)
-        cls.scratch = Path(holder.name)
-        cls.model = make_tiny(cls.scratch / "tiny.gguf")
-
-
-class Refusals(StartTest):
+class Refusals(TinyTest):
     def assert_refused(self, code, pattern, *words):
         """Ends by itself, with one line that says why."""
         done = subprocess.run([str(word) for word in (KR, "serve", *words)], env=environment(),
@@ -92,7 +83,7 @@ class Refusals(StartTest):
                             "--parallel", 4096)
 
 
-class Starts(StartTest):
+class Starts(TinyTest):
     def models(self, server):
         return [row["id"] for row in server.call("GET", "/v1/models").json()["data"]]
 

@@ -5,24 +5,20 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import unittest
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from serve_program import BUILD, KR, WAIT_S, Server, environment, make_tiny  # noqa: E402
+from serve_program import BUILD, KR, WAIT_S, Server, TinyTest, environment  # noqa: E402
 
 EMULATED = BUILD / "tests" / "emulated"
 COMPLETION = {"prompt": [1, 2, 3, 4, 5], "max_tokens": 4, "temperature": 0}
 
 
-class Device(unittest.TestCase):
+class Device(TinyTest):
     @classmethod
     def setUpClass(cls):
-        holder = tempfile.TemporaryDirectory()
-        cls.addClassCleanup(holder.cleanup)
-        cls.scratch = Path(holder.name)
-        cls.model = make_tiny(cls.scratch / "tiny.gguf")
+        super().setUpClass()
         cls.source = cls.scratch / "in.jsonl"
         cls.source.write_text(json.dumps({"custom_id": "a", "method": "POST",
                                           "url": "/v1/completions", "body": COMPLETION}) + "\n")
