@@ -3,7 +3,8 @@
 
 usage: run_tests.py SUITE...   with SUITE one of
   all      release, clang, asan, arm, tools
-  release  everything on the shipped build: unit, ops, models, corpora, command line
+  release  everything on the shipped build: unit, ops, models, corpora, command line, node
+  node     the package of bindings/node on the shipped build
   clang    the same sources compiled by clang, with assertions: unit, ops, corpora
   asan     gcc with ASan + UBSan and assertions: unit, ops, tiny models, corpora
   tsan     gcc with TSan: the tests that use threads
@@ -175,6 +176,43 @@ def release(totals):
     for path in sorted(glob.glob(os.path.join(ROOT, "tests", "cli", "test_*.py")) +
                        glob.glob(os.path.join(ROOT, "tests", "server", "test_*.py"))):
         run_unittest(os.path.relpath(path, ROOT), totals, env)
+    run_node(totals)
+
+
+def run_node(totals):
+    """bindings/node: compiled once, then each file of tests by node's own runner."""
+    folder = os.path.join(ROOT, "bindings", "node")
+    env = dict(os.environ, KR_BUILD_DIR=os.path.join(ROOT, "build"))
+    begin = time.time()
+    done = call(["npm", "run", "--silent", "--prefix", folder, "build:test"], env=env)
+    if done.returncode:
+        report("bindings/node compiles (tools/setup.sh test brings its packages)", 0, 1, 0,
+               time.time() - begin, done.stdout, totals)
+        return
+    pattern = os.path.join(folder, "build", "test", "**", "*.test.js")
+    for path in sorted(glob.glob(pattern, recursive=True)):
+        name = os.path.relpath(path, os.path.join(folder, "build"))
+        run_node_file(path, f"bindings/node/{name[:-len('.js')]}.ts", totals, env)
+
+
+def run_node_file(path, name, totals, env):
+    begin = time.time()
+    try:
+        done = call(["node", "--test", "--test-reporter=tap", path], timeout=TIMEOUT_S, env=env)
+        output, code = done.stdout, done.returncode
+    except subprocess.TimeoutExpired as e:
+        output, code = str(e.stdout), "time-out"
+    count = {word: int(n) for word, n in re.findall(r"^# (\w+) (\d+)$", output, re.M)}
+    passed = count.get("pass", 0)
+    failed = sum(count.get(word, 0) for word in ("fail", "cancelled", "skipped", "todo"))
+    if failed == 0 and (code != 0 or passed == 0):
+        failed, output = 1, output + f"\nexit {code}\n"
+    report(name, passed, failed, 0, time.time() - begin, output, totals)
+
+
+def node(totals):
+    if build("release", "build", totals):
+        run_node(totals)
 
 
 def clang(totals):
@@ -233,7 +271,7 @@ def tools(totals):
         run_unittest(os.path.relpath(path, ROOT), totals, dict(os.environ))
 
 
-SUITES = {"release": [release], "clang": [clang], "asan": [asan], "tsan": [tsan], "arm": [arm],
+SUITES = {"release": [release], "node": [node], "clang": [clang], "asan": [asan], "tsan": [tsan], "arm": [arm],
           "tools": [tools], "all": [release, clang, asan, arm, tools]}
 
 

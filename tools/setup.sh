@@ -1,9 +1,9 @@
 #!/bin/sh
 # Installs what building and testing kr needs on Debian 12 or Ubuntu 24.04; does nothing when all
 # is there. usage: tools/setup.sh [run|test|fuzz|bench]   ("test" adds the second compiler, C++,
-# where it is not ARM the compiler and emulator for that and NVIDIA's nvcc, and the official clients
-# of the server's protocols in build/clients, Prometheus in build/prometheus; "fuzz" the second
-# compiler's sanitizers; "bench" C++ and Python environments for bench/peers.py)
+# where it is not ARM the compiler and emulator for that and NVIDIA's nvcc, the official clients of
+# the server's protocols in build/clients, Prometheus in build/prometheus and what bindings/node is
+# compiled with; "fuzz" the second compiler's sanitizers; "bench" C++ and Python environments for bench/peers.py)
 set -eu
 what=${1:-run}
 rust_min_minor=89
@@ -83,6 +83,17 @@ install() {
 [ -z "$missing" ] || install $missing
 
 [ "$what" != test ] || python3 "$(dirname "$0")/client_packages.py"
+
+# What bindings/node is compiled and tested with, exactly as its lock file says.
+node_packages() {
+    folder=$(cd "$(dirname "$0")/../bindings/node" && pwd)
+    stamp=$folder/node_modules/.kr-lock
+    ! cmp -s "$folder/package-lock.json" "$stamp" || return 0
+    say "installing the packages of bindings/node"
+    (cd "$folder" && npm ci --silent --ignore-scripts --no-audit --no-fund >&2)
+    cp "$folder/package-lock.json" "$stamp"
+}
+[ "$what" != test ] || node_packages
 
 # Prometheus itself, which the tests let scrape a server. It is only unpacked: installing the
 # package would start its service.

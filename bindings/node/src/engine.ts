@@ -16,6 +16,8 @@ import { EngineClientError, cancelled, toEngineError } from './errors.js';
 import { defaultLogger } from './log.js';
 import type { BatchStats, QosReport } from './services/index.js';
 import { addSnakeNames } from './snake.js';
+import { createTelemetryBridge } from './telemetry/index.js';
+import type { TelemetryManager } from './telemetry/index.js';
 import type { Transport } from './transport/transport.js';
 import type {
   CacheHealth, ChatMessage, ChatParams, CompatibilityReport, CountTokensRequest,
@@ -52,6 +54,8 @@ export class Engine extends EventEmitter implements EngineMethods, EngineEventMe
   private readonly logger: Logger;
   private readonly announcer: Announcer;
   private readonly parts: Parts;
+  /** Of the section `telemetry` of the configuration. */
+  private readonly telemetry: TelemetryManager | undefined;
   private readonly createdAt = performance.now();
   private stopping: Promise<void> | undefined;
   private config: Config;
@@ -65,10 +69,17 @@ export class Engine extends EventEmitter implements EngineMethods, EngineEventMe
     if (telemetry?.enabled === true && telemetry.hooks) this.announcer.add(telemetry.hooks);
     this.parts = makeParts(this.options, this.logger, this.announcer, dependencies.runner);
     this.config = this.parts.config;
+    this.telemetry = this.makeTelemetry();
+  }
+
+  /** The page of the metrics, while the configuration asks for one and the engine runs. */
+  get telemetryPort(): number | undefined {
+    return this.telemetry?.port;
   }
 
   /** Starts the runtime and loads what is to be there from the start. */
   async start(): Promise<void> {
+    await this.telemetry?.start();
     await this.parts.supervisor.connect();
     if (this.config.qos.enabled) this.parts.qos.start();
     const names = [
@@ -341,6 +352,19 @@ export class Engine extends EventEmitter implements EngineMethods, EngineEventMe
     await supervisor.stop();
     models.clear();
     reuse.cache.clear();
+    await this.telemetry?.shutdown();
+  }
+
+  private makeTelemetry(): TelemetryManager | undefined {
+    const { telemetry } = this.config;
+    if (!telemetry.enabled) return undefined;
+    const { hooks, manager } = createTelemetryBridge({
+      enabled: true, serviceName: telemetry.service_name,
+      prometheusPort: telemetry.prometheus_port, exportIntervalMs: telemetry.export_interval_ms,
+      logger: this.logger,
+    });
+    this.announcer.add(hooks);
+    return manager;
   }
 
   private async holding<T>(model: string, run: () => Promise<T>): Promise<T> {

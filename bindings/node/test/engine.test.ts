@@ -247,6 +247,17 @@ test('telemetry of the runtime, its configuration, statistics of the caches', as
   assert.equal(health.nearLimit, false);
 });
 
+test('metrics for Prometheus when the configuration asks for them, until the end', async (t) => {
+  const engine = await makeTinyEngine(t, {
+    config: { telemetry: { enabled: true, prometheus_port: 0 } },
+  });
+  await engine.generate({ ...GREEDY, maxTokens: 3 });
+  const page = await fetch(`http://127.0.0.1:${engine.telemetryPort}/metrics`);
+  assert.match(await page.text(), /kr_serve_tokens_generated_total\{model="tiny"\} 3/);
+  await engine.shutdown();
+  assert.equal(engine.telemetryPort, undefined);
+});
+
 test('equal deterministic generations share one, and texts are kept, when asked for', async (t) => {
   const engine = await makeTinyEngine(t, {
     config: { request_coalescing: { enabled: true }, prompt_cache: { enabled: true } },

@@ -92,8 +92,8 @@ class Generation implements StreamOwner {
     private readonly options: CreateGeneratorOptions,
     private readonly mistake: EngineClientError | undefined) {
     this.timeoutMs = options.timeoutMs ?? factory.timeoutMs;
-    this.stream = new GenerationStream(options.streamId ?? randomUUID(), params.model, this,
-      options.cumulativeText === true);
+    this.stream = new GenerationStream(options.streamId ?? randomUUID(), params.model,
+      this.timeoutMs, this, options.cumulativeText === true);
   }
 
   begin(stream: GenerationStream): void {
@@ -182,7 +182,8 @@ class Generation implements StreamOwner {
   private fail(stream: GenerationStream, error: EngineClientError, isStreaming: boolean): void {
     const isInside = !isStreaming && ['Timeout', 'Cancelled'].includes(error.code)
       && !(error instanceof TimeoutError);
-    stream.settle({ kind: isInside ? 'ended' : 'failed', error });
+    if (isInside) stream.settleWith(error);
+    else stream.settle({ kind: 'failed', error });
   }
 
   private watch(stream: GenerationStream): void {

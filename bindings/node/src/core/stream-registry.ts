@@ -179,8 +179,7 @@ export class StreamRegistry {
       stream.settle({ kind: 'completed', stats });
       return;
     }
-    const error = errorOfWire(params['error'] as WireError, 'generate');
-    stream.settle({ kind: 'ended', error });
+    stream.settleWith(errorOfWire(params['error'] as WireError, 'generate'));
   }
 
   private record(stats: GenerationStats): void {

@@ -1,7 +1,8 @@
 // One generation, from the first next() to its end: an async iterator over chunks that the runtime
 // sends. settle() is the only way to an end and works once; whatever comes later finds nobody. Chunks
 // are frozen and made for this stream alone: there is no pool.
-import { EngineClientError } from '../errors.js';
+import { TimeoutError } from '../errors.js';
+import type { EngineClientError } from '../errors.js';
 import type {
   FinishReason, GenerationStats, GeneratorChunk, TokenChunk, TopLogprob,
 } from '../types.js';
@@ -46,8 +47,8 @@ export class GenerationStream implements AsyncGenerator<GeneratorChunk, void, un
   private outcome: Outcome | undefined;
   private text = '';
 
-  constructor(readonly id: string, readonly modelId: string, private readonly owner: StreamOwner,
-    private readonly keepsText: boolean) {}
+  constructor(readonly id: string, readonly modelId: string, readonly timeoutMs: number,
+    private readonly owner: StreamOwner, private readonly keepsText: boolean) {}
 
   get isSettled(): boolean {
     return this.outcome !== undefined;
@@ -123,6 +124,14 @@ export class GenerationStream implements AsyncGenerator<GeneratorChunk, void, un
     for (const waiter of this.waiters.splice(0)) this.end().then(waiter.resolve, waiter.reject);
     this.owner.settled(this, outcome);
     return true;
+  }
+
+  /** Its end by an error of the runtime's, which keeps the time limit, too: both say it alike. */
+  settleWith(error: EngineClientError): boolean {
+    const isLimit = error.code === 'Timeout' && !(error instanceof TimeoutError);
+    return this.settle({
+      kind: 'ended', error: isLimit ? new TimeoutError('generate', this.timeoutMs, this.id) : error,
+    });
   }
 
   /** Where the runtime gave no statistics. */
