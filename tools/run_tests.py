@@ -271,8 +271,8 @@ def tools(totals):
         run_unittest(os.path.relpath(path, ROOT), totals, dict(os.environ))
 
 
-SUITES = {"release": [release], "node": [node], "clang": [clang], "asan": [asan], "tsan": [tsan], "arm": [arm],
-          "tools": [tools], "all": [release, clang, asan, arm, tools]}
+SUITES = {"release": [release], "node": [node], "clang": [clang], "asan": [asan], "tsan": [tsan],
+          "arm": [arm], "tools": [tools], "all": [release, clang, asan, arm, tools]}
 
 
 def main(names):

@@ -3,7 +3,8 @@
 # is there. usage: tools/setup.sh [run|test|fuzz|bench]   ("test" adds the second compiler, C++,
 # where it is not ARM the compiler and emulator for that and NVIDIA's nvcc, the official clients of
 # the server's protocols in build/clients, Prometheus in build/prometheus and what bindings/node is
-# compiled with; "fuzz" the second compiler's sanitizers; "bench" C++ and Python environments for bench/peers.py)
+# compiled with; "fuzz" the second compiler's sanitizers; "bench" C++ and Python environments for
+# bench/peers.py)
 set -eu
 what=${1:-run}
 rust_min_minor=89
