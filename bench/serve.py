@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The table of the runtime and of the package kr-serve: every line of it is one word here.
 
-usage: serve.py [FIGURE...] [--quick] [--model smollm2] [--rounds 5] [--threads N] [--ctx 1024]
+usage: serve.py [FIGURE...] [--quick] [--models smollm2] [--rounds 5] [--threads N] [--ctx 1024]
                 [--isa LEVEL] [--kr build/kr] [--package bindings/node] [--out bench/out]
 Figures (all without arguments):
   roundtrip  p95 of `tokenize` of a word over stdio, beside a bare ping-pong Node <-> C over pipes
@@ -20,8 +20,8 @@ Figures (all without arguments):
 Sides take turns; figures are medians of the rounds, a spread of ratios over 5 % is inconclusive.
 Needs the built package (npm run build), its addon, build/bench_pipe_echo and make_tiny_gguf.
 Environment: KR_MODELS_DIR. Writes serve.json and serve.md."""
-import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -29,17 +29,18 @@ import tempfile
 import time
 from pathlib import Path
 
-from engine import Bench, table
-from run import ROOT, TIMEOUT_S, Failed, model_paths, say
+from engine import parse, parser_of, run_figures
+from run import ROOT, TIMEOUT_S, Failed, say
 
 FILES = Path(__file__).resolve().parent
 MEMORY_SLACK = 8 << 20
+ERROR = re.compile(r"\s*\w*Error( \[\w+\])?:")
 
 
-def node(args, figure, *words, **more):
+def node(args, figure, model, *words, **more):
     """What serve.mjs says of a figure."""
     options = {"package": str(args.package), "kr": str(args.kr), "echo": str(args.echo),
-               "model": str(args.model_path), "threads": args.threads, "ctx": args.ctx,
+               "model": str(model), "threads": args.threads, "ctx": args.ctx,
                "isa": args.isa, "quick": args.quick, "rounds": args.rounds, **more}
     command = ["node", *words, FILES / "serve.mjs", figure, json.dumps(options)]
     try:
@@ -50,7 +51,7 @@ def node(args, figure, *words, **more):
         raise Failed(f"node: {error}") from error
     if done.returncode != 0:
         lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
-        told = [line for line in lines if "Error" in line] or lines[-1:]
+        told = [line for line in lines if ERROR.match(line)] or lines[-1:]
         raise Failed(told[0] if told else f"node ended with {done.returncode}")
     return json.loads(done.stdout)
 
@@ -61,10 +62,10 @@ def column(rows, key):
 
 # ---- figures ------------------------------------------------------------------------------------
 
-def roundtrip(bench):
-    found = node(bench.args, "roundtrip")
+def roundtrip(bench, models):
+    found = node(bench.args, "roundtrip", models[0])
     bench.reports.append({"figure": "roundtrip", "report": found})
-    rows, model = found["rounds"], bench.args.model_path
+    rows, model = found["rounds"], models[0]
     p95 = statistics.median(column(rows, "p95"))
     bench.line("round trip over stdio, p95, µs", model, p95, "≤ 200", p95 <= 200, n=found["n"],
                p50_us=statistics.median(column(rows, "p50")),
@@ -75,10 +76,10 @@ def roundtrip(bench):
                  bare_p50_us=statistics.median(column(rows, "bareP50")))
 
 
-def tensor(bench):
-    found = node(bench.args, "tensor")
+def tensor(bench, models):
+    found = node(bench.args, "tensor", models[0])
     bench.reports.append({"figure": "tensor", "report": found})
-    rows, model = found["rounds"], bench.args.model_path
+    rows, model = found["rounds"], models[0]
     bench.ratios(f"{found['bytes'] / 1e6:.0f} MB there and back, JSON / shared memory", model,
                  [row["jsonMs"] / row["sharedMs"] for row in rows], "≥ 20",
                  lambda ratio: ratio >= 20, json_ms=statistics.median(column(rows, "jsonMs")),
@@ -87,10 +88,10 @@ def tensor(bench):
                found["copies"] <= 1)
 
 
-def batch(bench):
-    found = node(bench.args, "batch")
+def batch(bench, models):
+    found = node(bench.args, "batch", models[0])
     bench.reports.append({"figure": "batch", "report": found})
-    rows, model = found["rounds"], bench.args.model_path
+    rows, model = found["rounds"], models[0]
     messages = [1 - row["batchedMessages"] / row["singleMessages"] for row in rows]
     bench.line("100 tokenize calls together: messages saved", model, min(messages), "≥ 0.95",
                min(messages) >= 0.95, messages=max(column(rows, "batchedMessages")))
@@ -100,28 +101,28 @@ def batch(bench):
                  batched_ms=statistics.median(column(rows, "batchedMs")))
 
 
-def rates(bench, name, side, other, bar):
-    found = node(bench.args, "rates", sides=[side, other])
+def rates(bench, model, name, side, other, bar):
+    found = node(bench.args, "rates", model, sides=[side, other])
     bench.reports.append({"figure": name, "report": found})
     rows = found["rounds"]
     bench.ratios(f"token rate, {side} / {'kr run' if other == 'run' else other}",
-                 bench.args.model_path, [row[side] / row[other] for row in rows], f"≥ {bar}",
+                 model, [row[side] / row[other] for row in rows], f"≥ {bar}",
                  lambda ratio: ratio >= bar, n=found["n"],
                  tps=statistics.median(column(rows, side)),
                  other_tps=statistics.median(column(rows, other)))
 
 
-def inprocess(bench):
-    rates(bench, "inprocess", "in-process", "run", 0.98)
+def inprocess(bench, models):
+    rates(bench, models[0], "inprocess", "in-process", "run", 0.98)
 
 
-def child(bench):
-    rates(bench, "child", "child", "in-process", 0.95)
+def child(bench, models):
+    rates(bench, models[0], "child", "child", "in-process", 0.95)
 
 
-def chat_session(args, questions, n_tokens):
+def chat_session(args, model, questions, n_tokens):
     """Seconds of one `kr chat` that answers each question afresh."""
-    words = [args.kr, "chat", "-m", args.model_path, "-n", n_tokens, "-c", args.ctx, "--temp", 0,
+    words = [args.kr, "chat", "-m", model, "-n", n_tokens, "-c", args.ctx, "--temp", 0,
              "-t", args.threads, *(["--isa", args.isa] if args.isa else [])]
     said = "".join(f"{question}\n/reset\n" for question in questions)
     begin = time.monotonic()
@@ -133,7 +134,7 @@ def chat_session(args, questions, n_tokens):
     return seconds, done.stdout.decode("utf-8", "replace")
 
 
-def session(bench):
+def session(bench, models):
     args = bench.args
     questions = (FILES / "questions.txt").read_text(encoding="utf-8").splitlines()
     questions = questions[:3 if args.quick else 50]
@@ -145,30 +146,30 @@ def session(bench):
         for side in ("package", "chat") if turn % 2 else ("chat", "package"):
             begin = time.monotonic()
             if side == "package":
-                found = node(args, "session", questions=str(FILES / "questions.txt"),
+                found = node(args, "session", models[0], questions=str(FILES / "questions.txt"),
                              n=len(questions), maxTokens=n_tokens)
                 row["package"] = time.monotonic() - begin
             else:
-                row["chat"], text = chat_session(args, questions, n_tokens)
+                row["chat"], text = chat_session(args, models[0], questions, n_tokens)
         rows.append(row)
         n_good.append(found["nGood"] / found["n"])
         n_same.append(sum(answer.strip() in text for answer in found["answers"]))
     bench.reports.append({"figure": "session", "rounds": rows, "answers": found["answers"]})
-    bench.line(f"{len(questions)} questions through the package: answered", args.model_path,
+    bench.line(f"{len(questions)} questions through the package: answered", models[0],
                min(n_good), "= 1", min(n_good) == 1, same_answers=min(n_same))
-    bench.ratios(f"{len(questions)} questions, whole session / one kr chat", args.model_path,
+    bench.ratios(f"{len(questions)} questions, whole session / one kr chat", models[0],
                  [row["package"] / row["chat"] for row in rows], "≤ 1.05",
                  lambda ratio: ratio <= 1.05, package_s=statistics.median(column(rows, "package")),
                  chat_s=statistics.median(column(rows, "chat")))
 
 
-def streams(bench):
+def streams(bench, models):
     args = bench.args
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "long.gguf"
         subprocess.run([args.kr.parent / "tests" / "make_tiny_gguf", "long", model], check=True,
                        stdout=subprocess.DEVNULL)
-        found = node(args, "streams", "--expose-gc", model=str(model), ctx=2048, threads=1,
+        found = node(args, "streams", model, "--expose-gc", ctx=2048, threads=1,
                      n=40 if args.quick else 1000, rounds=5 if args.quick else 1000)
     bench.reports.append({"figure": "streams", "report": found})
     first, last = found["first"], found["last"]
@@ -182,12 +183,12 @@ def streams(bench):
     bench.line("descriptors and threads more", model, held, "≤ 0", held <= 0)
 
 
-def kill(bench):
+def kill(bench, models):
     args = bench.args
     n = 3 if args.quick else 100
-    found = node(args, "kill", n=100 if args.quick else 512, rounds=n)
+    found = node(args, "kill", models[0], n=100 if args.quick else 512, rounds=n)
     bench.reports.append({"figure": "kill", "report": found})
-    rows, model = found["rounds"], args.model_path
+    rows, model = found["rounds"], models[0]
     reject, after = max(column(rows, "rejectMs")), max(column(rows, "nextMs"))
     bench.line(f"kill -9, {n} times: slowest rejection, ms", model, reject, "≤ 100",
                reject <= 100, pending=sum(column(rows, "nPending")),
@@ -202,59 +203,27 @@ FIGURES = {"roundtrip": roundtrip, "tensor": tensor, "batch": batch, "inprocess"
            "child": child, "session": session, "streams": streams, "kill": kill}
 
 
-# ---- report -------------------------------------------------------------------------------------
-
-def parse():
-    p = argparse.ArgumentParser(usage=__doc__.replace("%", "%%"))
-    p.add_argument("figures", nargs="*", metavar="FIGURE")
-    p.add_argument("--quick", action="store_true")
-    p.add_argument("--model", default="smollm2")
-    p.add_argument("--rounds", type=int)
-    p.add_argument("--threads", type=int)
-    p.add_argument("--ctx", type=int, default=1024)
-    p.add_argument("--isa")
-    p.add_argument("--kr", default=ROOT / "build" / "kr", type=Path)
-    p.add_argument("--package", default=ROOT / "bindings" / "node", type=Path)
-    p.add_argument("--out", default=ROOT / "bench" / "out", type=Path)
-    args = p.parse_args()
-    args.rounds = args.rounds or (1 if args.quick else 5)
-    args.kr, args.package = args.kr.resolve(), args.package.resolve()
-    args.echo = args.kr.parent / "bench_pipe_echo"
-    args.figures = args.figures or list(FIGURES)
-    unknown = [name for name in args.figures if name not in FIGURES]
-    if unknown:
-        p.error(f"no figure {unknown[0]}; there are {', '.join(FIGURES)}")
-    for path, how in ((args.package / "dist" / "index.mjs", "npm run build"),
-                      (args.echo, "cmake --build build --target bench_pipe_echo")):
-        if not path.is_file():
-            p.error(f"no {path}; `{how}` makes it")
-    return args
+def about(bench, model):
+    """The machine, and as many threads as the engine takes."""
+    report = bench.engine(model, "-p", 16, "-n", 2, "-r", 1, "--streams", 1)
+    bench.args.threads = report["threads"]
+    return report
 
 
 def main():
-    args = parse()
-    bench, failed = Bench(args), {}
-    args.model_path = model_paths([args.model])[0]
-    begin = time.time()
-    about = bench.engine(args.model_path, "-p", 16, "-n", 2, "-r", 1, "--streams", 1)
-    args.threads = about["threads"]
-    for name in args.figures:
-        try:
-            FIGURES[name](bench)
-        except Failed as error:
-            say(f"{name}: {error}")
-            failed[name] = str(error)
-    report = {"date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(begin)),
-              "minutes": round((time.time() - begin) / 60, 1), "rounds": args.rounds,
-              **{key: about[key] for key in ("machine", "build", "isa", "threads", "commit")},
-              "lines": bench.lines, "failed": failed, "reports": bench.reports}
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "serve.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    text = table(report)
-    (args.out / "serve.md").write_text(text, encoding="utf-8")
-    print(text, end="")
-    say(f"results and table are in {args.out}")
-    sys.exit(1 if failed else 0)
+    parser = parser_of(__doc__)
+    parser.set_defaults(models="smollm2")
+    parser.add_argument("--ctx", type=int, default=1024)
+    parser.add_argument("--package", default=ROOT / "bindings" / "node", type=Path)
+    args = parse(parser, FIGURES)
+    args.package, args.echo = args.package.resolve(), args.kr.parent / "bench_pipe_echo"
+    for path, how in ((args.package / "dist" / "index.mjs", "npm run build"),
+                      (args.echo, "cmake --build build --target bench_pipe_echo"),
+                      (args.kr.parent / "tests" / "make_tiny_gguf",
+                       "cmake --build build --target make_tiny_gguf")):
+        if not path.is_file():
+            parser.error(f"no {path}; `{how}` makes it")
+    run_figures(args, FIGURES, "serve", about)
 
 
 if __name__ == "__main__":

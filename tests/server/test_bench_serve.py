@@ -29,7 +29,7 @@ class BenchServe(unittest.TestCase):
 
     def run_bench(self, *words):
         return subprocess.run(
-            [sys.executable, ROOT / "bench" / "serve.py", *words, "--model", "llama", "--quick",
+            [sys.executable, ROOT / "bench" / "serve.py", *words, "--models", "llama", "--quick",
              "--threads", "1", "--ctx", "512", "--kr", KR, "--out", self.scratch / "out"],
             env=environment(KR_MODELS_DIR=self.scratch), stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, text=True, check=False, timeout=600)
