@@ -7,6 +7,12 @@
 #include "report.h"
 #include "terminal.h"
 
+const cli_command_t cli_commands[CLI_N_COMMANDS] = {
+#define KR_COMMAND(id, function, usage, n_positional, summary, examples) \
+    [CLI_COMMAND_##id] = {#id, function, usage, n_positional, summary, examples},
+#include "commands.def"
+};
+
 static void on_log(kr_log_level_t level, const char *text, void *user) {
     (void)user;
     cli_note("%s: %s", level == KR_LOG_ERROR ? "library error" : "warning", text);

@@ -10,12 +10,6 @@
 #include "config.h"
 #include "report.h"
 
-const cli_command_t cli_commands[CLI_N_COMMANDS] = {
-#define KR_COMMAND(id, function, usage, n_positional, summary, examples) \
-    [CLI_COMMAND_##id] = {#id, function, usage, n_positional, summary, examples},
-#include "commands.def"
-};
-
 typedef struct later_s {
     const char *name, *what;
 } later_t;

@@ -83,7 +83,7 @@ struct cli_options_s {
     struct json_t *config; /* of the file; holds the texts that come from it */
 };
 
-extern const cli_command_t cli_commands[CLI_N_COMMANDS];
+extern const cli_command_t cli_commands[CLI_N_COMMANDS]; /* main.c; in the addon of Node host.c */
 extern const cli_option_row_t cli_option_rows[CLI_N_OPTIONS];
 
 /* Parses argv[1..]; the command is the first word. Returns 0 or an exit code already reported. */

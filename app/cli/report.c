@@ -49,6 +49,13 @@ static const status_row_t status_rows[] = {
 };
 
 static bool json_wanted;
+static _Thread_local char *captured;
+static _Thread_local size_t captured_bytes;
+
+void cli_report_capture(char *text, size_t cap) {
+    captured = text;
+    captured_bytes = cap;
+}
 
 void cli_report_set_json(bool json) { json_wanted = json; }
 
@@ -79,6 +86,10 @@ static int report(const status_row_t *row, int exit_code, const char *param,
                   const char *message) {
     char clean[1024];
     cli_clean_text(message, strlen(message), clean, sizeof clean);
+    if (captured != NULL) {
+        (void)snprintf(captured, captured_bytes, "%s", clean);
+        return exit_code;
+    }
     cli_progress_clear();
     fprintf(stderr, "kr: error: %s\n", clean);
     if (json_wanted) print_json(row, param, clean);

@@ -5,6 +5,7 @@
 #define CLI_REPORT_H
 
 #include <stdbool.h>
+#include <stddef.h>
 
 #include "kr.h"
 
@@ -39,6 +40,10 @@ typedef enum cli_phase_e {
 
 /* With true, errors are also printed as a JSON object on stdout. */
 void cli_report_set_json(bool json);
+
+/* Errors of this thread go to text [cap] in place of stderr: for a program that embeds this one.
+ * NULL: to stderr again. */
+void cli_report_capture(char *text, size_t cap);
 
 /* Reports a failed library call; returns the exit code. An empty error is described by status. */
 int cli_report(cli_phase_t phase, kr_status_t status, const kr_error_t *error);

@@ -1,6 +1,6 @@
-/* runtime.c: `kr runtime`: the options become a JSON-RPC runtime. Over stdin and stdout the
- * protocol has a descriptor of its own before anything else happens; stdout becomes stderr, so that
- * nothing that is printed can stand between two messages. */
+/* runtime.c: `kr runtime`: the options become a JSON-RPC runtime, in this program or another. Over
+ * stdin and stdout the protocol has a descriptor of its own before anything else happens; stdout
+ * becomes stderr, so that nothing that is printed can stand between two messages. */
 #include <errno.h>
 #include <fcntl.h>
 #include <jansson.h>
@@ -14,8 +14,8 @@
 #include "models.h"
 #include "options.h"
 #include "report.h"
-#include "rpc/rpc.h"
 #include "server/json.h"
+#include "runtime.h"
 #include "server_setup.h"
 #include "terminal.h"
 
@@ -45,7 +45,7 @@ static int take_stdio(rpc_params_t *params) {
 
 static kr_status_t on_resolve(void *user, const char *name, char *path, size_t cap,
                               kr_error_t *error) {
-    const cli_options_t *options = user;
+    const cli_options_t *options = ((cli_runtime_t *)user)->options;
     if (cli_model_find(name) == NULL) {
         (void)snprintf(path, cap, "%s", name); /* 255 bytes at most */
         return KR_OK;
@@ -62,8 +62,8 @@ static void put_name(kri_buffer_t *names, const char *name) {
 /* The file's options against those of the start; of what may change: against what is in effect. */
 static kr_status_t on_reload(void *user, rpc_t *rpc, kri_buffer_t *changed, kri_buffer_t *refused,
                              kr_error_t *error) {
-    static _Atomic int64_t deadline_s = -1; /* in effect; -1: as at the start */
-    const cli_options_t *options = user;
+    cli_runtime_t *runtime = user;
+    const cli_options_t *options = runtime->options;
     cli_options_t fresh;
     if (cli_text(options, CLI_OPT_config) == NULL) {
         return KRI_FAIL(error, KR_E_UNSUPPORTED, NULL,
@@ -76,9 +76,7 @@ static kr_status_t on_reload(void *user, rpc_t *rpc, kri_buffer_t *changed, kri_
         if (!cli_option_belongs(id, options->command)) continue;
         if (id == CLI_OPT_deadline_s) {
             const int64_t now_s = cli_integer(&fresh, id);
-            const int64_t before_s = deadline_s >= 0 ? deadline_s : cli_integer(options, id);
-            if (now_s == before_s) continue;
-            deadline_s = now_s;
+            if (atomic_exchange(&runtime->deadline_s, now_s) == now_s) continue;
             rpc_set_deadline(rpc, (uint32_t)now_s * 1000);
             put_name(changed, cli_option_rows[id].long_name + 2);
         } else if (!cli_option_is_same(options, &fresh, id)) {
@@ -93,7 +91,8 @@ static kr_status_t on_reload(void *user, rpc_t *rpc, kri_buffer_t *changed, kri_
 
 /* ---- the command ----------------------------------------------------------------------------- */
 
-static int fill_params(const cli_options_t *options, rpc_params_t *params) {
+static int fill_params(cli_runtime_t *runtime, rpc_params_t *params) {
+    const cli_options_t *options = runtime->options;
     kr_engine_params_init(&params->engine);
     params->engine.n_threads = cli_u32(options, CLI_OPT_threads);
     params->engine.max_stall_ms = cli_u32(options, CLI_OPT_max_stall_ms);
@@ -121,9 +120,9 @@ static int fill_params(const cli_options_t *options, rpc_params_t *params) {
     params->deadline_ms = cli_u32(options, CLI_OPT_deadline_s) * 1000;
     params->resolve = on_resolve;
     params->reload = on_reload;
-    params->is_interrupted = cli_interrupted;
-    params->user = (void *)(uintptr_t)options;
-    params->may_cut = true;
+    params->is_interrupted = runtime->is_embedded ? NULL : cli_interrupted;
+    params->user = runtime;
+    params->may_cut = !runtime->is_embedded;
     return 0;
 }
 
@@ -142,26 +141,6 @@ static int load_all(const cli_options_t *options, rpc_t *rpc) {
     return 0;
 }
 
-static int run(const cli_options_t *options, const rpc_params_t *params) {
-    rpc_t *rpc = NULL;
-    kr_error_t error;
-    kr_error_init(&error);
-    const kr_status_t status = rpc_create(params, &rpc, &error);
-    if (status != KR_OK) {
-        const int exit_code = cli_report(CLI_PHASE_SETUP, status, &error);
-        const bool is_bind = strcmp(error.param, "socket") == 0 && status != KR_E_INVALID_ARG;
-        return is_bind ? CLI_EXIT_BIND : exit_code;
-    }
-    const int failed = load_all(options, rpc);
-    if (failed == 0) {
-        cli_note("kr runtime ready%s%s", params->socket_path != NULL ? ": listening on unix:" : "",
-                 params->socket_path != NULL ? params->socket_path : "");
-        rpc_run(rpc);
-    }
-    rpc_destroy(rpc);
-    return failed;
-}
-
 static bool has_models(const cli_options_t *options) {
     for (size_t i = 0; i < options->n_items; i++) {
         if (options->items[i].id == CLI_OPT_models) return true;
@@ -169,16 +148,59 @@ static bool has_models(const cli_options_t *options) {
     return false;
 }
 
-int cli_runtime(const cli_options_t *options) {
-    rpc_params_t params = {.in_fd = -1, .out_fd = -1};
-    fill_descriptors();
+static int create(cli_runtime_t *runtime, const rpc_params_t *params) {
+    kr_error_t error;
+    kr_error_init(&error);
+    const kr_status_t status = rpc_create(params, &runtime->rpc, &error);
+    if (status == KR_OK) return 0;
+    const int exit_code = cli_report(CLI_PHASE_SETUP, status, &error);
+    const bool is_bind = strcmp(error.param, "socket") == 0 && status != KR_E_INVALID_ARG;
+    return is_bind ? CLI_EXIT_BIND : exit_code;
+}
+
+static void close_client(const rpc_params_t *params) {
+    if (params->in_fd >= 0) (void)close(params->in_fd);
+    if (params->out_fd >= 0 && params->out_fd != params->in_fd) (void)close(params->out_fd);
+}
+
+int cli_runtime_create(cli_runtime_t *runtime, int in_fd, int out_fd) {
+    const cli_options_t *options = runtime->options;
+    rpc_params_t params = {.in_fd = in_fd, .out_fd = out_fd};
+    atomic_init(&runtime->deadline_s, cli_integer(options, CLI_OPT_deadline_s));
     int failed = has_models(options) ? cli_server_check_models(options) : 0;
-    if (failed == 0 && !cli_given(options, CLI_OPT_socket)) failed = take_stdio(&params);
-    if (failed == 0) failed = fill_params(options, &params);
-    if (failed != 0) return failed;
+    if (failed == 0) failed = fill_params(runtime, &params);
+    if (failed != 0) {
+        close_client(&params);
+        return failed;
+    }
     const char *pin = cli_text(options, CLI_OPT_pin);
     if (pin != NULL && strcmp(pin, "auto") != 0) {
         (void)kr_threads_pin(strcmp(pin, "on") == 0 ? KR_PIN_ON : KR_PIN_OFF);
     }
-    return run(options, &params);
+    return create(runtime, &params);
+}
+
+int cli_runtime_load(const cli_runtime_t *runtime) {
+    return load_all(runtime->options, runtime->rpc);
+}
+
+int cli_runtime(const cli_options_t *options) {
+    cli_runtime_t runtime = {.options = options};
+    rpc_params_t params = {.in_fd = -1, .out_fd = -1};
+    fill_descriptors();
+    if (!cli_given(options, CLI_OPT_socket)) {
+        const int failed = take_stdio(&params);
+        if (failed != 0) return failed;
+    }
+    int failed = cli_runtime_create(&runtime, params.in_fd, params.out_fd);
+    if (failed != 0) return failed;
+    failed = cli_runtime_load(&runtime);
+    if (failed == 0) {
+        const char *path = cli_text(options, CLI_OPT_socket);
+        cli_note("kr runtime ready%s%s", path != NULL ? ": listening on unix:" : "",
+                 path != NULL ? path : "");
+        rpc_run(runtime.rpc);
+    }
+    rpc_destroy(runtime.rpc);
+    return failed;
 }

@@ -120,6 +120,11 @@ void rpc_set_deadline(rpc_t *rpc, uint32_t deadline_ms) {
     atomic_store(&rpc->deadline_ms, deadline_ms);
 }
 
+void rpc_end(rpc_t *rpc) {
+    atomic_store(&rpc->is_ending, true); /* a load before rpc_run stops, too */
+    rpc_loop_end(rpc);
+}
+
 static void *loop_main(void *user) {
     full_t *full = user;
     rpc_loop_run(&full->rpc);
@@ -132,8 +137,9 @@ void rpc_run(rpc_t *rpc) {
     if (!rpc_thread_start(&full->loop_thread, loop_main, full)) return;
     struct pollfd done = {.fd = full->done_fd, .events = POLLIN};
     bool is_told = false;
-    while (ppoll(&done, 1, NULL, is_told ? NULL : &full->mask_before) <= 0) {
-        if (is_told || !rpc->params.is_interrupted()) continue;
+    const sigset_t *mask = rpc->params.is_interrupted != NULL ? &full->mask_before : NULL;
+    while (ppoll(&done, 1, NULL, is_told ? NULL : mask) <= 0) {
+        if (is_told || mask == NULL || !rpc->params.is_interrupted()) continue;
         is_told = true;
         rpc_loop_end(rpc);
     }

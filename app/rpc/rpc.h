@@ -1,6 +1,7 @@
 /* rpc.h: the JSON-RPC runtime: JSON-RPC 2.0, one message a line, over a pair of descriptors or a
  * Unix socket with several clients. Protocol: docs/runtime.md; why it is so:
- * docs/decisions/0011-runtime.md. One per process. */
+ * docs/decisions/0011-runtime.md. Several may be in one process; threads of a runtime have SIGINT
+ * and SIGTERM blocked, and the one that calls rpc_create until rpc_destroy. */
 #ifndef RPC_RPC_H
 #define RPC_RPC_H
 
@@ -33,7 +34,7 @@ typedef struct rpc_params_s {
      * what needs a restart. NULL: there is none. */
     kr_status_t (*reload)(void *user, rpc_t *rpc, kri_buffer_t *changed, kri_buffer_t *refused,
                           kr_error_t *error);
-    bool (*is_interrupted)(void); /* looked at when a signal has come */
+    bool (*is_interrupted)(void); /* looked at when a signal has come; NULL: they are not ours */
     void *user;
     bool may_cut;                 /* the process may end, with status 0, when rpc_destroy has not
                                      come to its end in time */
@@ -49,6 +50,8 @@ void rpc_set_deadline(rpc_t *rpc, uint32_t deadline_ms);
 /* Serves until the only client has gone, `shutdown` was called or a signal has come, and what ran
  * has ended or was cancelled (two seconds at most). */
 void rpc_run(rpc_t *rpc);
+/* As `shutdown`: what runs is cancelled, rpc_run ends. Any thread, while the runtime is there. */
+void rpc_end(rpc_t *rpc);
 /* Takes it apart. NULL: a no-op. */
 void rpc_destroy(rpc_t *rpc);
 
