@@ -1,9 +1,12 @@
 // JSON-RPC over one transport, from its start to its end: ids, answers, time limits, notifications.
 // Each call is settled exactly once, by its answer, its time limit, its signal or the end of the
 // connection, and leaves nothing behind.
-import { EngineClientError, TimeoutError, cancelled, errorOfWire } from '../errors.js';
+import {
+  EngineClientError, TimeoutError, cancelled, errorOfWire, toEngineError,
+} from '../errors.js';
 import type { WireError } from '../errors.js';
 import type { Transport } from '../transport/transport.js';
+import type { Tensors } from './tensors.js';
 
 export interface CallOptions {
   timeoutMs: number;
@@ -41,6 +44,8 @@ export class RpcConnection {
   onNotification: OnNotification = () => {};
   /** Lines that were no message, answers that nobody waits for. */
   nBadMessages = 0;
+  /** Shared memory, once it is agreed on. */
+  tensors: Tensors | undefined;
   private readonly pending = new Map<number, Pending>();
   private readonly waiting = new Set<Pending>();
   private nInFlight = 0;
@@ -69,7 +74,10 @@ export class RpcConnection {
         `${method}: ${this.limits.maxWaiting} calls are waiting already`, { method }));
     }
     const id = ++this.lastId;
-    const message = JSON.stringify({ jsonrpc: '2.0', id, method, params });
+    const shared = this.tensors?.share(params);
+    const message = JSON.stringify({
+      jsonrpc: '2.0', id, method, params: shared?.params ?? params,
+    });
     return new Promise((resolve, reject) => {
       const began = performance.now();
       const onAbort = (): void => finish(cancelled(method, signal?.reason), undefined);
@@ -80,6 +88,7 @@ export class RpcConnection {
         if (!this.forget(call)) return;
         clearTimeout(timer);
         signal?.removeEventListener('abort', onAbort);
+        if (shared !== undefined) this.tensors?.release(shared.given);
         if (error !== undefined) reject(error);
         else resolve(result);
         this.admit();
@@ -150,6 +159,12 @@ export class RpcConnection {
 
   private takeAnswer(message: Message): void {
     const call = typeof message.id === 'number' ? this.pending.get(message.id) : undefined;
+    try {
+      this.tensors?.resolve(message.result); // also of a call that was given up: it is ours to free
+    } catch (error) {
+      call?.finish(toEngineError(error), undefined);
+      return;
+    }
     if (call === undefined) {
       // Of a call that was given up, or of nothing that was ever asked.
       if (typeof message.id !== 'number' || message.id > this.lastId) this.nBadMessages += 1;

@@ -5,6 +5,7 @@
 import type { WireModel } from '../core/model-manager.js';
 import { EngineClientError, toEngineError } from '../errors.js';
 import type { Logger, RuntimeStatus } from '../types.js';
+import { agreeOnShared, sharedRequest } from './tensors.js';
 import type { Transport } from '../transport/transport.js';
 import { RpcConnection } from './connection.js';
 import type { ConnectionLimits } from './connection.js';
@@ -146,10 +147,12 @@ export class Supervisor {
     connection: RpcConnection): Promise<WireModel[]> {
     await transport.start();
     const limit = { timeoutMs: this.options.startupTimeoutMs };
-    const [, list] = await Promise.all([
-      connection.call('runtime/info', { protocol_version: 1 }, limit),
+    const [info, list] = await Promise.all([
+      connection.call('runtime/info', { protocol_version: 1, ...sharedRequest(transport) }, limit),
       connection.call('list_models', {}, limit),
     ]);
+    connection.tensors = await agreeOnShared(transport, info,
+      (method, params) => connection.call(method, params, limit));
     return (list as { models: WireModel[] }).models;
   }
 

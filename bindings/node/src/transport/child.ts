@@ -4,8 +4,11 @@
 import { spawn } from 'node:child_process';
 import type { ChildProcessWithoutNullStreams } from 'node:child_process';
 import { EngineClientError, RuntimeNotFoundError } from '../errors.js';
+import { findAddon } from './addon.js';
+import type { Addon, SharedData } from './addon.js';
 import { LineReader, idOfPrefix } from './lines.js';
-import type { Transport } from './transport.js';
+import { SharedMemory } from './shared.js';
+import type { SharedDescriptor, Transport } from './transport.js';
 
 const LOG_TAIL_CHARS = 4096;
 /** Between the process's end and that of its pipes; bytes it wrote before are still read. */
@@ -19,6 +22,8 @@ export interface ChildOptions {
   maxMessageBytes: number;
   shutdownTimeoutMs: number;
   onLog?: (line: string) => void;
+  /** For shared memory; null: none, the default: where it is built. */
+  addon?: Addon | null;
 }
 
 export class ChildTransport implements Transport {
@@ -32,7 +37,21 @@ export class ChildTransport implements Transport {
   private drained: Promise<void> | undefined;
   private ended: Promise<void> | undefined;
 
-  constructor(private readonly options: ChildOptions) {}
+  /** Absent without the addon: all is JSON then. */
+  takeShared?: (descriptor: SharedDescriptor) => Buffer;
+  giveShared?: (data: SharedData, shape?: readonly number[]) => SharedDescriptor;
+  releaseShared?: (descriptor: SharedDescriptor) => void;
+  private shared: SharedMemory | undefined;
+
+  constructor(private readonly options: ChildOptions) {
+    const addon = options.addon === undefined ? findAddon() : options.addon;
+    if (!addon) return;
+    const shared = new SharedMemory(addon, null);
+    this.shared = shared;
+    this.takeShared = (descriptor) => shared.take(descriptor);
+    this.giveShared = (data, shape) => shared.give(data, shape);
+    this.releaseShared = (descriptor) => shared.release(descriptor);
+  }
 
   get pid(): number | undefined {
     return this.isOver ? undefined : this.child?.pid;
@@ -104,6 +123,7 @@ export class ChildTransport implements Transport {
     child.once('exit', (code, signal) => {
       const over = (): void => {
         clearTimeout(timer);
+        this.shared?.end(); // it has been reaped: what it had made is nobody's
         resolve();
         this.end(this.describe(code, signal));
       };

@@ -3,6 +3,7 @@ import type { Config } from '../config.js';
 import { EngineClientError } from '../errors.js';
 import type { EngineOptions, Logger } from '../types.js';
 import { ChildTransport } from './child.js';
+import { InProcessTransport } from './in-process.js';
 import type { Transport } from './transport.js';
 
 const MIB = 1024 * 1024;
@@ -22,7 +23,13 @@ export function runtimeArgs(options: EngineOptions, config: Config): string[] {
 export function makeTransport(options: EngineOptions, config: Config, logger: Logger): Transport {
   const args = runtimeArgs(options, config);
   if (options.transport === 'in-process') {
-    throw new EngineClientError('RuntimeError', "transport 'in-process' is not built");
+    const { env, cwd } = options.runtime ?? {};
+    if (env !== undefined || cwd !== undefined) {
+      const field = env !== undefined ? 'runtime.env' : 'runtime.cwd';
+      throw new EngineClientError('InvalidParams',
+        `${field} is of a child process: transport 'in-process' has this one's`, { field });
+    }
+    return new InProcessTransport({ args });
   }
   return new ChildTransport({
     krPath: options.krPath ?? process.env['KR_PATH'] ?? 'kr', args,

@@ -2,6 +2,8 @@
 // child process runs `kr runtime` and talks through its pipes, the addon runs the same dispatcher
 // inside this process. All above this interface is common code.
 
+import type { SharedData } from './addon.js';
+
 /** Where a payload lies that is too large for a message, as the protocol's messages name it. */
 export type SharedDescriptor = Record<string, unknown>;
 
@@ -30,5 +32,7 @@ export interface Transport {
 
   /** Payloads in shared memory, where the addon is there. A taken segment is unlinked. */
   takeShared?(descriptor: SharedDescriptor): Buffer;
-  giveShared?(data: Buffer): SharedDescriptor;
+  giveShared?(data: SharedData, shape?: readonly number[]): SharedDescriptor;
+  /** The answer to what a given one was sent with has come. */
+  releaseShared?(descriptor: SharedDescriptor): void;
 }
