@@ -23,8 +23,8 @@ typedef struct kri_str_s { const char *data; size_t n_bytes; } kri_str_t; /* bor
 typedef struct kri_gguf_array_s {
     kri_gguf_type_t type; /* element type */
     uint64_t n;
-    const uint8_t *data;  /* fixed-size elements: n little-endian values, unaligned */
-    const uint64_t *string_offsets; /* strings: [n + 1] offsets of the length fields, and end */
+    const uint8_t *data;  /* n little-endian values, unaligned; strings each behind its length */
+    uint64_t n_bytes;     /* of data */
 } kri_gguf_array_t;
 
 /* Opens path; when it is the first part of a split set (split.count > 1, name ends in
@@ -54,7 +54,9 @@ kr_status_t kri_gguf_get_str(const kri_gguf_t *gguf, const char *key, kri_str_t 
                              kr_error_t *error);
 kr_status_t kri_gguf_get_array(const kri_gguf_t *gguf, const char *key, kri_gguf_type_t type,
                                kri_gguf_array_t *value, kr_error_t *error);
-kri_str_t kri_gguf_array_str(const kri_gguf_array_t *array, uint64_t index);
+/* The string at byte *at of the data (0 = the first); moves *at to the next. False at the end, and
+ * where the file changed since it was opened. */
+bool kri_gguf_array_next(const kri_gguf_array_t *array, uint64_t *at, kri_str_t *value);
 float kri_gguf_array_f32(const kri_gguf_array_t *array, uint64_t index);
 int64_t kri_gguf_array_int(const kri_gguf_array_t *array, uint64_t index);
 /* Enumeration for `inspect`: C-string key and the value as text (arrays: "[n] first, second...",

@@ -1,6 +1,7 @@
 /* gguf_impl.h: what the files of the GGUF reader share; nobody else includes it.
- * A file is read twice: the scan walks everything with a bounded cursor and takes no memory, the
- * load takes exactly what the scan counted. So no hostile count can size an allocation. */
+ * The scan walks everything with a bounded cursor and keeps one record for each key (their number
+ * is checked against the bytes of the file), the load takes exactly what the scan counted. So no
+ * hostile count can size an allocation. */
 #ifndef KRI_MODEL_GGUF_IMPL_H
 #define KRI_MODEL_GGUF_IMPL_H
 
@@ -38,8 +39,8 @@ typedef struct kri_gguf_kv_s {
     uint32_t key_bytes;
     kri_gguf_type_t type, array_type;
     uint64_t n;          /* bytes of a string, elements of an array */
+    uint64_t n_bytes;    /* of all elements */
     const uint8_t *data; /* the value, the string's bytes, or the first element */
-    const uint64_t *string_offsets; /* [n + 1], arrays of strings, once loaded */
 } kri_gguf_kv_t;
 
 /* One tensor description as the file has it. */
@@ -67,12 +68,11 @@ typedef struct kri_gguf_part_s {
     char *path;
     /* from the scan */
     uint32_t version, n_kvs, n_tensors;
-    uint64_t kvs_pos, tensors_pos, tensors_end;
-    uint64_t n_string_offsets, key_text_bytes, name_text_bytes;
-    /* from the load */
+    uint64_t tensors_pos, tensors_end;
+    uint64_t key_text_bytes, name_text_bytes;
     kri_gguf_kv_t *kvs;
+    /* from the load */
     char *key_text;
-    uint64_t *string_offsets;
     kri_gguf_table_t keys;
     uint64_t alignment, data_pos; /* where the data area begins */
 } kri_gguf_part_t;
@@ -94,11 +94,7 @@ kr_status_t kri_gguf_read_u32(kri_gguf_cursor_t *cursor, const char *field, uint
 kr_status_t kri_gguf_read_u64(kri_gguf_cursor_t *cursor, const char *field, uint64_t *value);
 kr_status_t kri_gguf_read_name(kri_gguf_cursor_t *cursor, const char *field, uint32_t max,
                                kri_str_t *value);
-/* Reads one pair. string_offsets (NULL in the scan) has room for `room` offsets and receives those
- * of an array of strings, one more than it has strings. The room is checked because the file may
- * change between scan and load: KR_E_CHANGED. */
-kr_status_t kri_gguf_read_kv(kri_gguf_cursor_t *cursor, kri_gguf_kv_t *kv,
-                             uint64_t *string_offsets, uint64_t room);
+kr_status_t kri_gguf_read_kv(kri_gguf_cursor_t *cursor, kri_gguf_kv_t *kv);
 kr_status_t kri_gguf_read_entry(kri_gguf_cursor_t *cursor, kri_gguf_entry_t *entry);
 uint32_t kri_gguf_le32(const uint8_t *data);
 uint64_t kri_gguf_le64(const uint8_t *data);

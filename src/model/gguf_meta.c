@@ -105,7 +105,7 @@ kr_status_t kri_gguf_get_str(const kri_gguf_t *gguf, const char *key, kri_str_t 
 }
 
 static kri_gguf_array_t array_of(const kri_gguf_kv_t *kv) {
-    return (kri_gguf_array_t){kv->array_type, kv->n, kv->data, kv->string_offsets};
+    return (kri_gguf_array_t){kv->array_type, kv->n, kv->data, kv->n_bytes};
 }
 
 kr_status_t kri_gguf_get_array(const kri_gguf_t *gguf, const char *key, kri_gguf_type_t type,
@@ -121,10 +121,15 @@ kr_status_t kri_gguf_get_array(const kri_gguf_t *gguf, const char *key, kri_gguf
     return KR_OK;
 }
 
-kri_str_t kri_gguf_array_str(const kri_gguf_array_t *array, uint64_t index) {
-    KR_ASSERT(array->type == KRI_GGUF_STRING && index < array->n);
-    uint64_t begin = array->string_offsets[index] + 8, end = array->string_offsets[index + 1];
-    return (kri_str_t){(const char *)array->data + begin, (size_t)(end - begin)};
+bool kri_gguf_array_next(const kri_gguf_array_t *array, uint64_t *at, kri_str_t *value) {
+    KR_ASSERT(array->type == KRI_GGUF_STRING && *at <= array->n_bytes);
+    const uint64_t left = array->n_bytes - *at;
+    if (left < 8) return false;
+    const uint64_t length = kri_gguf_le64(array->data + *at);
+    if (length > left - 8) return false;
+    *value = (kri_str_t){(const char *)array->data + *at + 8, (size_t)length};
+    *at += 8 + length;
+    return true;
 }
 
 float kri_gguf_array_f32(const kri_gguf_array_t *array, uint64_t index) {
@@ -197,10 +202,12 @@ static void print_array(printer_t *printer, const kri_gguf_array_t *array) {
     char text[32];
     int n = snprintf(text, sizeof text, "[%" PRIu64 "] ", array->n);
     print_bytes(printer, text, (size_t)n);
+    uint64_t at = 0;
     for (uint64_t i = 0; i < array->n && !printer->is_cut; i++) {
         if (i) print_bytes(printer, ", ", 2);
         if (array->type == KRI_GGUF_STRING) {
-            kri_str_t item = kri_gguf_array_str(array, i);
+            kri_str_t item = {"", 0};
+            (void)kri_gguf_array_next(array, &at, &item);
             print_text(printer, item.data, item.n_bytes);
         } else {
             print_number(printer, array->type, array->data + i * kri_gguf_type_bytes(array->type));

@@ -1,5 +1,5 @@
 /* gguf_parse.c: one part of a model: header, keys, and the extent of its tensor descriptions.
- * Scan first (no memory), load second (exactly what the scan counted). */
+ * Scan first (one record for each key), load second (exactly what the scan counted). */
 #include <string.h>
 
 #include "base/alloc.h"
@@ -61,13 +61,12 @@ kr_status_t kri_gguf_part_scan(kri_gguf_part_t *part, kri_gguf_cursor_t *cursor)
     KR_TRY(check_count(cursor, "metadata_kv_count", 16, n_kvs, KV_BYTES_MIN, KRI_GGUF_KEYS_MAX));
     part->n_kvs = (uint32_t)n_kvs;
     part->n_tensors = (uint32_t)n_tensors;
-    part->kvs_pos = cursor->pos;
+    part->kvs = kri_calloc((size_t)n_kvs + 1, sizeof *part->kvs, "gguf");
+    if (!part->kvs)
+        return kri_gguf_fail(cursor, KR_E_NOMEM, "keys", 4, UINT64_MAX, "out of memory");
     for (uint32_t i = 0; i < part->n_kvs; i++) {
-        kri_gguf_kv_t kv;
-        KR_TRY(kri_gguf_read_kv(cursor, &kv, NULL, 0));
-        part->key_text_bytes += (uint64_t)kv.key_bytes + 1; /* all bounded by the file's size */
-        if (kv.type == KRI_GGUF_ARRAY && kv.array_type == KRI_GGUF_STRING)
-            part->n_string_offsets += kv.n + 1;
+        KR_TRY(kri_gguf_read_kv(cursor, &part->kvs[i]));
+        part->key_text_bytes += (uint64_t)part->kvs[i].key_bytes + 1; /* bounded by the file */
     }
     part->tensors_pos = cursor->pos;
     for (uint32_t i = 0; i < part->n_tensors; i++) {
@@ -91,20 +90,12 @@ const kri_gguf_kv_t *kri_gguf_part_find(const kri_gguf_part_t *part, const char 
 }
 
 static kr_status_t load_keys(kri_gguf_part_t *part, kri_gguf_cursor_t *cursor) {
-    uint64_t text_used = 0, offsets_used = 0;
-    cursor->pos = part->kvs_pos;
+    char *text = part->key_text; /* zeroed: the NULs are there */
     for (uint32_t i = 0; i < part->n_kvs; i++) {
         kri_gguf_kv_t *kv = &part->kvs[i];
-        KR_TRY(kri_gguf_read_kv(cursor, kv, part->string_offsets + offsets_used,
-                                part->n_string_offsets - offsets_used));
-        if (kv->key_bytes >= part->key_text_bytes - text_used)
-            return kri_gguf_fail(cursor, KR_E_CHANGED, kv->key, kv->key_bytes, cursor->pos,
-                                 "key grew while the file was read");
-        char *text = part->key_text + text_used; /* zeroed: the NUL is there */
         memcpy(text, kv->key, kv->key_bytes);
         kv->key = text;
-        text_used += (uint64_t)kv->key_bytes + 1;
-        if (kv->string_offsets) offsets_used += kv->n + 1;
+        text += kv->key_bytes + 1;
     }
     uint32_t duplicate = 0;
     kr_status_t status =
@@ -134,14 +125,8 @@ static kr_status_t load_alignment(kri_gguf_part_t *part, kri_gguf_cursor_t *curs
 }
 
 kr_status_t kri_gguf_part_load(kri_gguf_part_t *part, kri_gguf_cursor_t *cursor) {
-    if (part->n_kvs) {
-        part->kvs = kri_calloc(part->n_kvs, sizeof *part->kvs, "gguf");
-        part->key_text = kri_calloc((size_t)part->key_text_bytes, 1, "gguf");
-        if (!part->kvs || !part->key_text)
-            return kri_gguf_fail(cursor, KR_E_NOMEM, "keys", 4, UINT64_MAX, "out of memory");
-    }
-    part->string_offsets = kri_calloc((size_t)part->n_string_offsets + 1, sizeof(uint64_t), "gguf");
-    if (!part->string_offsets)
+    part->key_text = kri_calloc((size_t)part->key_text_bytes + 1, 1, "gguf");
+    if (!part->key_text)
         return kri_gguf_fail(cursor, KR_E_NOMEM, "keys", 4, UINT64_MAX, "out of memory");
     KR_TRY(load_keys(part, cursor));
     return load_alignment(part, cursor);
@@ -149,7 +134,6 @@ kr_status_t kri_gguf_part_load(kri_gguf_part_t *part, kri_gguf_cursor_t *cursor)
 
 void kri_gguf_part_deinit(kri_gguf_part_t *part) {
     kri_gguf_table_deinit(&part->keys);
-    kri_free(part->string_offsets);
     kri_free(part->key_text);
     kri_free(part->kvs);
     kri_free(part->path);

@@ -137,25 +137,18 @@ static kr_status_t check_bools(const kri_gguf_cursor_t *cursor, const kri_gguf_k
     return KR_OK;
 }
 
-static kr_status_t read_string_items(kri_gguf_cursor_t *cursor, kri_gguf_kv_t *kv,
-                                     uint64_t *offsets, uint64_t room) {
+static kr_status_t read_string_items(kri_gguf_cursor_t *cursor, kri_gguf_kv_t *kv) {
     uint64_t start = cursor->pos, length;
-    if (offsets && kv->n >= room)
-        return fail_key(cursor, KR_E_CHANGED, kv, "array grew while the file was read");
-    if (kv->n > bytes_left(cursor) / 8) return fail_key_bytes(cursor, kv, "strings:", kv->n);
     for (uint64_t i = 0; i < kv->n; i++) {
-        if (offsets) offsets[i] = cursor->pos - start;
         KR_TRY(read_string(cursor, kv, &length));
         if (cursor->pos - start > KRI_GGUF_ARRAY_BYTES_MAX)
             return fail_key(cursor, KR_E_LIMIT, kv, "array over 512 MiB");
     }
-    if (offsets) offsets[kv->n] = cursor->pos - start;
-    kv->string_offsets = offsets;
+    kv->n_bytes = cursor->pos - start;
     return KR_OK;
 }
 
-static kr_status_t read_array(kri_gguf_cursor_t *cursor, kri_gguf_kv_t *kv, uint64_t *offsets,
-                              uint64_t room) {
+static kr_status_t read_array(kri_gguf_cursor_t *cursor, kri_gguf_kv_t *kv) {
     if (bytes_left(cursor) < 12) return fail_key_bytes(cursor, kv, "array header of", 12);
     uint32_t type = kri_gguf_le32(cursor->data + cursor->pos);
     if (type == KRI_GGUF_ARRAY) return fail_key(cursor, KR_E_UNSUPPORTED, kv, "array of arrays");
@@ -166,21 +159,20 @@ static kr_status_t read_array(kri_gguf_cursor_t *cursor, kri_gguf_kv_t *kv, uint
     kv->n = kri_gguf_le64(cursor->data + cursor->pos + 4);
     cursor->pos += 12;
     kv->data = cursor->data + cursor->pos;
-    uint64_t item = kri_gguf_type_bytes(kv->array_type), n_bytes;
+    uint64_t item = kri_gguf_type_bytes(kv->array_type);
     if (kv->n > bytes_left(cursor) / (item ? item : 8))
         return fail_key_bytes(cursor, kv, "array items:", kv->n);
     if (kv->n > KRI_GGUF_ARRAY_ITEMS_MAX)
         return fail_key(cursor, KR_E_LIMIT, kv, "array over 67108864 items");
-    if (item == 0) return read_string_items(cursor, kv, offsets, room);
-    if (!kri_mul_u64(kv->n, item, &n_bytes) || n_bytes > KRI_GGUF_ARRAY_BYTES_MAX)
+    if (item == 0) return read_string_items(cursor, kv);
+    if (!kri_mul_u64(kv->n, item, &kv->n_bytes) || kv->n_bytes > KRI_GGUF_ARRAY_BYTES_MAX)
         return fail_key(cursor, KR_E_LIMIT, kv, "array over 512 MiB");
     if (kv->array_type == KRI_GGUF_BOOL) KR_TRY(check_bools(cursor, kv, kv->data, kv->n));
-    cursor->pos += n_bytes;
+    cursor->pos += kv->n_bytes;
     return KR_OK;
 }
 
-kr_status_t kri_gguf_read_kv(kri_gguf_cursor_t *cursor, kri_gguf_kv_t *kv,
-                             uint64_t *string_offsets, uint64_t room) {
+kr_status_t kri_gguf_read_kv(kri_gguf_cursor_t *cursor, kri_gguf_kv_t *kv) {
     kri_str_t key;
     memset(kv, 0, sizeof *kv);
     KR_TRY(kri_gguf_read_name(cursor, "key", KRI_GGUF_KEY_BYTES_MAX, &key));
@@ -193,7 +185,7 @@ kr_status_t kri_gguf_read_kv(kri_gguf_cursor_t *cursor, kri_gguf_kv_t *kv,
                              "unknown value type %u", type);
     kv->type = (kri_gguf_type_t)type;
     cursor->pos += 4;
-    if (kv->type == KRI_GGUF_ARRAY) return read_array(cursor, kv, string_offsets, room);
+    if (kv->type == KRI_GGUF_ARRAY) return read_array(cursor, kv);
     if (kv->type == KRI_GGUF_STRING) {
         KR_TRY(read_string(cursor, kv, &kv->n));
         kv->data = cursor->data + (cursor->pos - kv->n);

@@ -17,6 +17,7 @@ static kr_status_t load(struct kr_model_s *m, const kr_model_params_t *params,
     m->name = kri_strndup(name.data, name.n_bytes, "model");
     if (!m->name) return KRI_FAIL(error, KR_E_NOMEM, NULL, "no memory for the model");
     if (!m->vocab_only) KR_TRY(kri_model_read_hparams(m, error));
+    KR_TRY(kri_image_find(m, params, error));
     KR_TRY(kri_model_load_text(m, error));
     if (m->vocab_only) {
         m->hp.n_vocab = kri_tokenizer_n_tokens(m->tokenizer);
@@ -81,11 +82,12 @@ void kri_model_close(struct kr_model_s *model) {
     if (!model) return;
     if (__atomic_sub_fetch(&model->n_refs, 1, __ATOMIC_ACQ_REL) != 0) return;
     if (model->on_device) model->free_on_device(model->on_device);
+    kri_image_stop(model); /* first: its thread reads what is freed below */
     kri_template_destroy(model->chat_template);
     kri_tokenizer_destroy(model->tokenizer);
     kri_free(model->chat_template_source);
     kri_free(model->name);
-    kri_image_close(model); /* first: its thread reads what is freed below */
+    kri_image_close(model);
     if (model->packed) kri_pages_free(model->packed, model->packed_bytes);
     kri_free(model->packed_tensors);
     kr_arena_destroy(model->arena);

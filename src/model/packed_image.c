@@ -1,4 +1,5 @@
-/* packed_image.c: finding, mapping, checking and writing the image of packed weights. The mapping
+/* packed_image.c: finding, mapping, checking and writing the image of packed weights, and the
+ * tokenizer's tables beside it. The mapping
  * is used in place where the system backs it with huge pages; where it does not, the first use
  * copies the weights into the private block (GEMV loses a quarter of its speed on small pages) and
  * gives the mapped pages back. docs/decisions/0005-packed-image.md says why. */
@@ -37,7 +38,11 @@ enum { UNCHECKED = 0, CHECKING = 1, CHECKED = 2 };
 struct kri_image_s {
     kri_artifact_cache_t cache;
     kri_artifact_t artifact;   /* the mapped image; zeroed when this process packed */
-    char record_key[KEY_BYTES], key[KEY_BYTES]; /* key: "" while the content hash is unknown */
+    kri_artifact_t tables;     /* the mapped tables; zeroed when this process built them */
+    char record_key[KEY_BYTES];
+    char key[KEY_BYTES], tables_key[KEY_BYTES]; /* "" while the content hash is unknown */
+    bool is_recorded;          /* the content hash comes from a record */
+    bool is_settled;           /* whatever was found needs no fsync */
     uint8_t *index;            /* what the image's index must be, hashes not filled in */
     size_t table_bytes, index_bytes;
     size_t n_blocks, n_done;   /* blocks of data; checked ones */
@@ -135,10 +140,17 @@ static void make_record_key(const kri_gguf_t *gguf, char key[KEY_BYTES]) {
 }
 
 /* content: the canonical bytes of the content hash. */
-static void make_image_key(const uint8_t content[16], char key[KEY_BYTES]) {
+static void make_keys(kri_image_t *image, const uint8_t content[16]) {
     char hex[33];
     for (size_t i = 0; i < 16; i++) snprintf(hex + 2 * i, 3, "%02x", content[i]);
-    snprintf(key, KEY_BYTES, "packed/1 layout=%u content=%s", KRI_PACK_LAYOUT_VERSION, hex);
+    snprintf(image->key, KEY_BYTES, "packed/1 layout=%u content=%s", KRI_PACK_LAYOUT_VERSION, hex);
+    snprintf(image->tables_key, KEY_BYTES, "text/1 layout=%u content=%s",
+             kri_tokenizer_tables_version(), hex);
+}
+
+static void log_foreign(const char *key, bool is_gone) {
+    kri_log(KR_LOG_WARN, "packed image: %s is not of this model: %s", key,
+            is_gone ? "removed" : "cannot be removed");
 }
 
 /* Opens the image and compares its table with the model's. */
@@ -153,9 +165,7 @@ static bool open_usable(kri_image_t *image, size_t data_bytes, kri_artifact_t *a
         return true;
     }
     kri_artifact_close(&opened);
-    const bool is_gone = kri_artifact_discard(&image->cache, image->key);
-    kri_log(KR_LOG_WARN, "packed image: %s is not of this model: %s", image->key,
-            is_gone ? "removed" : "cannot be removed");
+    log_foreign(image->key, kri_artifact_discard(&image->cache, image->key));
     return false;
 }
 
@@ -175,78 +185,98 @@ static kri_artifact_pace_t pace_of(kri_image_t *image) {
     return (kri_artifact_pace_t){is_hurried, image};
 }
 
-static void settle_main(void *ctx) {
-    kri_image_t *image = ctx;
-    /* No warning: the next process tries again. */
-    (void)kri_artifact_settle(&image->cache, image->key, pace_of(image), NULL);
-    (void)kri_artifact_settle(&image->cache, image->record_key, pace_of(image), NULL);
-}
-
-static void find(struct kr_model_s *m, kri_image_t *image) {
-    kri_artifact_t record = {0};
-    make_record_key(m->gguf, image->record_key);
-    if (kri_artifact_open(&image->cache, image->record_key, &record) != KR_OK) return;
-    bool is_settled = record.is_settled;
-    if (record.index_bytes == 16) make_image_key(record.index, image->key);
-    kri_artifact_close(&record);
-    if (!image->key[0] || !open_usable(image, m->packed_bytes, &image->artifact)) return;
-    is_settled = is_settled && image->artifact.is_settled;
-    for (uint32_t i = 0; i < m->n_packed_tensors; i++) {
-        const kri_packed_tensor_t *t = &m->packed_tensors[i];
-        t->part->packed = image->artifact.data + t->offset;
-    }
-    atomic_store(&image->state, UNCHECKED);
-    /* A thread that cannot be started leaves this to the next process. */
-    if (!is_settled) (void)kri_background_start(settle_main, image, &image->background);
-}
-
 static void destroy(kri_image_t *image) {
     kri_artifact_close(&image->artifact);
+    kri_artifact_close(&image->tables);
     kri_artifact_cache_deinit(&image->cache);
     kri_free(image->is_bad);
     kri_free(image->index);
     kri_free(image);
 }
 
-kr_status_t kri_image_open(struct kr_model_s *m, const kr_model_params_t *params,
+kr_status_t kri_image_find(struct kr_model_s *m, const kr_model_params_t *params,
                            kr_error_t *error) {
-    const bool is_off = params->cache_dir && !params->cache_dir[0];
-    if (is_off || m->packed_bytes < KRI_IMAGE_BYTES_MIN) return KR_OK;
+    if (params->cache_dir && !params->cache_dir[0]) return KR_OK;
     kri_image_t *image = kri_calloc(1, sizeof(*image), "image");
-    if (!image) goto no_memory;
+    if (!image || kri_artifact_cache_look(&image->cache, params->cache_dir) != KR_OK) {
+        if (image) destroy(image);
+        return KRI_FAIL(error, KR_E_NOMEM, NULL, "no memory to look for the packed image");
+    }
+    if (!image->cache.dir) { /* said so in the log */
+        destroy(image);
+        return KR_OK;
+    }
+    kri_artifact_t record = {0};
     image->state = CHECKED;
+    image->is_settled = true;
+    m->image = image;
+    make_record_key(m->gguf, image->record_key);
+    if (kri_artifact_open(&image->cache, image->record_key, &record) != KR_OK) return KR_OK;
+    image->is_recorded = record.index_bytes == 16;
+    image->is_settled = record.is_settled;
+    if (image->is_recorded) make_keys(image, record.index);
+    kri_artifact_close(&record);
+    if (image->is_recorded &&
+        kri_artifact_open(&image->cache, image->tables_key, &image->tables) == KR_OK) {
+        image->is_settled = image->is_settled && image->tables.is_settled;
+    }
+    return KR_OK;
+}
+
+const uint8_t *kri_image_tables(const struct kr_model_s *m, size_t *n_bytes) {
+    if (!m->image || !m->image->tables.index) return NULL;
+    *n_bytes = m->image->tables.index_bytes;
+    return m->image->tables.index;
+}
+
+void kri_image_drop_tables(struct kr_model_s *m) {
+    kri_image_t *image = m->image;
+    kri_artifact_close(&image->tables);
+    log_foreign(image->tables_key, kri_artifact_discard(&image->cache, image->tables_key));
+}
+
+static bool is_worth_it(const struct kr_model_s *m) {
+    return m->packed_bytes >= KRI_IMAGE_BYTES_MIN;
+}
+
+kr_status_t kri_image_map(struct kr_model_s *m, kr_error_t *error) {
+    kri_image_t *image = m->image;
+    if (!image || !is_worth_it(m)) return KR_OK;
     image->n_blocks = kri_ceil_div(m->packed_bytes, BLOCK_BYTES);
     image->table_bytes = HEAD_BYTES + (size_t)m->n_packed_tensors * ROW_BYTES;
     image->index_bytes = image->table_bytes + image->n_blocks * 8;
     image->index = kri_calloc(image->index_bytes, 1, "image");
     image->is_bad = kri_calloc(image->n_blocks, 1, "image");
-    if (!image->index || !image->is_bad) goto no_memory;
-    if (kri_artifact_cache_init(&image->cache, params->cache_dir, params->cache_bytes_max) != KR_OK)
-        goto no_memory;
-    if (!image->cache.dir) { /* said so in the log */
-        destroy(image);
-        return KR_OK;
-    }
+    if (!image->index || !image->is_bad)
+        return KRI_FAIL(error, KR_E_NOMEM, NULL, "no memory to look for the packed image");
     fill_table(m, image->index);
-    find(m, image);
-    m->image = image;
+    if (!image->is_recorded || !open_usable(image, m->packed_bytes, &image->artifact))
+        return KR_OK;
+    image->is_settled = image->is_settled && image->artifact.is_settled;
+    for (uint32_t i = 0; i < m->n_packed_tensors; i++) {
+        const kri_packed_tensor_t *t = &m->packed_tensors[i];
+        t->part->packed = image->artifact.data + t->offset;
+    }
+    atomic_store(&image->state, UNCHECKED);
     return KR_OK;
-no_memory:
-    if (image) destroy(image);
-    return KRI_FAIL(error, KR_E_NOMEM, NULL, "no memory to look for the packed image");
 }
 
 bool kri_image_is_mapped(const struct kr_model_s *m) {
     return m->image && m->image->artifact.data;
 }
 
-void kri_image_close(struct kr_model_s *m) {
+void kri_image_stop(struct kr_model_s *m) {
     kri_image_t *image = m->image;
     if (!image) return;
     atomic_store(&image->hurry, 1);
     kri_futex_wake(&image->hurry, 1);
     kri_background_join(image->background);
-    destroy(image);
+    image->background = NULL;
+}
+
+void kri_image_close(struct kr_model_s *m) {
+    kri_image_stop(m);
+    if (m->image) destroy(m->image);
     m->image = NULL;
 }
 
@@ -374,6 +404,15 @@ void kri_weights_end(struct kr_model_s *m) {
 
 /* ---- writing, on the background thread ---------------------------------------------------- */
 
+/* Whether the files are still those that were opened. */
+static bool is_unchanged(const struct kr_model_s *m) {
+    for (uint32_t i = 0; i < kri_gguf_n_parts(m->gguf); i++) {
+        const kri_file_id_t *id = &kri_gguf_part_map(m->gguf, i)->id;
+        if (kri_map_check(kri_gguf_part_path(m->gguf, i), id, NULL) != KR_OK) return false;
+    }
+    return true;
+}
+
 /* xxh3 of the bytes of all parts, canonical. False when told to hurry with much left, or when a
  * file is no longer the one that was packed. */
 static bool hash_source(const struct kr_model_s *m, kri_image_t *image, uint8_t content[16]) {
@@ -393,8 +432,8 @@ static bool hash_source(const struct kr_model_s *m, kri_image_t *image, uint8_t 
             kri_map_release(map, at, n);
             n_left -= n;
         }
-        if (kri_map_check(kri_gguf_part_path(m->gguf, i), &map->id, NULL) != KR_OK) return false;
     }
+    if (!is_unchanged(m)) return false;
     XXH128_canonicalFromHash(&canonical, XXH3_128bits_digest(&state));
     memcpy(content, canonical.digest, 16);
     return true;
@@ -418,31 +457,79 @@ static kr_status_t write_image(const struct kr_model_s *m, kri_image_t *image,
     return kri_artifact_write(&image->cache, image->key, &content, pace_of(image), error);
 }
 
+static kr_status_t write_tables(const struct kr_model_s *m, kri_image_t *image,
+                                kr_error_t *error) {
+    kri_artifact_t found = {0};
+    if (kri_artifact_open(&image->cache, image->tables_key, &found) == KR_OK) { /* of a copy */
+        kri_artifact_close(&found);
+        return kri_artifact_settle(&image->cache, image->tables_key, pace_of(image), error);
+    }
+    kri_artifact_content_t content = {0};
+    content.index = kri_tokenizer_tables(m->tokenizer, &content.index_bytes);
+    (void)is_hurried(image); /* waits: these bytes are written at once */
+    return kri_artifact_write(&image->cache, image->tables_key, &content, pace_of(image), error);
+}
+
+/* Whatever is missing; the record last: it promises the rest. */
+static kr_status_t write_missing(const struct kr_model_s *m, kri_image_t *image,
+                                 kr_error_t *error) {
+    uint8_t content[16];
+    size_t n_tables;
+    if (!image->is_recorded) {
+        if (!hash_source(m, image, content)) return KR_E_CANCELLED;
+        make_keys(image, content);
+    } else if (!is_unchanged(m)) {
+        return KR_E_CANCELLED;
+    }
+    (void)kri_tokenizer_tables(m->tokenizer, &n_tables);
+    /* Both or none: one must not push the other out. A block: headers and what is aligned. */
+    if (m->packed_bytes + n_tables + BLOCK_BYTES > image->cache.max_bytes)
+        return KRI_FAIL(error, KR_E_LIMIT, NULL, "%zu bytes are more than the cache may hold",
+                        m->packed_bytes + n_tables);
+    if (!image->artifact.data) KR_TRY(write_image(m, image, error));
+    if (!image->tables.index) KR_TRY(write_tables(m, image, error));
+    if (image->is_recorded) return KR_OK;
+    const kri_artifact_content_t record = {content, NULL, sizeof(content), 0};
+    return kri_artifact_write(&image->cache, image->record_key, &record, pace_of(image), error);
+}
+
 static void write_main(void *ctx) {
     const struct kr_model_s *m = ctx;
     kri_image_t *image = m->image;
-    uint8_t content[16];
     kr_error_t error;
     kr_error_init(&error);
-    if (!hash_source(m, image, content)) return;
-    make_image_key(content, image->key);
-    kr_status_t status = write_image(m, image, &error);
-    if (status == KR_OK) { /* the record last: it promises the image */
-        const kri_artifact_content_t record = {content, NULL, sizeof(content), 0};
-        status = kri_artifact_write(&image->cache, image->record_key, &record, pace_of(image),
-                                    &error);
-    }
+    const kr_status_t status = write_missing(m, image, &error);
     /* Busy: another process writes the same. Cancelled: the model was closed too early. */
-    if (status == KR_OK || status == KR_E_BUSY || status == KR_E_CANCELLED) return;
-    /* Over the size that the caller gave the folder is his wish, not trouble. */
-    kri_log(status == KR_E_LIMIT ? KR_LOG_INFO : KR_LOG_WARN, "packed image: not kept: %s",
-            error.message);
+    if (status != KR_OK && status != KR_E_BUSY && status != KR_E_CANCELLED) {
+        /* Over the size that the caller gave the folder is his wish, not trouble. */
+        kri_log(status == KR_E_LIMIT ? KR_LOG_INFO : KR_LOG_WARN, "packed image: not kept: %s",
+                error.message);
+    }
 }
 
-void kri_image_write(struct kr_model_s *m) {
-    if (!m->image) return;
-    atomic_store(&m->image->used_ns, kri_clock_ns()); /* the first step comes soon */
-    if (kri_background_start(write_main, m, &m->image->background) != KR_OK)
+static void settle_main(void *ctx) {
+    kri_image_t *image = ((const struct kr_model_s *)ctx)->image;
+    /* No warning: the next process tries again. */
+    (void)kri_artifact_settle(&image->cache, image->key, pace_of(image), NULL);
+    (void)kri_artifact_settle(&image->cache, image->tables_key, pace_of(image), NULL);
+    (void)kri_artifact_settle(&image->cache, image->record_key, pace_of(image), NULL);
+}
+
+void kri_image_write(struct kr_model_s *m, const kr_model_params_t *params) {
+    kri_image_t *image = m->image;
+    if (!image || !is_worth_it(m)) return;
+    const bool is_whole = image->artifact.data && image->tables.index;
+    if (is_whole && image->is_settled) return;
+    if (!is_whole) {
+        /* Until now the folder was only looked into. */
+        kri_artifact_cache_deinit(&image->cache);
+        const kr_status_t status = kri_artifact_cache_init(&image->cache, params->cache_dir,
+                                                           params->cache_bytes_max);
+        if (status != KR_OK || !image->cache.dir) return; /* said so in the log */
+        atomic_store(&image->used_ns, kri_clock_ns());    /* the first step comes soon */
+    }
+    const kri_background_fn fn = is_whole ? settle_main : write_main;
+    if (kri_background_start(fn, m, &image->background) != KR_OK && !is_whole)
         kri_log(KR_LOG_WARN, "packed image: not kept: cannot start a thread");
 }
 

@@ -1,11 +1,13 @@
 /* vocab.c: from the file's tokenizer keys to the text library. GGUF keeps strings scattered, each
- * behind its length; here they become the contiguous arrays that kri_vocab_desc_t asks for. */
+ * behind its length; here they become the contiguous arrays that kri_vocab_desc_t asks for, unless
+ * an earlier run kept the tables that are made from them. */
 #include <string.h>
 
 #include "base/alloc.h"
 #include "base/checked.h"
 #include "base/error.h"
 #include "model/model.h"
+#include "model/packed_image.h"
 
 typedef struct vocab_s {
     kri_vocab_desc_t desc;
@@ -30,23 +32,20 @@ static void vocab_deinit(vocab_t *v) {
 /* Joins an array of strings; *text and *offsets are owned by the caller, also on failure. */
 static kr_status_t join_strings(const kri_gguf_array_t *array, char **text, uint64_t **offsets,
                                 kr_error_t *error) {
-    uint64_t total = 0;
-    for (uint64_t i = 0; i < array->n; i++) {
-        if (!kri_add_u64(total, kri_gguf_array_str(array, i).n_bytes, &total)) {
-            return KRI_FAIL(error, KR_E_LIMIT, "tokenizer", "vocabulary is too large");
-        }
-    }
-    *text = kri_alloc((size_t)total + 1, "vocab");
+    *text = kri_alloc((size_t)array->n_bytes + 1, "vocab");
     *offsets = kri_calloc((size_t)array->n + 1, sizeof(uint64_t), "vocab");
     if (!*text || !*offsets) return KRI_FAIL(error, KR_E_NOMEM, NULL, "no memory for vocabulary");
-    uint64_t at = 0;
+    uint64_t n = 0, at = 0;
     for (uint64_t i = 0; i < array->n; i++) {
-        const kri_str_t s = kri_gguf_array_str(array, i);
-        memcpy(*text + at, s.data, s.n_bytes);
-        at += s.n_bytes;
-        (*offsets)[i + 1] = at;
+        kri_str_t s;
+        if (!kri_gguf_array_next(array, &at, &s)) {
+            return KRI_FAIL(error, KR_E_CHANGED, "tokenizer", "the file changed while it was read");
+        }
+        memcpy(*text + n, s.data, s.n_bytes);
+        n += s.n_bytes;
+        (*offsets)[i + 1] = n;
     }
-    (*text)[at] = 0;
+    (*text)[n] = 0;
     return KR_OK;
 }
 
@@ -57,17 +56,23 @@ static kr_status_t require(kr_status_t status, const char *key, kr_error_t *erro
     return status;
 }
 
-static kr_status_t read_tokens(const kri_gguf_t *g, vocab_t *v, kr_error_t *error) {
-    kri_gguf_array_t array;
-    KR_TRY(require(kri_gguf_get_array(g, "tokenizer.ggml.tokens", KRI_GGUF_STRING, &array, error),
+static kr_status_t find_tokens(const kri_gguf_t *g, vocab_t *v, kri_gguf_array_t *array,
+                               kr_error_t *error) {
+    KR_TRY(require(kri_gguf_get_array(g, "tokenizer.ggml.tokens", KRI_GGUF_STRING, array, error),
                    "tokenizer.ggml.tokens", error));
-    if (array.n == 0 || array.n > (4u << 20)) {
+    if (array->n == 0 || array->n > (4u << 20)) {
         return KRI_FAIL(error, KR_E_LIMIT, "tokenizer.ggml.tokens",
                         "vocabulary of %llu tokens, allowed are 1 to 4194304",
-                        (unsigned long long)array.n);
+                        (unsigned long long)array->n);
     }
+    v->desc.n_tokens = (uint32_t)array->n;
+    return KR_OK;
+}
+
+static kr_status_t read_tokens(const kri_gguf_t *g, vocab_t *v, kr_error_t *error) {
+    kri_gguf_array_t array;
+    KR_TRY(find_tokens(g, v, &array, error));
     const uint64_t n = array.n;
-    v->desc.n_tokens = (uint32_t)n;
     KR_TRY(join_strings(&array, &v->text, &v->offsets, error));
     v->types = kri_alloc((size_t)n, "vocab");
     if (!v->types) return KRI_FAIL(error, KR_E_NOMEM, NULL, "no memory for vocabulary");
@@ -213,25 +218,46 @@ static kr_status_t load_template(struct kr_model_s *model, kr_error_t *error) {
     return KR_OK;
 }
 
+/* From the tables of an earlier run; *tokenizer stays NULL where there are none. */
+static kr_status_t open_kept(struct kr_model_s *model, const vocab_t *v, kr_error_t *error) {
+    size_t n_bytes = 0;
+    const uint8_t *tables = kri_image_tables(model, &n_bytes);
+    if (!tables) return KR_OK;
+    const kr_status_t status =
+        kri_tokenizer_open(&v->desc, tables, n_bytes, &model->tokenizer, NULL);
+    if (status == KR_E_NOMEM)
+        return KRI_FAIL(error, status, NULL, "no memory for the tokenizer");
+    if (status != KR_OK) kri_image_drop_tables(model);
+    return KR_OK;
+}
+
+static kr_status_t build(struct kr_model_s *model, vocab_t *v, kr_error_t *error) {
+    const kri_gguf_t *g = model->gguf;
+    KR_TRY(read_tokens(g, v, error));
+    v->desc.text = v->text;
+    v->desc.offsets = v->offsets;
+    v->desc.types = v->types;
+    if (v->desc.kind == KRI_VOCAB_BPE) {
+        KR_TRY(read_merges(g, v, error));
+        v->desc.merges = v->merges;
+        v->desc.merge_offsets = v->merge_offsets;
+    } else {
+        KR_TRY(read_scores(g, v, error));
+        v->desc.scores = v->scores;
+    }
+    return kri_tokenizer_create(&v->desc, &model->tokenizer, error);
+}
+
 kr_status_t kri_model_load_text(struct kr_model_s *model, kr_error_t *error) {
     const kri_gguf_t *g = model->gguf;
+    kri_gguf_array_t tokens;
     vocab_t v = {0};
     kr_status_t status = KR_OK;
     KR_TRY_DONE(read_kind(g, &v, error));
-    KR_TRY_DONE(read_tokens(g, &v, error));
-    v.desc.text = v.text;
-    v.desc.offsets = v.offsets;
-    v.desc.types = v.types;
+    KR_TRY_DONE(find_tokens(g, &v, &tokens, error));
     KR_TRY_DONE(read_specials(g, &v, error));
-    if (v.desc.kind == KRI_VOCAB_BPE) {
-        KR_TRY_DONE(read_merges(g, &v, error));
-        v.desc.merges = v.merges;
-        v.desc.merge_offsets = v.merge_offsets;
-    } else {
-        KR_TRY_DONE(read_scores(g, &v, error));
-        v.desc.scores = v.scores;
-    }
-    KR_TRY_DONE(kri_tokenizer_create(&v.desc, &model->tokenizer, error));
+    KR_TRY_DONE(open_kept(model, &v, error));
+    if (!model->tokenizer) KR_TRY_DONE(build(model, &v, error));
     model->token_bos = v.desc.bos;
     model->token_eos = v.desc.eos;
     model->add_bos = (uint32_t)v.desc.add_bos;

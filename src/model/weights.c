@@ -72,14 +72,15 @@ kr_status_t kri_weights_load(struct kr_model_s *m, const kr_model_params_t *para
                         status == KR_E_UNSUPPORTED ? "pin" : "start", n_threads,
                         status == KR_E_UNSUPPORTED ? ": there are fewer cores" : "");
     }
-    KR_TRY(kri_image_open(m, params, error));
-    if (kri_image_is_mapped(m)) return KR_OK;
-    for (uint32_t i = 0; i < m->n_packed_tensors; i++) {
-        KR_TRY(kri_weights_pack(m, &m->packed_tensors[i], pool, n_threads, params, error));
+    KR_TRY(kri_image_map(m, error));
+    if (!kri_image_is_mapped(m)) {
+        for (uint32_t i = 0; i < m->n_packed_tensors; i++) {
+            KR_TRY(kri_weights_pack(m, &m->packed_tensors[i], pool, n_threads, params, error));
+        }
+        if (params->progress) {
+            params->progress("pack", m->packed_bytes, m->packed_bytes, params->progress_user);
+        }
     }
-    if (params->progress) {
-        params->progress("pack", m->packed_bytes, m->packed_bytes, params->progress_user);
-    }
-    kri_image_write(m);
+    kri_image_write(m, params);
     return KR_OK;
 }

@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "base/utf8.h"
 #include "text/tokenizer.h"
+#include "text/vocab.h"
 
 #define STOPS_MAX 16u
 #define STOP_BYTES_MAX 256u
@@ -177,7 +178,7 @@ static void begin(kri_detok_t *d) {
 kr_status_t kri_detok_push(kri_detok_t *detok, kr_token_t token, const char **text,
                            size_t *n_bytes, int32_t *stopped) {
     if (!detok || !text || !n_bytes || !stopped || detok->is_finished || token < 0 ||
-        (uint32_t)token >= detok->tokenizer->vocab.n_tokens) {
+        (uint32_t)token >= detok->tokenizer->n_tokens) {
         return KR_E_INVALID_ARG;
     }
     begin(detok);

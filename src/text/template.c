@@ -32,8 +32,8 @@ kr_status_t kri_template_create(const char *source, size_t n_bytes,
     const char *bos = spelling(tokenizer, tokenizer->bos, &bos_bytes);
     const char *eos = spelling(tokenizer, tokenizer->eos, &eos_bytes);
     krt_error_t failure;
-    const int32_t status = krt_template_create(source, n_bytes, tokenizer->encoder, bos, bos_bytes,
-                                               eos, eos_bytes, &t->compiled, &failure);
+    const int32_t status = krt_template_create(source, n_bytes, bos, bos_bytes, eos, eos_bytes,
+                                               &t->compiled, &failure);
     if (status != KR_OK) {
         kri_free(t);
         return kri_text_fail(status, &failure, "chat_template", error);

@@ -37,6 +37,14 @@ typedef struct kri_tokenizer_s kri_tokenizer_t;
  * success is reported. Copies what it needs. */
 kr_status_t kri_tokenizer_create(const kri_vocab_desc_t *desc, kri_tokenizer_t **tokenizer,
                                  kr_error_t *error);
+/* Over the tables of an earlier tokenizer of the same vocabulary, which outlive this one: of desc
+ * only kind, pre, n_tokens, bos, eos and the flags are used. KR_E_BAD_FORMAT: they are none, or of
+ * another vocabulary. */
+kr_status_t kri_tokenizer_open(const kri_vocab_desc_t *desc, const uint8_t *tables,
+                               size_t n_bytes, kri_tokenizer_t **tokenizer, kr_error_t *error);
+const uint8_t *kri_tokenizer_tables(const kri_tokenizer_t *tokenizer, size_t *n_bytes);
+/* Of their format and of the rules they are made by. */
+uint32_t kri_tokenizer_tables_version(void);
 void kri_tokenizer_destroy(kri_tokenizer_t *tokenizer);
 
 /* As kr_model_tokenize / kr_model_detokenize / kr_model_token_is_end. is_least NULL: *n_tokens is

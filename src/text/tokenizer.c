@@ -1,5 +1,5 @@
-/* tokenizer.c: the tokenizer handle. Encoding is done by the Rust library; decoding is a look-up
- * in the vocabulary table and stays here, where it costs nothing per token. */
+/* tokenizer.c: the tokenizer handle. Tables are built from the vocabulary or come from an earlier
+ * run; encoding by them is done by the Rust library, decoding is a look-up. */
 #include "text/tokenizer.h"
 
 #include <stdbool.h>
@@ -7,53 +7,96 @@
 
 #include "base/alloc.h"
 #include "base/error.h"
+#include "text/vocab.h"
 
 kr_status_t kri_text_fail(int32_t status, const krt_error_t *failure, const char *param,
                           kr_error_t *error) {
     return kri_error_set(error, status, param, failure->offset, "%s", failure->message);
 }
 
-kr_status_t kri_tokenizer_create(const kri_vocab_desc_t *desc, kri_tokenizer_t **tokenizer,
-                                 kr_error_t *error) {
-    if (!desc || !tokenizer) return KRI_FAIL(error, KR_E_INVALID_ARG, NULL, "NULL argument");
+/* Builds the tables of t. */
+static kr_status_t build(kri_tokenizer_t *t, const kri_vocab_desc_t *desc, kr_error_t *error) {
     const bool is_spm = desc->kind == KRI_VOCAB_SPM;
-    if (is_spm ? !desc->scores : (!desc->pre || (desc->n_merges && !desc->merge_offsets))) {
-        return KRI_FAIL(error, KR_E_INVALID_ARG, "tokenizer", "incomplete vocabulary");
-    }
-    kr_status_t status = KR_OK;
-    uint8_t *types = NULL;
-    kri_tokenizer_t *t = kri_calloc(1, sizeof *t, "tokenizer");
-    if (!t) return KRI_FAIL(error, KR_E_NOMEM, NULL, "no memory for the tokenizer");
-    KR_TRY_DONE(kri_vocab_init(&t->vocab, desc, &types, error));
+    kri_vocab_t decoded;
+    KR_TRY(kri_vocab_init(&decoded, desc, error));
     const krt_vocab_t vocab = {
-        .text = desc->text, .offsets = desc->offsets, .types = types, .scores = desc->scores,
+        .text = desc->text, .offsets = desc->offsets, .types = decoded.types,
+        .scores = desc->scores, .decoded = decoded.bytes, .decoded_offsets = decoded.offsets,
         .n_tokens = desc->n_tokens, .merges = desc->merges, .merge_offsets = desc->merge_offsets,
         .n_merges = (size_t)desc->n_merges, .pre = desc->pre,
         .pre_bytes = is_spm ? 0 : strlen(desc->pre), .unk = desc->unk, .is_spm = is_spm,
-        .space_prefix = desc->add_space_prefix,
     };
     krt_error_t failure;
-    status = krt_tokenizer_create(&vocab, &t->encoder, &failure);
-    if (status != KR_OK) {
-        kri_text_fail(status, &failure, "tokenizer", error);
-        goto done;
+    kr_status_t status = krt_tables_build(&vocab, &t->built, &t->table_bytes, &failure);
+    if (status != KR_OK) kri_text_fail(status, &failure, "tokenizer", error);
+    t->tables = t->built;
+    kri_vocab_deinit(&decoded);
+    return status;
+}
+
+/* A tokenizer over the tables of t. */
+static kr_status_t open_tables(kri_tokenizer_t *t, const kri_vocab_desc_t *desc,
+                               kr_error_t *error) {
+    const bool is_spm = desc->kind == KRI_VOCAB_SPM;
+    krt_error_t failure;
+    const kr_status_t status = krt_tokenizer_create(
+        t->tables, t->table_bytes, desc->pre, is_spm ? 0 : strlen(desc->pre), is_spm,
+        desc->add_space_prefix, &t->encoder, &failure);
+    if (status != KR_OK) return kri_text_fail(status, &failure, "tokenizer", error);
+    t->n_tokens = krt_tokenizer_n_tokens(t->encoder);
+    if (t->n_tokens != desc->n_tokens) {
+        return KRI_FAIL(error, KR_E_BAD_FORMAT, "tokenizer", "tables of %u tokens instead of %u",
+                        t->n_tokens, desc->n_tokens);
     }
     t->bos = desc->bos;
     t->eos = desc->eos;
     t->add_bos = desc->add_bos && desc->bos >= 0;
     t->strip_space = is_spm && desc->add_space_prefix;
-    *tokenizer = t;
-    t = NULL;
-done:
-    kri_free(types);
-    kri_tokenizer_destroy(t);
+    return KR_OK;
+}
+
+/* tables NULL: they are built. */
+static kr_status_t create(const kri_vocab_desc_t *desc, const uint8_t *tables, size_t n_bytes,
+                          kri_tokenizer_t **tokenizer, kr_error_t *error) {
+    if (desc->kind == KRI_VOCAB_BPE && !desc->pre)
+        return KRI_FAIL(error, KR_E_INVALID_ARG, "tokenizer", "incomplete vocabulary");
+    kri_tokenizer_t *t = kri_calloc(1, sizeof *t, "tokenizer");
+    if (!t) return KRI_FAIL(error, KR_E_NOMEM, NULL, "no memory for the tokenizer");
+    t->tables = tables;
+    t->table_bytes = n_bytes;
+    kr_status_t status = tables ? KR_OK : build(t, desc, error);
+    if (status == KR_OK) status = open_tables(t, desc, error);
+    if (status == KR_OK) *tokenizer = t;
+    else kri_tokenizer_destroy(t);
     return status;
 }
+
+kr_status_t kri_tokenizer_create(const kri_vocab_desc_t *desc, kri_tokenizer_t **tokenizer,
+                                 kr_error_t *error) {
+    if (!desc || !tokenizer) return KRI_FAIL(error, KR_E_INVALID_ARG, NULL, "NULL argument");
+    if (desc->kind == KRI_VOCAB_SPM ? !desc->scores : desc->n_merges && !desc->merge_offsets)
+        return KRI_FAIL(error, KR_E_INVALID_ARG, "tokenizer", "incomplete vocabulary");
+    return create(desc, NULL, 0, tokenizer, error);
+}
+
+kr_status_t kri_tokenizer_open(const kri_vocab_desc_t *desc, const uint8_t *tables,
+                               size_t n_bytes, kri_tokenizer_t **tokenizer, kr_error_t *error) {
+    if (!desc || !tables || !tokenizer)
+        return KRI_FAIL(error, KR_E_INVALID_ARG, NULL, "NULL argument");
+    return create(desc, tables, n_bytes, tokenizer, error);
+}
+
+const uint8_t *kri_tokenizer_tables(const kri_tokenizer_t *tokenizer, size_t *n_bytes) {
+    *n_bytes = tokenizer->table_bytes;
+    return tokenizer->tables;
+}
+
+uint32_t kri_tokenizer_tables_version(void) { return KRT_TABLES_VERSION; }
 
 void kri_tokenizer_destroy(kri_tokenizer_t *tokenizer) {
     if (!tokenizer) return;
     krt_tokenizer_destroy(tokenizer->encoder);
-    kri_vocab_deinit(&tokenizer->vocab);
+    krt_tables_free(tokenizer->built, tokenizer->table_bytes);
     kri_free(tokenizer);
 }
 
@@ -85,7 +128,7 @@ kr_status_t kri_tokenizer_decode(const kri_tokenizer_t *tokenizer, const kr_toke
         return KRI_FAIL(error, KR_E_INVALID_ARG, "flags", "unknown flag");
     }
     for (size_t i = 0; i < n_tokens; i++) {
-        if (tokens[i] < 0 || (uint32_t)tokens[i] >= tokenizer->vocab.n_tokens) {
+        if (tokens[i] < 0 || (uint32_t)tokens[i] >= tokenizer->n_tokens) {
             return KRI_FAIL_AT(error, KR_E_INVALID_ARG, "tokens", i,
                                "token %d is not in the vocabulary", tokens[i]);
         }
@@ -118,23 +161,22 @@ kr_status_t kri_tokenizer_decode(const kri_tokenizer_t *tokenizer, const kr_toke
 }
 
 int kri_tokenizer_is_end(const kri_tokenizer_t *tokenizer, kr_token_t token) {
-    if (token < 0 || (uint32_t)token >= tokenizer->vocab.n_tokens) return 0;
-    return (tokenizer->vocab.flags[token] & KRI_TOKEN_IS_END) != 0;
+    size_t n_bytes;
+    uint8_t type;
+    if (token < 0) return 0;
+    (void)krt_tokenizer_token(tokenizer->encoder, (uint32_t)token, &n_bytes, &type);
+    return (type & KRT_TOKEN_IS_END) != 0;
 }
 
-uint32_t kri_tokenizer_n_tokens(const kri_tokenizer_t *tokenizer) {
-    return tokenizer->vocab.n_tokens;
-}
+uint32_t kri_tokenizer_n_tokens(const kri_tokenizer_t *tokenizer) { return tokenizer->n_tokens; }
 
 const char *kri_tokenizer_token(const kri_tokenizer_t *tokenizer, kr_token_t token,
                                 size_t *n_bytes, int *is_special) {
-    const kri_vocab_t *vocab = &tokenizer->vocab;
-    if (token < 0 || (uint32_t)token >= vocab->n_tokens) {
-        *n_bytes = 0;
-        *is_special = 0;
-        return "";
-    }
-    *n_bytes = vocab->offsets[token + 1] - vocab->offsets[token];
-    *is_special = (vocab->flags[token] & KRI_TOKEN_IS_SPECIAL) != 0;
-    return vocab->bytes + vocab->offsets[token];
+    uint8_t type;
+    /* A negative id becomes one past every vocabulary. */
+    const char *bytes = krt_tokenizer_token(tokenizer->encoder, (uint32_t)token, n_bytes, &type);
+    type &= KRT_TOKEN_TYPE;
+    *is_special =
+        type == KRI_TOKEN_CONTROL || type == KRI_TOKEN_UNKNOWN || type == KRI_TOKEN_UNUSED;
+    return bytes;
 }

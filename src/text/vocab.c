@@ -12,6 +12,7 @@
 #include "base/checked.h"
 #include "base/error.h"
 #include "base/utf8.h"
+#include "krt.h"
 
 /* Spellings of tokens that are control tokens whatever the file says. */
 typedef struct spelling_s {
@@ -107,11 +108,11 @@ static kr_status_t check(const kri_vocab_desc_t *desc, kr_error_t *error) {
 /* ---- which tokens end generation ---------------------------------------------------------- */
 
 static void set_end(kri_vocab_t *vocab, kr_token_t id) {
-    if (id >= 0) vocab->flags[id] |= KRI_TOKEN_IS_END;
+    if (id >= 0) vocab->types[id] |= KRT_TOKEN_IS_END;
 }
 
 static bool is_end(const kri_vocab_t *vocab, uint32_t id) {
-    return id != NO_TOKEN && (vocab->flags[id] & KRI_TOKEN_IS_END) != 0;
+    return (vocab->types[id] & KRT_TOKEN_IS_END) != 0;
 }
 
 /* Two families use a spelling of the list for something that ends nothing. */
@@ -129,15 +130,16 @@ static void drop_false_ends(kri_vocab_t *vocab, const kri_vocab_desc_t *desc) {
         has_tool_response = has_tool_response || text_is(text, "<|tool_response>");
     }
     if (channel_end != NO_TOKEN && has_call && (has_return || has_flush)) {
-        vocab->flags[channel_end] &= (uint8_t)~KRI_TOKEN_IS_END;
+        vocab->types[channel_end] &= KRT_TOKEN_TYPE;
     }
     if (closing_s != NO_TOKEN && has_tool_response) {
-        vocab->flags[closing_s] &= (uint8_t)~KRI_TOKEN_IS_END;
+        vocab->types[closing_s] &= KRT_TOKEN_TYPE;
     }
 }
 
-/* Fills the flags and the effective types. */
-static void classify(kri_vocab_t *vocab, const kri_vocab_desc_t *desc, uint8_t *types) {
+/* Fills the types. */
+static void classify(kri_vocab_t *vocab, const kri_vocab_desc_t *desc) {
+    uint8_t *types = vocab->types;
     memcpy(types, desc->types, desc->n_tokens);
     for (uint32_t id = 0; id < desc->n_tokens; id++) {
         const text_t text = token_text(desc, id);
@@ -148,25 +150,15 @@ static void classify(kri_vocab_t *vocab, const kri_vocab_desc_t *desc, uint8_t *
         }
         for (size_t i = 0; i < N_SPELLINGS; i++) {
             if (!text_is(text, spellings[i].text)) continue;
-            if (spellings[i].is_end) {
-                vocab->flags[id] |= KRI_TOKEN_IS_END;
-            } else {
-                types[id] = KRI_TOKEN_CONTROL;
-            }
+            types[id] = spellings[i].is_end ? types[id] | KRT_TOKEN_IS_END : KRI_TOKEN_CONTROL;
         }
     }
     drop_false_ends(vocab, desc);
     for (uint32_t id = 0; id < desc->n_tokens; id++) {
-        if (is_end(vocab, id)) types[id] = KRI_TOKEN_CONTROL;
+        if (is_end(vocab, id)) types[id] = KRI_TOKEN_CONTROL | KRT_TOKEN_IS_END;
     }
     set_end(vocab, desc->eos);
     set_end(vocab, desc->eot);
-    for (uint32_t id = 0; id < desc->n_tokens; id++) {
-        if (types[id] == KRI_TOKEN_CONTROL || types[id] == KRI_TOKEN_UNKNOWN ||
-            types[id] == KRI_TOKEN_UNUSED) {
-            vocab->flags[id] |= KRI_TOKEN_IS_SPECIAL;
-        }
-    }
 }
 
 /* ---- bytes -------------------------------------------------------------------------------- */
@@ -247,38 +239,29 @@ static size_t decode_token(const kri_vocab_desc_t *desc, uint32_t id, uint8_t ty
     return text.n_bytes;
 }
 
-kr_status_t kri_vocab_init(kri_vocab_t *vocab, const kri_vocab_desc_t *desc, uint8_t **types,
-                           kr_error_t *error) {
-    kr_status_t status = KR_OK;
-    uint8_t *effective = NULL;
+kr_status_t kri_vocab_init(kri_vocab_t *vocab, const kri_vocab_desc_t *desc, kr_error_t *error) {
     *vocab = (kri_vocab_t){0};
-    KR_TRY_DONE(check(desc, error));
+    KR_TRY(check(desc, error));
     const size_t n_tokens = desc->n_tokens;
-    vocab->n_tokens = desc->n_tokens;
     vocab->bytes = kri_alloc((size_t)desc->offsets[n_tokens] + 1, "vocab");
     vocab->offsets = kri_calloc(n_tokens + 1, sizeof *vocab->offsets, "vocab");
-    vocab->flags = kri_calloc(n_tokens, 1, "vocab");
-    effective = kri_alloc(n_tokens, "vocab");
-    if (!vocab->bytes || !vocab->offsets || !vocab->flags || !effective) {
-        status = KRI_FAIL(error, KR_E_NOMEM, NULL, "no memory for the vocabulary");
-        goto done;
+    vocab->types = kri_alloc(n_tokens, "vocab");
+    if (!vocab->bytes || !vocab->offsets || !vocab->types) {
+        kri_vocab_deinit(vocab);
+        return KRI_FAIL(error, KR_E_NOMEM, NULL, "no memory for the vocabulary");
     }
-    classify(vocab, desc, effective);
+    classify(vocab, desc);
     uint32_t at = 0;
     for (uint32_t id = 0; id < desc->n_tokens; id++) {
-        at += (uint32_t)decode_token(desc, id, effective[id], vocab->bytes + at);
+        const uint8_t type = vocab->types[id] & KRT_TOKEN_TYPE;
+        at += (uint32_t)decode_token(desc, id, type, vocab->bytes + at);
         vocab->offsets[id + 1] = at;
     }
-    *types = effective;
     return KR_OK;
-done:
-    kri_free(effective);
-    kri_vocab_deinit(vocab);
-    return status;
 }
 
 void kri_vocab_deinit(kri_vocab_t *vocab) {
-    kri_free(vocab->flags);
+    kri_free(vocab->types);
     kri_free(vocab->offsets);
     kri_free(vocab->bytes);
     *vocab = (kri_vocab_t){0};

@@ -19,10 +19,12 @@ static void require(bool condition) {
 }
 
 static void use_array(const kri_gguf_array_t *array) {
-    uint64_t sum = 0, step = array->n > 4096 ? array->n / 4096 : 1;
+    const bool is_text = array->type == KRI_GGUF_STRING;
+    uint64_t sum = 0, at = 0, step = !is_text && array->n > 4096 ? array->n / 4096 : 1;
     for (uint64_t i = 0; i < array->n; i += step) {
-        if (array->type == KRI_GGUF_STRING) {
-            kri_str_t text = kri_gguf_array_str(array, i);
+        if (is_text) {
+            kri_str_t text = {0};
+            require(kri_gguf_array_next(array, &at, &text));
             if (text.n_bytes) sum += (uint8_t)text.data[0] + (uint8_t)text.data[text.n_bytes - 1];
         } else if (array->type == KRI_GGUF_F32 || array->type == KRI_GGUF_F64) {
             sum += kri_gguf_array_f32(array, i) > 0;
@@ -30,6 +32,7 @@ static void use_array(const kri_gguf_array_t *array) {
             sum += (uint64_t)kri_gguf_array_int(array, i);
         }
     }
+    require(!is_text || at == array->n_bytes);
     sink += sum;
 }
 
@@ -131,7 +134,7 @@ static void find_fields(const uint8_t *data, size_t n_bytes, fields_t *fields) {
     for (uint64_t i = 0; i < n_kvs; i++) {
         kri_gguf_kv_t kv;
         add_field(fields, cursor.pos, 8);
-        if (kri_gguf_read_kv(&cursor, &kv, NULL, 0) != KR_OK) return;
+        if (kri_gguf_read_kv(&cursor, &kv) != KR_OK) return;
         uint64_t type_at = (uint64_t)((const uint8_t *)kv.key - data) + kv.key_bytes;
         uint32_t n_value = kri_gguf_type_bytes(kv.type);
         add_field(fields, type_at, 4);

@@ -167,7 +167,7 @@ TEST(image_is_synced_while_the_model_stays_open) {
     place_t p;
     enter(&p);
     kr_model_t model = open_at(&p);
-    assert_true(wait_for(&p, ".kra", 2)); /* the image and its record */
+    assert_true(wait_for(&p, ".kra", 3)); /* image, tables, record */
     kr_model_close(model);
     assert_int_equal(count_files(&p, ".kru", 0, NULL), 0);
     assert_true(use(&p));
@@ -188,7 +188,7 @@ TEST(image_is_not_written_while_somebody_computes) {
         usleep(300000);
         has_rested = count_files(&p, ".kra", 0, NULL) == 0;
         kri_weights_end(model);
-        assert_true(wait_for(&p, ".kra", 2));
+        assert_true(wait_for(&p, ".kra", 3));
         kr_model_close(model);
     }
     assert_true(has_rested);
@@ -203,7 +203,7 @@ TEST(image_of_a_hurried_close_is_synced_by_a_later_open) {
     image_path(&p, path);
     kr_model_t model = open_at(&p);
     assert_true(kri_image_is_mapped(model));
-    assert_true(wait_for(&p, ".kra", 2));
+    assert_true(wait_for(&p, ".kra", 3));
     kr_model_close(model);
     assert_int_equal(count_files(&p, ".kru", 0, NULL), 0);
     leave(&p);
@@ -565,13 +565,13 @@ TEST(cache_verify_finds_what_is_damaged) {
     assert_int_equal(seen.n, 0);
     assert_false(use(&p));
     assert_status(kr_cache_verify(p.cache, see, &seen, NULL), KR_OK);
-    assert_int_equal(seen.n, 2);
-    assert_int_equal(seen.n_good, 2);
+    assert_int_equal(seen.n, 3);
+    assert_int_equal(seen.n_good, 3);
     image_path(&p, path);
     flip(path, DATA_OFFSET + 4000000);
     seen = (seen_t){0, 0, 0, 0};
     assert_status(kr_cache_verify(p.cache, see, &seen, NULL), KR_OK);
-    assert_int_equal(seen.n_good, 1);
+    assert_int_equal(seen.n_good, 2);
     assert_int_equal(seen.n_corrupt, 1);
     seen = (seen_t){0, 0, 0, 1};
     assert_status(kr_cache_verify(p.cache, see, &seen, NULL), KR_E_CANCELLED);

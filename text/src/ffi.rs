@@ -7,13 +7,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
 
 use crate::error::{Error, Result, Status};
+use crate::tables::Tables;
 use crate::template::{Message, Template};
-use crate::tokenizer::{Encoded, INPUT_MAX, Tokenizer};
+use crate::tokenizer::{self, Decoded, Encoded, INPUT_MAX, Tokenizer};
 use crate::vocab::Vocab;
 
-const TOKENS_MAX: usize = 4 << 20;
+pub const TOKENS_MAX: usize = 4 << 20;
 const MERGES_MAX: usize = 8 << 20;
-const TOKEN_BYTES_MAX: u64 = 64 << 10;
+pub const TOKEN_BYTES_MAX: u64 = 64 << 10;
 const MESSAGES_MAX: usize = 2048;
 const OK: i32 = 0;
 
@@ -29,6 +30,8 @@ pub struct KrtVocab {
     offsets: *const u64,
     types: *const u8,
     scores: *const f32,
+    decoded: *const u8,
+    decoded_offsets: *const u32,
     n_tokens: usize,
     merges: *const u8,
     merge_offsets: *const u64,
@@ -37,8 +40,6 @@ pub struct KrtVocab {
     pre_bytes: usize,
     unk: i32,
     is_spm: i32,
-    space_prefix: i32,
-    reserved: i32,
 }
 
 #[repr(C)]
@@ -155,7 +156,7 @@ fn check_offsets(offsets: &[u64], part_max: u64, what: &str) -> Result<usize> {
 
 /// # Safety
 /// The arrays of `desc` have the lengths krt.h gives them.
-unsafe fn build(desc: &KrtVocab) -> Result<Tokenizer> {
+unsafe fn build(desc: &KrtVocab) -> Result<Vec<u8>> {
     if desc.n_tokens == 0 || desc.n_tokens > TOKENS_MAX {
         let message = format!("vocabulary of {} tokens, limit {TOKENS_MAX}", desc.n_tokens);
         return Err(Error::new(Status::Limit, message));
@@ -168,10 +169,14 @@ unsafe fn build(desc: &KrtVocab) -> Result<Tokenizer> {
     let n_bytes = check_offsets(offsets, TOKEN_BYTES_MAX, "token")?;
     let types = unsafe { slice(desc.types, desc.n_tokens) };
     let vocab = Vocab::new(unsafe { slice(desc.text, n_bytes) }, offsets, types);
+    let decoded_offsets = unsafe { slice(desc.decoded_offsets, desc.n_tokens + 1) };
+    let n_bytes = decoded_offsets[desc.n_tokens] as usize;
+    let decoded =
+        Decoded { bytes: unsafe { slice(desc.decoded, n_bytes) }, offsets: decoded_offsets };
     if desc.is_spm != 0 {
         let scores = unsafe { slice(desc.scores, desc.n_tokens) };
         let unk = u32::try_from(desc.unk).ok().filter(|&id| (id as usize) < desc.n_tokens);
-        return Tokenizer::spm(vocab, scores, unk, desc.space_prefix != 0);
+        return tokenizer::build_spm(&vocab, decoded, scores, unk);
     }
     let empty = [0];
     let merge_offsets = match desc.n_merges {
@@ -181,22 +186,83 @@ unsafe fn build(desc: &KrtVocab) -> Result<Tokenizer> {
     let n_bytes = check_offsets(merge_offsets, 2 * TOKEN_BYTES_MAX + 1, "merge rule")?;
     let merges = unsafe { slice(desc.merges, n_bytes) };
     let pre = unsafe { slice(desc.pre, desc.pre_bytes) };
-    Tokenizer::bpe(vocab, pre, merges, merge_offsets)
+    tokenizer::build_bpe(&vocab, decoded, pre, merges, merge_offsets)
+}
+
+/// # Safety
+/// See krt.h.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn krt_tables_build(
+    desc: *const KrtVocab,
+    tables: *mut *mut u8,
+    n_bytes: *mut usize,
+    error: *mut KrtError,
+) -> i32 {
+    guard(error, || {
+        let built = unsafe { build(&*desc) }?.into_boxed_slice();
+        unsafe { *n_bytes = built.len() };
+        unsafe { *tables = Box::into_raw(built).cast() };
+        Ok(())
+    })
+}
+
+/// # Safety
+/// See krt.h.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn krt_tables_free(tables: *mut u8, n_bytes: usize) {
+    if !tables.is_null() {
+        drop(unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(tables, n_bytes)) });
+    }
 }
 
 /// # Safety
 /// See krt.h.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn krt_tokenizer_create(
-    desc: *const KrtVocab,
+    tables: *const u8,
+    n_bytes: usize,
+    pre: *const u8,
+    pre_bytes: usize,
+    is_spm: i32,
+    space_prefix: i32,
     tokenizer: *mut *mut Tokenizer,
     error: *mut KrtError,
 ) -> i32 {
     guard(error, || {
-        let built = unsafe { build(&*desc) }?;
-        unsafe { *tokenizer = Box::into_raw(Box::new(built)) };
+        // SAFETY: krt.h has the caller keep the tables, unchanged, until the tokenizer is gone.
+        let tables = Tables::open(unsafe { slice::<'static>(tables, n_bytes) })?;
+        if tables.is_spm != (is_spm != 0) {
+            let message = "tokenizer tables: of another kind of vocabulary";
+            return Err(Error::new(Status::BadFormat, message));
+        }
+        let pre = unsafe { slice(pre, pre_bytes) };
+        let opened = Tokenizer::open(tables, pre, space_prefix != 0)?;
+        unsafe { *tokenizer = Box::into_raw(Box::new(opened)) };
         Ok(())
     })
+}
+
+/// # Safety
+/// See krt.h.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn krt_tokenizer_n_tokens(tokenizer: *const Tokenizer) -> u32 {
+    unsafe { &*tokenizer }.tables.n_tokens
+}
+
+/// # Safety
+/// See krt.h.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn krt_tokenizer_token(
+    tokenizer: *const Tokenizer,
+    id: u32,
+    n_bytes: *mut usize,
+    kind: *mut u8,
+) -> *const u8 {
+    let tables = &unsafe { &*tokenizer }.tables;
+    let bytes = tables.decoded(id);
+    unsafe { *n_bytes = bytes.len() };
+    unsafe { *kind = tables.type_byte(id) };
+    bytes.as_ptr()
 }
 
 /// # Safety
@@ -245,7 +311,6 @@ pub unsafe extern "C" fn krt_tokenizer_encode(
 pub unsafe extern "C" fn krt_template_create(
     source: *const u8,
     n_bytes: usize,
-    tokenizer: *const Tokenizer,
     bos: *const u8,
     bos_bytes: usize,
     eos: *const u8,
@@ -259,7 +324,7 @@ pub unsafe extern "C" fn krt_template_create(
         // A special token that is not UTF-8 cannot be printed by a template: it stays empty.
         let bos = unsafe { text(bos, bos_bytes, "bos") }.unwrap_or("");
         let eos = unsafe { text(eos, eos_bytes, "eos") }.unwrap_or("");
-        let built = Template::new(source, unsafe { &*tokenizer }, bos, eos)?;
+        let built = Template::new(source, bos, eos)?;
         unsafe { *template = Box::into_raw(Box::new(built)) };
         Ok(())
     })

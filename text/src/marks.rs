@@ -6,14 +6,13 @@
 //! character of an unfinished spelling, at its start before the last character of a finished one.
 //! A control token of a single character cannot be broken that way, so templates never make one.
 
-use crate::added::Added;
+use crate::added::{Added, has_longer_reversed};
 use crate::error::{Error, Result, Status};
+use crate::tables::{Section, Tables};
 
 pub struct Marks {
-    /// Control spellings of two characters and more, sorted; and the same with bytes reversed.
-    forward: Vec<Vec<u8>>,
-    backward: Vec<Vec<u8>>,
-    longest: usize,
+    tables: Tables,
+    control: Added,
 }
 
 /// A noncharacter that occurs in none of the texts.
@@ -43,21 +42,16 @@ fn noncharacter_lead(bytes: &[u8]) -> impl Iterator<Item = usize> + '_ {
 }
 
 impl Marks {
-    pub fn new(spellings: &[String]) -> Self {
-        let long = || spellings.iter().filter(|text| text.chars().nth(1).is_some());
-        let mut forward: Vec<Vec<u8>> = long().map(|text| text.as_bytes().to_vec()).collect();
-        let mut backward: Vec<Vec<u8>> = long().map(|text| text.bytes().rev().collect()).collect();
-        forward.sort_unstable();
-        backward.sort_unstable();
-        let longest = forward.iter().map(Vec::len).max().unwrap_or(0);
-        Marks { forward, backward, longest }
+    pub fn new(tables: Tables) -> Self {
+        let control = Added::new(tables, Section::Control, Section::ControlStarts);
+        Marks { tables, control }
     }
 
     /// `text` with markers, or None if it needs none.
-    pub fn apply(&self, text: &str, control: &Added, marker: char) -> Option<String> {
+    pub fn apply(&self, text: &str, marker: char) -> Option<String> {
         let mut places = Vec::new();
         let mut at = 0;
-        while let Some(start) = control.first(&text[at..]) {
+        while let Some(start) = self.control.first(&text[at..]) {
             // Each place where a spelling starts: its first character is cut off the rest.
             let first = text[at + start..].chars().next().map_or(1, char::len_utf8);
             places.push(at + start + first);
@@ -83,10 +77,10 @@ impl Marks {
 
     fn unfinished_end(&self, text: &str, places: &mut Vec<usize>) {
         for (at, ch) in text.char_indices().rev() {
-            if text.len() - at >= self.longest {
+            if text.len() - at >= self.tables.control_max {
                 return;
             }
-            if has_longer(&self.forward, &text.as_bytes()[at..]) {
+            if self.control.has_longer(&text.as_bytes()[at..]) {
                 places.push(at + ch.len_utf8());
             }
         }
@@ -96,21 +90,15 @@ impl Marks {
         let mut reversed = Vec::new();
         for (at, ch) in text.char_indices() {
             let end = at + ch.len_utf8();
-            if end >= self.longest {
+            if end >= self.tables.control_max {
                 return;
             }
             reversed.splice(0..0, text.as_bytes()[at..end].iter().rev().copied());
-            if has_longer(&self.backward, &reversed) {
+            if has_longer_reversed(&self.tables, &reversed) {
                 places.push(at);
             }
         }
     }
-}
-
-/// Whether a spelling in the sorted list begins with `prefix` and is longer.
-fn has_longer(sorted: &[Vec<u8>], prefix: &[u8]) -> bool {
-    let from = sorted.partition_point(|text| text.as_slice() <= prefix);
-    sorted.get(from).is_some_and(|text| text.starts_with(prefix))
 }
 
 /// Rendered text between two control tokens, markers removed.
@@ -124,21 +112,12 @@ pub fn unmark(text: &str, marker: Option<char>) -> std::borrow::Cow<'_, str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vocab::Vocab;
-
-    fn setup(spellings: &[&str]) -> (Added, Marks) {
-        let mut offsets = vec![0u64];
-        for text in spellings {
-            offsets.push(offsets[offsets.len() - 1] + text.len() as u64);
-        }
-        let vocab = Vocab::new(spellings.concat().as_bytes(), &offsets, &vec![3; spellings.len()]);
-        let texts: Vec<String> = spellings.iter().map(|t| t.to_string()).collect();
-        (Added::new(&vocab, &[3]).unwrap(), Marks::new(&texts))
-    }
+    use crate::tables::tests::tables_of;
+    use crate::vocab::kind;
 
     fn mark(spellings: &[&str], text: &str) -> String {
-        let (control, marks) = setup(spellings);
-        let marked = marks.apply(text, &control, '\u{FDD0}').unwrap_or_else(|| text.into());
+        let marks = Marks::new(tables_of(spellings, kind::CONTROL));
+        let marked = marks.apply(text, '\u{FDD0}').unwrap_or_else(|| text.into());
         assert_eq!(unmark(&marked, Some('\u{FDD0}')), text);
         marked.replace('\u{FDD0}', "_")
     }

@@ -215,13 +215,22 @@ pub struct Splitter {
     pub keep_whole: bool,
 }
 
+fn row_of(name: &[u8]) -> Result<&'static Row> {
+    let row = ROWS.iter().find(|row| row.names.iter().any(|n| n.as_bytes() == name));
+    row.ok_or_else(|| {
+        let message = format!("pre-tokenizer {} is not supported", quote(name));
+        Error::new(Status::Unsupported, message)
+    })
+}
+
+/// Whether words that are tokens stay whole under this rule.
+pub fn keeps_whole(name: &[u8]) -> Result<bool> {
+    Ok(row_of(name)?.keep_whole)
+}
+
 impl Splitter {
     pub fn new(name: &[u8]) -> Result<Self> {
-        let row = ROWS.iter().find(|row| row.names.iter().any(|n| n.as_bytes() == name));
-        let Some(row) = row else {
-            let message = format!("pre-tokenizer {} is not supported", quote(name));
-            return Err(Error::new(Status::Unsupported, message));
-        };
+        let row = row_of(name)?;
         let stages = row.rules.iter().map(stage).collect::<Result<_>>()?;
         Ok(Splitter { stages, keep_whole: row.keep_whole })
     }

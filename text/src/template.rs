@@ -27,7 +27,6 @@ const FUEL_BYTES: u64 = 4;
 pub struct Template {
     env: Environment<'static>,
     program: Program,
-    marks: Marks,
     bos: String,
     eos: String,
 }
@@ -38,7 +37,7 @@ pub struct Message<'a> {
 }
 
 impl Template {
-    pub fn new(source: &str, tokenizer: &Tokenizer, bos: &str, eos: &str) -> Result<Self> {
+    pub fn new(source: &str, bos: &str, eos: &str) -> Result<Self> {
         if source.len() > SOURCE_MAX {
             let message = format!("chat template has {} bytes, limit {SOURCE_MAX}", source.len());
             return Err(Error::new(Status::Limit, message));
@@ -60,8 +59,7 @@ impl Template {
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         let program =
             syntax.and_then(|syntax| Program::new(source, &syntax)).map_err(template_error)?;
-        let marks = Marks::new(&tokenizer.control_texts);
-        Ok(Template { env, program, marks, bos: bos.to_owned(), eos: eos.to_owned() })
+        Ok(Template { env, program, bos: bos.to_owned(), eos: eos.to_owned() })
     }
 
     /// The prompt text of a conversation.
@@ -107,7 +105,8 @@ impl Template {
     ) -> Result<(String, Option<char>)> {
         let marker = free_marker(messages.iter().flat_map(|m| [m.role, m.content]))?;
         let mut marked = false;
-        let mut mark = |text: &str| match self.marks.apply(text, &tokenizer.control, marker) {
+        let marks = Marks::new(tokenizer.tables);
+        let mut mark = |text: &str| match marks.apply(text, marker) {
             Some(text) => {
                 marked = true;
                 Value::from(text)

@@ -2,12 +2,13 @@
 //! Control tokens are looked for only when the caller asks (parse_special); user-defined tokens
 //! are ordinary vocabulary with a fixed spelling and are always looked for.
 
-use crate::added::{Added, Segment};
-use crate::bpe::Bpe;
+use crate::added::{self, Added, Segment};
+use crate::bpe::{self, Bpe};
 use crate::error::Result;
 use crate::merge::Merger;
-use crate::split::Splitter;
-use crate::spm::Spm;
+use crate::split::{self, Splitter};
+use crate::spm::{self, Spm};
+use crate::tables::{Builder, Section, Tables};
 use crate::vocab::{Vocab, kind};
 
 pub const INPUT_MAX: usize = 16 << 20;
@@ -21,10 +22,9 @@ enum Model {
 
 pub struct Tokenizer {
     model: Model,
+    pub tables: Tables,
     pub control: Added,
     user: Added,
-    /// Spellings of the control tokens, for templates.
-    pub control_texts: Vec<String>,
     /// No token stands for more bytes of text than this; 0 where bytes can stand for no token.
     longest: usize,
 }
@@ -33,6 +33,14 @@ pub struct Tokenizer {
 pub struct Encoded {
     pub ids: Vec<i32>,
     pub n_more: usize,
+}
+
+/// What each token stands for in text.
+#[derive(Clone, Copy)]
+pub struct Decoded<'a> {
+    pub bytes: &'a [u8],
+    /// One more than there are tokens.
+    pub offsets: &'a [u32],
 }
 
 /// Where an encoding stands between two segments.
@@ -71,21 +79,22 @@ impl<'a> Cursor<'a> {
 }
 
 impl Tokenizer {
-    pub fn bpe(vocab: Vocab, pre: &[u8], merges: &[u8], offsets: &[u64]) -> Result<Self> {
-        let splitter = Splitter::new(pre)?;
-        let (control, user, control_texts) = added(&vocab)?;
-        let longest = vocab.text_max();
-        let bpe = Bpe::new(vocab, merges, offsets, splitter.keep_whole)?;
-        let longest = if bpe.has_all_bytes() { longest } else { 0 };
-        Self { model: Model::Bpe { splitter, bpe }, control, user, control_texts, longest }.probed()
-    }
-
-    pub fn spm(vocab: Vocab, scores: &[f32], unk: Option<u32>, space_prefix: bool) -> Result<Self> {
-        let (control, user, control_texts) = added(&vocab)?;
-        let longest = vocab.text_max();
-        let spm = Spm::new(vocab, scores, unk)?;
-        let model = Model::Spm { spm, space_prefix };
-        Self { model, control, user, control_texts, longest }.probed()
+    /// `pre` is the name of the pre-tokenizer rule, `space_prefix` is of SentencePiece.
+    pub fn open(tables: Tables, pre: &[u8], space_prefix: bool) -> Result<Self> {
+        let mut longest = tables.token_max;
+        let model = if tables.is_spm {
+            Model::Spm { spm: Spm::new(tables), space_prefix }
+        } else {
+            let splitter = Splitter::new(pre)?;
+            let bpe = Bpe::new(tables, splitter.keep_whole);
+            if !bpe.has_all_bytes() {
+                longest = 0;
+            }
+            Model::Bpe { splitter, bpe }
+        };
+        let control = Added::new(tables, Section::Control, Section::ControlStarts);
+        let user = Added::new(tables, Section::User, Section::UserStarts);
+        Self { model, tables, control, user, longest }.probed()
     }
 
     /// Encodes one varied string, so that a tokenizer that cannot encode fails at load.
@@ -153,13 +162,60 @@ impl Tokenizer {
     }
 }
 
-fn added(vocab: &Vocab) -> Result<(Added, Added, Vec<String>)> {
-    const CONTROL: &[u8] = &[kind::CONTROL, kind::UNKNOWN];
-    let control = Added::new(vocab, CONTROL)?;
-    let user = Added::new(vocab, &[kind::USER_DEFINED])?;
-    let texts = vocab
-        .ids_of(CONTROL)
-        .filter_map(|id| std::str::from_utf8(vocab.text(id)).ok().map(str::to_owned))
-        .collect();
-    Ok((control, user, texts))
+/// Tables of a vocabulary: what both kinds have around what `own` puts. `indexed`: words are looked
+/// up by their spelling; `room`: bytes that `own` needs.
+fn build(
+    vocab: &Vocab,
+    decoded: Decoded,
+    is_spm: bool,
+    indexed: bool,
+    room: usize,
+    own: impl FnOnce(&mut Builder) -> Result<()>,
+) -> Result<Vec<u8>> {
+    let control = added::sorted(vocab, &[kind::CONTROL, kind::UNKNOWN])?;
+    let user = added::sorted(vocab, &[kind::USER_DEFINED])?;
+    let mut reversed = control.clone();
+    reversed.sort_by(|&a, &b| vocab.text(a).iter().rev().cmp(vocab.text(b).iter().rev()));
+    let control_max = control.iter().map(|&id| vocab.text(id).len()).max().unwrap_or(0);
+    let n_indexed = if indexed { vocab.texts().len() + 14 * vocab.len() } else { 0 };
+    let n_common = decoded.bytes.len() + 5 * vocab.len() + 8 * control.len() + 4 * user.len();
+    let mut builder = Builder::new(n_common + n_indexed + room + (8 << 10));
+    builder.bytes(Section::Decoded, decoded.bytes);
+    builder.words(Section::DecodedOffsets, decoded.offsets.iter().copied());
+    builder.bytes(Section::Types, vocab.types());
+    if indexed {
+        builder.bytes(Section::Text, vocab.texts());
+        let offsets = vocab.offsets().iter().map(|&offset| offset as u32);
+        builder.words(Section::TextOffsets, offsets);
+        builder.words(Section::Index, vocab.ids.iter().copied());
+        builder.bytes(Section::IndexTags, &vocab.tags);
+    }
+    own(&mut builder)?;
+    added::build(&mut builder, vocab, &control, Section::Control, Section::ControlStarts);
+    builder.words(Section::ControlReversed, reversed.into_iter());
+    added::build(&mut builder, vocab, &user, Section::User, Section::UserStarts);
+    Ok(builder.finish(vocab, is_spm, control_max))
+}
+
+/// `unk` stands in for bytes the vocabulary has no token for.
+pub fn build_spm(
+    vocab: &Vocab,
+    decoded: Decoded,
+    scores: &[f32],
+    unk: Option<u32>,
+) -> Result<Vec<u8>> {
+    let room = 4 * vocab.len() + spm::FILTER_BYTES;
+    build(vocab, decoded, true, true, room, |builder| spm::build(builder, vocab, scores, unk))
+}
+
+pub fn build_bpe(
+    vocab: &Vocab,
+    decoded: Decoded,
+    pre: &[u8],
+    merges: &[u8],
+    offsets: &[u64],
+) -> Result<Vec<u8>> {
+    let whole = split::keeps_whole(pre)?;
+    let room = 2 * (bpe::PAIR_BYTES + 1) * offsets.len();
+    build(vocab, decoded, false, whole, room, |builder| bpe::build(builder, vocab, merges, offsets))
 }

@@ -182,10 +182,14 @@ TEST(gguf_arrays_are_typed) {
     kri_gguf_array_t array;
     assert_status(kri_gguf_get_array(gguf, "v.strings", KRI_GGUF_STRING, &array, NULL), KR_OK);
     assert_int_equal(array.n, 3);
-    kri_str_t item = kri_gguf_array_str(&array, 2);
-    assert_int_equal(item.n_bytes, 4);
-    assert_memory_equal(item.data, "t\xc3\xa4g", 4);
-    assert_int_equal(kri_gguf_array_str(&array, 1).n_bytes, 0);
+    kri_str_t items[3], none;
+    uint64_t at = 0;
+    for (int i = 0; i < 3; i++) assert_true(kri_gguf_array_next(&array, &at, &items[i]));
+    assert_false(kri_gguf_array_next(&array, &at, &none));
+    assert_int_equal(at, array.n_bytes);
+    assert_int_equal(items[1].n_bytes, 0);
+    assert_int_equal(items[2].n_bytes, 4);
+    assert_memory_equal(items[2].data, "t\xc3\xa4g", 4);
     assert_status(kri_gguf_get_array(gguf, "v.ints", KRI_GGUF_I32, &array, NULL), KR_OK);
     for (int i = 0; i < 4; i++) assert_int_equal(kri_gguf_array_int(&array, (uint64_t)i), i - 2);
     assert_status(kri_gguf_get_array(gguf, "v.floats", KRI_GGUF_F32, &array, NULL), KR_OK);
