@@ -5,7 +5,8 @@
 //! never a read outside it. Numbers are little-endian.
 //!
 //! Header: magic, u32 version, u32 n_tokens, u64 seed, u32 is_spm, u32 bytes of the longest control
-//! spelling, u32 of the longest text of any token, u32 0, then {u64 offset, u64 bytes} of each section, which follow in order.
+//! spelling, u32 of the longest text of any token, u32 0, then {u64 offset, u64 bytes} of each
+//! section, which follow in order.
 
 use std::ops::Range;
 
