@@ -13,6 +13,7 @@
 
 #include "base/alloc.h"
 #include "base/os.h"
+#include "model/artifact_cache.h"
 #include "model/model.h"
 #include "model/packed_image.h"
 #include "tiny.h"
@@ -540,6 +541,162 @@ TEST(image_open_survives_every_failing_allocation) {
             if (status == KR_OK && k > 60) break;
         }
         assert_true(use(&p));
+    }
+    leave(&p);
+}
+
+/* ---- tables of the tokenizer ---------------------------------------------------------------- */
+
+/* The file of the tables: smaller than an image, larger than a record. */
+static void tables_path(const place_t *p, char *path) {
+    const int n_images = count_files(p, ".kra", DATA_OFFSET, NULL) +
+                         count_files(p, ".kru", DATA_OFFSET, NULL);
+    char found[400];
+    DIR *folder = opendir(p->cache);
+    assert_non_null(folder);
+    int n = 0;
+    for (struct dirent *entry; (entry = readdir(folder));) {
+        struct stat st;
+        snprintf(found, sizeof(found), "%s/%s", p->cache, entry->d_name);
+        if (stat(found, &st) != 0 || !S_ISREG(st.st_mode)) continue;
+        if (st.st_size <= 4112 || st.st_size >= DATA_OFFSET) continue;
+        strcpy(path, found);
+        n++;
+    }
+    closedir(folder);
+    assert_int_equal(n_images, 1);
+    assert_int_equal(n, 1);
+}
+
+static const char sample[] = "The sea, 12 \xC3\xA9\xE6\xBC\xA2 <s></s> the\n\n end";
+
+typedef struct tokens_s {
+    kr_token_t ids[128];
+    size_t n;
+} tokens_t;
+
+/* Opens, tokenizes, closes; true when the tables came from their file. */
+static bool use_tables(const place_t *p, tokens_t *tokens) {
+    size_t n_bytes = 0;
+    kr_model_t model = open_at(p);
+    const bool is_mapped = kri_image_tables(model, &n_bytes) != NULL;
+    memset(tokens, 0, sizeof(*tokens));
+    assert_status(kr_model_tokenize(model, sample, strlen(sample), KR_TOKENIZE_PARSE_SPECIAL,
+                                    tokens->ids, 128, &tokens->n, NULL), KR_OK);
+    assert_true(tokens->n > 0);
+    kr_model_close(model);
+    return is_mapped;
+}
+
+static void check_tables(const place_t *p, const tokens_t *expected, bool is_mapped) {
+    tokens_t tokens;
+    assert_int_equal(use_tables(p, &tokens), is_mapped);
+    assert_memory_equal(&tokens, expected, sizeof(tokens));
+}
+
+TEST(tables_of_the_first_open_are_mapped_by_the_second) {
+    place_t p;
+    tokens_t expected;
+    char path[400];
+    enter(&p);
+    p.params.cache_dir = "";
+    assert_false(use_tables(&p, &expected));
+    p.params.cache_dir = p.cache;
+    check_tables(&p, &expected, false);
+    check_tables(&p, &expected, true);
+    p.params.vocab_only = 1; /* weights or not */
+    check_tables(&p, &expected, true);
+    p.params.vocab_only = 0;
+    /* Without its file alone: the image is used, the tables are written again. */
+    tables_path(&p, path);
+    assert_int_equal(unlink(path), 0);
+    kr_model_t model = open_at(&p);
+    assert_true(kri_image_is_mapped(model));
+    kr_model_close(model);
+    check_tables(&p, &expected, true);
+    assert_true(use(&p));
+    assert_int_equal(n_warnings, 0);
+    leave(&p);
+}
+
+TEST(tables_only_leave_no_folder) {
+    place_t p;
+    tokens_t tokens;
+    enter(&p);
+    p.params.vocab_only = 1;
+    assert_false(use_tables(&p, &tokens));
+    assert_int_equal(access(p.cache, F_OK), -1);
+    assert_int_equal(n_warnings, 0);
+    leave(&p);
+}
+
+TEST(tables_with_any_damage_are_never_used) {
+    place_t p;
+    tokens_t expected;
+    char path[400];
+    enter(&p);
+    assert_false(use_tables(&p, &expected));
+    /* Every field of the file's header and of the tables', then anywhere. */
+    static const long flips[] = {0, 8, 12, 16, 24, 32, 40, 48, 60, 4095, 4096, 4104, 4108, 4112,
+                                 4120, 4124, 4128, 4136, 4144, 4152};
+    const size_t n_flips = sizeof(flips) / sizeof(flips[0]);
+    uint64_t random = 3;
+    for (size_t i = 0; i < n_flips + 30; i++) {
+        struct stat st;
+        tables_path(&p, path);
+        assert_int_equal(stat(path, &st), 0);
+        random = random * 6364136223846793005u + 1442695040888963407u;
+        if (i < n_flips) flip(path, flips[i]);
+        else if (i % 3) flip(path, 4096 + (long)(random >> 33) % (st.st_size - 4096));
+        else assert_int_equal(truncate(path, (long)(random >> 33) % st.st_size), 0);
+        n_warnings = 0;
+        check_tables(&p, &expected, false);
+        assert_int_equal(n_warnings, 1);
+        assert_non_null(strstr(last_warning, "not usable"));
+        check_tables(&p, &expected, true); /* written anew */
+        assert_true(use(&p));              /* and the image is untouched */
+        assert_int_equal(n_warnings, 1);
+    }
+    leave(&p);
+}
+
+static kr_status_t put_foreign(const char *dir, const char *key, const void *bytes, size_t n) {
+    kri_artifact_cache_t cache;
+    const kri_artifact_content_t content = {bytes, NULL, n, 0};
+    assert_status(kri_artifact_cache_init(&cache, dir, 0), KR_OK);
+    assert_true(kri_artifact_discard(&cache, key));
+    const kr_status_t status =
+        kri_artifact_write(&cache, key, &content, (kri_artifact_pace_t){NULL, NULL}, NULL);
+    kri_artifact_cache_deinit(&cache);
+    return status;
+}
+
+/* Whole files with good checksums whose content is something else. */
+TEST(tables_of_something_else_are_removed) {
+    place_t p;
+    tokens_t expected;
+    char path[400], key[128] = "";
+    enter(&p);
+    assert_false(use_tables(&p, &expected));
+    tables_path(&p, path);
+    FILE *file = fopen(path, "rb");
+    assert_non_null(file);
+    assert_int_equal(fseek(file, 48, SEEK_SET), 0);
+    assert_int_equal(fread(key, 1, 100, file), 100); /* zeros follow the key */
+    fclose(file);
+    assert_memory_equal(key, "text/1 ", 7);
+    static const char *const contents[] = {"x", "KRTEXT\0\0", "KRTEXT\0\0\1\0\0\0\377\0\0\0abc"};
+    static const size_t sizes[] = {1, 8, 19};
+    for (int i = 0; i < 3; i++) {
+        assert_status(put_foreign(p.cache, key, contents[i], sizes[i]), KR_OK);
+        n_warnings = 0;
+        tokens_t tokens;
+        (void)use_tables(&p, &tokens);
+        assert_memory_equal(&tokens, &expected, sizeof(tokens));
+        assert_int_equal(n_warnings, 1);
+        assert_non_null(strstr(last_warning, "not of this model"));
+        check_tables(&p, &expected, true);
+        assert_int_equal(n_warnings, 1);
     }
     leave(&p);
 }
