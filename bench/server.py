@@ -326,13 +326,16 @@ def metrics_round(args, model, prompts, n_pairs):
     return pairs
 
 
-def interval(ratios):
-    """(mean, low, high): geometric mean of independent rounds and its 95 % interval."""
-    logs = [math.log(ratio) for ratio in ratios]
-    mean, n = statistics.fmean(logs), len(logs)
-    wide = STUDENT_95[min(n - 1, len(STUDENT_95)) - 1] * statistics.stdev(logs) / n ** 0.5 \
-        if n > 1 else math.inf
-    return math.exp(mean), math.exp(mean - wide), math.exp(mean + wide)
+def mean_line(bench, figure, model, ratios):
+    """The geometric mean of independent rounds, and its 95 % interval."""
+    logs, n = [math.log(ratio) for ratio in ratios], len(ratios)
+    value, details = statistics.geometric_mean(ratios), {"verdict": "inconclusive"}
+    if n > 1:
+        wide = STUDENT_95[min(n - 1, len(STUDENT_95)) - 1] * statistics.stdev(logs) / n ** 0.5
+        low, high = value * math.exp(-wide), value * math.exp(wide)
+        details = {"spread": high - low, "low": low, "high": high,
+                   "verdict": "inconclusive" if low < 0.99 <= high else "steady"}
+    bench.line(figure, model, value, "≥ 0.99", value >= 0.99, rounds=ratios, **details)
 
 
 def metrics(bench, models):
@@ -345,12 +348,8 @@ def metrics(bench, models):
     bench.reports.append({"figure": "metrics", "model": model.stem, "rounds": rounds})
     for at, figure in enumerate(("throughput, metrics scraped each second / off",
                                  "CPU time for a token, metrics off / scraped each second")):
-        ratios = [math.exp(statistics.fmean(math.log(pair[at]) for pair in pairs))
-                  for pairs in rounds]
-        value, low, high = interval(ratios)
-        bench.line(figure, model, value, "≥ 0.99", value >= 0.99, rounds=ratios,
-                   spread=high - low, low=low, high=high,
-                   verdict="inconclusive" if low < 0.99 <= high else "steady")
+        mean_line(bench, figure, model, [statistics.geometric_mean(pair[at] for pair in pairs)
+                                         for pairs in rounds])
 
 
 def scrape(port):

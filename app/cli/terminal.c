@@ -61,7 +61,6 @@ void cli_terminal_init(void) {
 }
 
 bool cli_stdin_is_terminal(void) { return state.in_terminal; }
-bool cli_stderr_is_terminal(void) { return state.err_terminal; }
 
 /* ---- stdout ------------------------------------------------------------------------------- */
 

@@ -13,7 +13,6 @@
 /* Looks what the three descriptors are, ignores SIGPIPE, catches SIGINT and SIGTERM. */
 void cli_terminal_init(void);
 bool cli_stdin_is_terminal(void);
-bool cli_stderr_is_terminal(void);
 
 /* Writes to stdout at once. KR_E_IO and KR_E_NOSPC have been reported by cli_out_finish only;
  * KR_E_CANCELLED: the reader has closed the pipe, nobody wants more. */

@@ -73,7 +73,6 @@ void call_release(call_t *call) {
 server_t *call_server(const call_t *call) { return call->params.server; }
 const endpoint_t *call_endpoint(const call_t *call) { return call->params.endpoint; }
 const principal_t *call_principal(const call_t *call) { return &call->params.principal; }
-const char *call_id(const call_t *call) { return call->id; }
 const char *call_tail(const call_t *call) { return call->tail; }
 bool call_can_stream(const call_t *call) { return call->params.sink->can_stream; }
 

@@ -1,5 +1,5 @@
 /* call.h: one request to an endpoint and where its answer goes. Endpoints know neither sockets nor
- * files: HTTP (http_sink.c), `kr batch` and, later, JSON-RPC bring a sink each.
+ * files: HTTP (http_sink.c), `kr batch` (batch.c) and the probe (probe.c) bring a sink each.
  *
  * A call is reference-counted; whoever will answer later holds it. Exactly one answer: call_reply,
  * call_fail, or a stream. Any thread. */
@@ -78,7 +78,6 @@ void call_release(call_t *call);
 server_t *call_server(const call_t *call);
 const endpoint_t *call_endpoint(const call_t *call);
 const principal_t *call_principal(const call_t *call);
-const char *call_id(const call_t *call);
 const char *call_tail(const call_t *call); /* C string */
 bool call_can_stream(const call_t *call);
 /* The body as an object, which belongs to the call; NULL: already answered with the error. */

@@ -298,12 +298,6 @@ void http_stream_end(http_exchange_t *exchange, bool whole) {
     pthread_mutex_unlock(&exchange->mutex);
 }
 
-void http_exchange_flush(http_exchange_t *exchange) {
-    pthread_mutex_lock(&exchange->mutex);
-    flush_locked(exchange);
-    pthread_mutex_unlock(&exchange->mutex);
-}
-
 /* ---- the watcher ----------------------------------------------------------------------------- */
 
 void http_watch(http_exchange_t *exchange, http_gone_fn gone, http_taken_fn taken, void *user) {

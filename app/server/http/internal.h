@@ -94,8 +94,6 @@ void http_exchange_detach(http_exchange_t *exchange, bool is_gone);
 void http_exchange_taken(http_exchange_t *exchange, size_t n_bytes);
 /* Answers with the error body of the contract. */
 void http_exchange_fail(http_exchange_t *exchange, http_refusal_t refusal, bool closes);
-/* Puts what has been written on the list of what is sent. */
-void http_exchange_flush(http_exchange_t *exchange);
 
 /* answer.c: the head of an answer. n_length UINT64_MAX: a stream. False: no memory. */
 bool http_put_head(kri_buffer_t *out, const http_exchange_t *exchange, const http_answer_t *answer,

@@ -268,6 +268,18 @@ static void whole_text(const char *reply, uint32_t index, char *out, size_t cap)
 static const char *const COMPLETIONS = "/v1/completions";
 static const char *const CHAT = "/v1/chat/completions";
 
+static const char *const LONG_STREAM = "{\"prompt\":\"a\",\"max_tokens\":400,\"ignore_eos\":true,"
+                                       "\"stream\":true}";
+
+/* A stream without credits, which holds a sequence. */
+static client_t *hold(server_t *server) {
+    client_t *client = client_create(LONG_STREAM);
+    client->takes = false;
+    start(server, client, COMPLETIONS);
+    WAIT_FOR(client, client->n_writes > 0);
+    return client;
+}
+
 /* ---- tests ----------------------------------------------------------------------------------- */
 
 TEST(job_streams_what_it_answers_whole) {
@@ -401,22 +413,16 @@ TEST(job_goes_on_through_tokens_that_show_nothing) {
 
 TEST(job_ends_what_runs_when_the_client_goes) {
     server_t *server = make_server(1, 64);
-    static const char long_one[] = "{\"prompt\":\"a\",\"max_tokens\":400,\"ignore_eos\":true%s}";
-    char stream[256], plain[256];
-    snprintf(stream, sizeof stream, long_one, ",\"stream\":true");
-    snprintf(plain, sizeof plain, long_one, "");
+    static const char plain[] = "{\"prompt\":\"a\",\"max_tokens\":400,\"ignore_eos\":true}";
 
-    client_t *early = client_create(stream); /* before the submit */
+    client_t *early = client_create(LONG_STREAM); /* before the submit */
     early->goes_at_watch = true;
     start(server, early, COMPLETIONS);
     client_destroy(early);
 
-    client_t *running = client_create(stream); /* it holds the only sequence, without credits */
-    running->takes = false;
-    start(server, running, COMPLETIONS);
-    WAIT_FOR(running, running->n_writes > 0);
+    client_t *running = hold(server); /* the only sequence */
     client_t *queued = ask(server, COMPLETIONS, plain);
-    client_t *queued_stream = ask(server, COMPLETIONS, stream);
+    client_t *queued_stream = ask(server, COMPLETIONS, LONG_STREAM);
     client_leave(queued_stream);
     client_destroy(queued_stream);
     client_leave(queued);
@@ -426,7 +432,7 @@ TEST(job_ends_what_runs_when_the_client_goes) {
     client_destroy(running);
     wait_idle(server);
 
-    client_t *decoding = client_create(stream);
+    client_t *decoding = client_create(LONG_STREAM);
     decoding->goes_at_write = 3;
     start(server, decoding, COMPLETIONS);
     client_destroy(decoding);
@@ -493,8 +499,7 @@ TEST(job_tells_streams_that_the_server_ends) {
     running->takes = false;
     start(server, running, CHAT);
     WAIT_FOR(running, running->n_writes > 0);
-    client_t *queued = client_create("{\"prompt\":\"a\",\"max_tokens\":400,\"ignore_eos\":true,"
-                                     "\"stream\":true}");
+    client_t *queued = client_create(LONG_STREAM);
     queued->takes = false;
     start(server, queued, COMPLETIONS);
     assert_int_equal(job_count(), 2);
@@ -619,11 +624,7 @@ TEST(job_pools_more_prompts_than_the_queue_holds) {
 /* Its own prompts must not make each other wait until the queue's time is over. */
 TEST(job_with_pooling_submits_few_long_prompts_at_a_time) {
     server_t *server = make_server(1, 64);
-    client_t *holder = client_create("{\"prompt\":\"a\",\"max_tokens\":400,\"ignore_eos\":true,"
-                                     "\"stream\":true}");
-    holder->takes = false; /* it holds the only sequence */
-    start(server, holder, COMPLETIONS);
-    WAIT_FOR(holder, holder->n_writes > 0);
+    client_t *holder = hold(server);
     client_t *client = client_create("");
     free(client->body);
     client->body = calloc(1, 1 << 16);
@@ -653,11 +654,7 @@ TEST(job_with_pooling_submits_few_long_prompts_at_a_time) {
 
 TEST(job_with_pooling_ends_when_the_client_goes) {
     server_t *server = make_server(1, 64);
-    client_t *holder = client_create("{\"prompt\":\"a\",\"max_tokens\":400,\"ignore_eos\":true,"
-                                     "\"stream\":true}");
-    holder->takes = false; /* it holds the only sequence */
-    start(server, holder, COMPLETIONS);
-    WAIT_FOR(holder, holder->n_writes > 0);
+    client_t *holder = hold(server);
     client_t *queued = ask_vectors(server, 200, "");
     client_leave(queued);
     client_destroy(queued);
