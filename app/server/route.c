@@ -28,13 +28,25 @@ static size_t put_id(call_style_t style, const char *id, char *out, size_t cap) 
     return (size_t)snprintf(out, cap, "request-id: %s\r\n", id);
 }
 
-/* Answers in place of an endpoint. fields: more lines, or NULL. */
+/* The lines that let a page of an allowed origin see the answer. */
+static void put_cors(const http_request_t *request, char *out, size_t cap) {
+    const http_text_t origin = http_field(request, "origin");
+    out[0] = '\0';
+    if (origin.n_bytes == 0 || origin.n_bytes > 320) return;
+    (void)snprintf(out, cap,
+                   "Access-Control-Allow-Origin: %.*s\r\nVary: Origin\r\n"
+                   "Access-Control-Expose-Headers: X-Request-Id, request-id, Retry-After\r\n",
+                   (int)origin.n_bytes, origin.data);
+}
+
+/* Answers in place of an endpoint. fields: more lines, or NULL. A page of an allowed origin may see
+ * why, but for the refusals of its origin and Host themselves. */
 static void refuse(http_exchange_t *exchange, call_style_t style, const char *code,
                    const char *fields, const char *format, ...)
     __attribute__((format(printf, 5, 6)));
 static void refuse(http_exchange_t *exchange, call_style_t style, const char *code,
                    const char *fields, const char *format, ...) {
-    char message[512], lines[256];
+    char message[512], cors[640] = "", lines[1024];
     va_list args;
     va_start(args, format);
     (void)vsnprintf(message, sizeof message, format, args);
@@ -42,7 +54,10 @@ static void refuse(http_exchange_t *exchange, call_style_t style, const char *co
     const error_row_t *row = error_find(code);
     const char *id = http_request(exchange)->id;
     const size_t n = put_id(style, id, lines, sizeof lines);
-    (void)snprintf(lines + n, sizeof lines - n, "%s%s",
+    const bool is_access = strcmp(code, "host_not_allowed") == 0 ||
+                           strcmp(code, "origin_not_allowed") == 0;
+    if (!is_access) put_cors(http_request(exchange), cors, sizeof cors);
+    (void)snprintf(lines + n, sizeof lines - n, "%s%s%s", cors,
                    row->has_retry ? "Retry-After: 1\r\n" : "", fields != NULL ? fields : "");
     kri_buffer_t body;
     kri_buffer_init(&body, BODY_BYTES_MAX);
@@ -108,17 +123,6 @@ static bool check_access(const server_t *server, http_exchange_t *exchange, call
     refuse(exchange, style, "origin_not_allowed", NULL,
            "pages of this Origin may not use this server (--allowed-origin)");
     return false;
-}
-
-/* The lines that let a page of an allowed origin see the answer. */
-static void put_cors(const http_request_t *request, char *out, size_t cap) {
-    const http_text_t origin = http_field(request, "origin");
-    out[0] = '\0';
-    if (origin.n_bytes == 0 || origin.n_bytes > 320) return;
-    (void)snprintf(out, cap,
-                   "Access-Control-Allow-Origin: %.*s\r\nVary: Origin\r\n"
-                   "Access-Control-Expose-Headers: X-Request-Id, request-id, Retry-After\r\n",
-                   (int)origin.n_bytes, origin.data);
 }
 
 /* A page asks whether it may: its origin has been checked already. */
