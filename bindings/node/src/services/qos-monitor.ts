@@ -97,7 +97,10 @@ export class QosMonitor {
 
   /** A generation has ended. */
   record(sample: QosSample): void {
-    this.samples.push({ ...sample, at: this.clock.now() });
+    const now = this.clock.now();
+    // Nobody may ever ask for a report.
+    while (this.samples[0] && now - this.samples[0].at > this.windowMs) this.samples.shift();
+    this.samples.push({ ...sample, at: now });
     if (this.samples.length > SAMPLES_MAX) this.samples.splice(0, SAMPLES_MAX / 10);
   }
 
