@@ -2,6 +2,7 @@
 // only `undefined` fits, with a message that says why: it is refused by name.
 import { z } from 'zod';
 import { ENGINE_ERROR_CODES } from './errors.js';
+import { fieldWithLoneSurrogate } from './rpc/surrogates.js';
 
 const refused = (why: string) => z.undefined({ error: why }).optional();
 const int = (min: number, max = Number.MAX_SAFE_INTEGER) => z.number().int().min(min).max(max);
@@ -85,7 +86,9 @@ export const GeneratorParamsSchema = z.strictObject({
 });
 
 export const CreateGeneratorOptionsSchema = z.strictObject({
-  signal: z.custom<AbortSignal>((value) => value instanceof AbortSignal, {
+  // By its form: one of another realm (a window, a test's sandbox) is as good.
+  signal: z.custom<AbortSignal>((value) => typeof value === 'object' && value !== null
+    && 'aborted' in value && 'addEventListener' in value, {
     error: 'must be an AbortSignal',
   }).optional(),
   streamId: StreamIdSchema.optional(),
@@ -137,7 +140,10 @@ export const LoadModelOptionsSchema = z.strictObject({
 
 export const TokenizeRequestSchema = z.strictObject({
   model: ModelIdSchema,
-  text: z.string(),
+  // Looked at here, because it may share a message with the requests of others.
+  text: z.string().refine((text) => fieldWithLoneSurrogate(text) === undefined, {
+    error: 'holds half a surrogate pair, which is no character',
+  }),
   addBos: z.boolean().optional(),
 });
 export const TokenizeResponseSchema = z.object({

@@ -180,6 +180,7 @@ test('loads: what a file settles by itself is accepted where it says nothing', (
 
 test('validators say what is wrong, their asserting forms throw it', () => {
   assert.deepEqual(validateTokenizeRequest({ model: 'm', text: '' }), { valid: true, errors: [] });
+  assert.equal(validateTokenizeRequest({ model: 'm', text: 'a\ud800' }).valid, false);
   assert.deepEqual(validateTokenizeRequest({ model: 'm' }),
     { valid: false, errors: ["'text' must be a string"] });
   assert.equal(checkTokenizeRequest({ model_id: 'm', text: 'x', add_bos: false }).addBos, false);

@@ -177,6 +177,22 @@ test('lesson 8: calls under way are limited; others wait, a bounded number of th
   assert.equal(connection.nPending, 0);
 });
 
+test('half a surrogate pair is refused by its field, before it could spoil a line', async () => {
+  const transport = new ScriptedTransport(({ params }) => params);
+  const connection = new RpcConnection(transport, LIMITS);
+  for (const [params, field] of [
+    [{ text: 'a\ud800' }, 'text'], [{ requests: [{ text: '\udc00b' }] }, 'requests.0.text'],
+    [{ messages: [{ content: 'x' }, { content: '\ud83d' }] }, 'messages.1.content'],
+  ] as const) {
+    const error = await failure(connection.call('a', params, LIMIT), 'InvalidParams');
+    assert.equal((error.details as { field: string }).field, field);
+  }
+  assert.equal(transport.sent.length, 0);
+  for (const text of ['\ud83d\ude00', '\\ud800', 'a\u0000b']) {
+    assert.deepEqual(await connection.call('a', { text }, LIMIT), { text });
+  }
+});
+
 test('an end of the child settles every call at once, with its last words', async (t) => {
   const path = childScript('dying', `console.error('out of luck'); process.exit(3);`);
   const { connection, transport, closed } = connect(t, path);

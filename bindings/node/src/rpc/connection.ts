@@ -5,6 +5,7 @@ import {
   EngineClientError, TimeoutError, cancelled, errorOfWire, toEngineError,
 } from '../errors.js';
 import type { WireError } from '../errors.js';
+import { fieldWithLoneSurrogate, mayHoldLoneSurrogate } from './surrogates.js';
 import type { Transport } from '../transport/transport.js';
 import type { Tensors } from './tensors.js';
 
@@ -78,6 +79,13 @@ export class RpcConnection {
     const message = JSON.stringify({
       jsonrpc: '2.0', id, method, params: shared?.params ?? params,
     });
+    const half = mayHoldLoneSurrogate(message) ? fieldWithLoneSurrogate(params) : undefined;
+    if (half !== undefined) {
+      if (shared !== undefined) this.tensors?.release(shared.given);
+      return Promise.reject(new EngineClientError('InvalidParams',
+        `${method}: '${half}' holds half a surrogate pair, which is no character`,
+        { method, field: half }));
+    }
     return new Promise((resolve, reject) => {
       const began = performance.now();
       const onAbort = (): void => finish(cancelled(method, signal?.reason), undefined);
