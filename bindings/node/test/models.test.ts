@@ -5,7 +5,7 @@ import { ModelManager } from '../src/core/model-manager.js';
 import type { ManagerOptions, WireModel } from '../src/core/model-manager.js';
 import { EngineClientError } from '../src/errors.js';
 import { collectChunks } from '../src/index.js';
-import { KR, failure, makeEngine, makeTinyEngine, tinyModel } from './support.js';
+import { KR, eventually, failure, makeEngine, makeTinyEngine, tinyModel } from './support.js';
 import { execFileSync } from 'node:child_process';
 
 const GREEDY = { model: 'tiny', prompt: 'Hello', temperature: 0, maxTokens: 4, ignoreEos: true };
@@ -137,6 +137,20 @@ test('lesson 20: who needs a model waits until it is ready, or hears why it is n
   assert.match(error.message, /no such file/);
   failures.delete('b');
   assert.equal((await manager.load({ model: 'b' })).state, 'ready');
+});
+
+test('an unload waits for generations that have just ended, not for those under way', async () => {
+  const { manager, calls, failures } = rig();
+  await manager.load({ model: 'a' });
+  failures.set('a', new EngineClientError('ServerError', 'busy', { data: { kr_status: 14 } }));
+  const release = await manager.acquire('a');
+  await failure(manager.unload('a'), 'ServerError');
+  release();
+  const unloading = manager.unload('a');
+  await eventually('it has asked again', () => calls.length >= 4);
+  failures.delete('a');
+  await unloading;
+  assert.equal(manager.get('a'), undefined);
 });
 
 test('drafts: pairs are kept in both directions and end with either', async () => {

@@ -3,6 +3,7 @@
 // runtime: they are loaded again, and who needs one waits for it. At capacity the least recently used
 // model that nothing uses makes room.
 import { EngineClientError, toEngineError } from '../errors.js';
+import { isBusy } from '../rpc/client.js';
 import type { RequestOptions } from '../rpc/client.js';
 import type {
   GeneratorParams, InvalidationReason, LoadModelOptions, ModelDescriptor, ModelHandle,
@@ -12,6 +13,7 @@ import type {
 const FAILED_MAX = 64;
 /** A model that takes the runtime down while it loads is not tried for ever. */
 const RELOAD_CRASHES_MAX = 2;
+const LEAVING_MS = 30_000;
 
 export interface WireModel {
   model_id: string;
@@ -449,7 +451,7 @@ export class ModelManager {
   /** What is known here is forgotten only when the runtime has agreed. */
   private async runUnload(entry: Entry): Promise<void> {
     try {
-      await this.options.call('unload_model', { model_id: entry.id }, { model: entry.id });
+      await this.askToUnload(entry);
     } catch (thrown) {
       entry.work = undefined;
       if ((entry.state as State) === 'lost') { // it went with the runtime
@@ -463,6 +465,25 @@ export class ModelManager {
     this.forget(entry.id);
     this.options.onInvalidated(entry.id, 'unload');
     this.options.onUnloaded(entry.id);
+  }
+
+  /** A generation whose end was told may be a moment from having left the model: that is waited for.
+   * One that is really under way is the caller's affair. */
+  private async askToUnload(entry: Entry): Promise<void> {
+    const began = performance.now();
+    for (let pauseMs = 1; ; pauseMs = Math.min(pauseMs * 2, 50)) {
+      try {
+        await this.options.call('unload_model', { model_id: entry.id }, { model: entry.id });
+        return;
+      } catch (error) {
+        const isLeaving = entry.nUses === 0 && isBusy(error as EngineClientError)
+          && performance.now() - began < LEAVING_MS;
+        if (!isLeaving) throw error;
+        await new Promise((resolve) => {
+          setTimeout(resolve, pauseMs);
+        });
+      }
+    }
   }
 
   private forget(id: string): void {
