@@ -98,7 +98,6 @@ typedef struct kri_plan_s {
     kri_task_t *const *out_tasks; /* [step.n_out_rows] whose logits row it is; hidden_rows stand in
                                      the order of tasks */
     uint32_t n_rows_decode, n_rows_prefill;
-    uint64_t predicted_ns;   /* 0 = nothing measured yet */
 } kri_plan_t;
 /* Whether a task waits or has rows to compute; *streams: one that runs has generated. */
 bool kri_sched_has_work(const kri_sched_t *sched, bool *streams);

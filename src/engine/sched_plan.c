@@ -278,8 +278,7 @@ static void fill_plan(planning_t *p, kri_plan_t *plan) {
     for (uint32_t i = 0; i < p->n_tasks; i++) fill_task(s, i, &step);
     *plan = (kri_plan_t){
         .step = step, .tasks = s->plan_tasks, .out_tasks = s->out_tasks,
-        .n_rows_decode = p->n_decode, .n_rows_prefill = step.n_rows - p->n_decode,
-        .predicted_ns = (uint64_t)kri_cost_predict_ns(&s->cost, &p->cost)};
+        .n_rows_decode = p->n_decode, .n_rows_prefill = step.n_rows - p->n_decode};
     s->plan_rows = p->cost;
 }
 

@@ -86,7 +86,6 @@ typedef struct kri_step_s {
     const uint32_t *hidden_rows; /* [n_hidden_rows], ascending: they give final hidden states */
     uint32_t n_groups;
     const kri_kv_group_t *groups;
-    const int32_t *adapters;     /* [n_rows]; NULL until LoRA is built */
     const uint32_t *cancel;      /* read with __atomic_load_n; non-zero: stop between layers */
 } kri_step_t;
 
