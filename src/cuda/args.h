@@ -43,7 +43,6 @@ typedef struct kri_cu_step_s {
     const int32_t *tokens;       /* [n_rows] */
     const int32_t *positions;    /* [n_rows] */
     const uint32_t *row_seq;     /* [n_rows] */
-    const uint32_t *out_rows;    /* [n_out_rows] */
     const uint32_t *decode_rows; /* rows that attend one by one */
     const kri_cu_tile_t *tiles;  /* the others */
     const kri_cu_seq_t *seqs;

@@ -1,8 +1,6 @@
 /* device.c: see device.h. */
 #include "cuda/device.h"
 
-#include <stdio.h>
-
 #include "base/alloc.h"
 #include "base/error.h"
 #include "base/mutex.h"
@@ -13,7 +11,6 @@ struct kri_cuda_s {
     uint32_t n_refs;
     int device, n_processors, lost; /* lost: the driver's code, atomic; 0 = none */
     void *context, *modules[KRI_CUDA_N_IMAGES], *functions[KRI_CUDA_N_KERNELS];
-    char level[16];
     uint64_t bytes_used; /* atomic */
 };
 
@@ -59,10 +56,10 @@ static kr_status_t find_device(kri_cuda_t *c, kr_error_t *error) {
         code = c->driver.device_attribute(&c->n_processors, KRI_CUDA_ATTR_PROCESSORS, c->device);
     }
     if (code != KRI_CUDA_SUCCESS) return fail(c, code, "be opened", error);
-    snprintf(c->level, sizeof c->level, "sm_%d%d", major, minor);
     if (major == 9 && minor == 0) return KR_OK;
     return KRI_FAIL(error, KR_E_UNSUPPORTED, "device",
-                    "the CUDA device is %s: kernels are built for sm_90 (Hopper) only", c->level);
+                    "the CUDA device is sm_%d%d: kernels are built for sm_90 (Hopper) only", major,
+                    minor);
 }
 
 static kr_status_t load_kernels(kri_cuda_t *c, kr_error_t *error) {
@@ -144,10 +141,6 @@ void kri_cuda_close(kri_cuda_t *cuda) {
     kri_mutex_unlock(&mutex);
 }
 
-const char *kri_cuda_level(const kri_cuda_t *cuda) {
-    (void)cuda;
-    return "sm_90"; /* find_device accepts no other */
-}
 uint32_t kri_cuda_processors(const kri_cuda_t *cuda) { return (uint32_t)cuda->n_processors; }
 
 /* ---- memory --------------------------------------------------------------------------------- */
@@ -249,7 +242,6 @@ void kri_cuda_launch(kri_cuda_stream_t *stream, kri_cuda_kernel_t kernel, kri_cu
     union { const void *in; void *out; } first = {.in = args}; /* the driver only reads it */
     void *params[] = {first.out};
     if (stream->error != KRI_CUDA_SUCCESS) return;
-    stream->n_launches++;
     keep_error(stream, stream->cuda->driver.launch(&config, stream->cuda->functions[kernel],
                                                    params, NULL));
 }

@@ -20,8 +20,7 @@ typedef struct kri_cuda_s kri_cuda_t;
  * kernel missing), KR_E_DEVICE_LOST; the message says which. */
 kr_status_t kri_cuda_open(kri_cuda_t **cuda, kr_error_t *error);
 void kri_cuda_close(kri_cuda_t *cuda);
-const char *kri_cuda_level(const kri_cuda_t *cuda);    /* "sm_90", static */
-uint32_t kri_cuda_processors(const kri_cuda_t *cuda);  /* multiprocessors */
+uint32_t kri_cuda_processors(const kri_cuda_t *cuda); /* multiprocessors */
 
 /* Memory of the device. KR_E_DEVICE_NOMEM says what was needed and what is free; `what` names it.
  * Contents are whatever was there. */
@@ -44,7 +43,6 @@ typedef struct kri_cuda_stream_s {
     kri_cuda_t *cuda;
     void *handle;
     int error; /* the driver's code, 0 = none */
-    uint64_t n_launches;
 } kri_cuda_stream_t;
 kr_status_t kri_cuda_stream_open(kri_cuda_t *cuda, kri_cuda_stream_t *stream, kr_error_t *error);
 void kri_cuda_stream_close(kri_cuda_stream_t *stream);

@@ -23,8 +23,7 @@ typedef struct kri_cuda_exec_s {
     float *gate_up;           /* [n_rows_max][2 n_ff] */
     uint16_t *unpacked;       /* [unpacked_items]: weights of a product as bf16 */
     size_t unpacked_items;
-    float *partials;          /* [partial_floats] */
-    size_t partial_floats;
+    float *partials;          /* [kri_cuda_partial_floats] */
 } kri_cuda_exec_t;
 
 /* Weights on the device: parts of quantised types lie as packed for the CPU (pack.h), parts of

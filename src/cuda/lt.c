@@ -158,7 +158,6 @@ bool kri_cuda_lt_gemm(kri_cuda_lt_t *lt, kri_cuda_stream_t *stream, const kri_cu
     if (stream->error) return true; /* nothing is done after an error */
     const plan_t *plan = find_plan(lt, g);
     if (!plan->a) return false;
-    stream->n_launches++;
     return lt->library.matmul(lt->handle, lt->desc, &alpha, g->b, plan->a, g->a, plan->b, &beta,
                               g->c, plan->c, g->c, plan->c, plan->found.algorithm, lt->workspace,
                               KRI_CUDA_LT_BYTES, stream->handle) == 0;

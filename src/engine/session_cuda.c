@@ -20,7 +20,7 @@
 typedef struct layout_s {
     size_t x, branch, qkv, attn, cos_sin[2], q8, f32, bf16, gate_up, unpacked, partials, logits,
         tables, total;
-    size_t unpacked_items, partial_floats, table_bytes;
+    size_t unpacked_items, table_bytes;
     uint32_t logit_rows, pages_per_seq, n_tiles;
 } layout_t;
 
@@ -91,7 +91,6 @@ static bool make_layout(const struct kr_model_s *m, const kr_session_info_t *inf
     l->pages_per_seq = (uint32_t)kri_ceil_div(info->n_ctx, KRI_PAGE_TOKENS);
     l->n_tiles = info->n_rows_max / KRI_CU_TILE + info->n_seqs;
     l->unpacked_items = kri_cuda_unpacked_items(p.n_in_max);
-    l->partial_floats = kri_cuda_partial_floats(PROCESSORS_MAX, hp->head_dim);
     l->table_bytes = place_tables(info->n_rows_max, info->n_seqs, l->n_tiles, &tables);
     return kri_mul_size((size_t)info->n_seqs * m->n_kv_groups, l->pages_per_seq, &pages) &&
            kri_mul_size(pages, sizeof(uint32_t), &pages) &&
@@ -104,7 +103,7 @@ static bool make_layout(const struct kr_model_s *m, const kr_session_info_t *inf
            place(&at, info->n_rows_max, p.n_in_max * sizeof(uint16_t), &l->bf16) &&
            place(&at, p.ff, 2 * f, &l->gate_up) &&
            place(&at, l->unpacked_items, sizeof(uint16_t), &l->unpacked) &&
-           place(&at, l->partial_floats, f, &l->partials) &&
+           place(&at, kri_cuda_partial_floats(PROCESSORS_MAX, hp->head_dim), f, &l->partials) &&
            place(&at, l->logit_rows, hp->n_vocab * f, &l->logits) &&
            place(&at, l->table_bytes, 1, &l->tables) && (l->total = at, true);
 }
@@ -186,7 +185,7 @@ static void bind_scratch(kri_session_cuda_t *s) {
         .f32 = floats_at(s, l->f32), .bf16 = (uint16_t *)(void *)(s->scratch + l->bf16),
         .gate_up = floats_at(s, l->gate_up), .unpacked_items = l->unpacked_items,
         .unpacked = (uint16_t *)(void *)(s->scratch + l->unpacked),
-        .partials = floats_at(s, l->partials), .partial_floats = l->partial_floats};
+        .partials = floats_at(s, l->partials)};
     s->exec = (kri_exec_t){.ops = &kri_cuda_ops, .device = &s->ops, .n_threads = 1};
     s->logits = floats_at(s, l->logits);
     s->tables = s->scratch + l->tables;
@@ -214,7 +213,7 @@ static kr_status_t open_on(kri_session_cuda_t *s, struct kr_model_s *model,
     }
     KR_TRY(kri_cuda_stream_open(s->cuda, &s->stream, error));
     KR_TRY(check_memory(s, model, info, error));
-    KR_TRY(kri_cuda_weights_get(model, s->cuda, pool, info->n_threads, &s->weights, error));
+    KR_TRY(kri_cuda_weights_get(model, pool, info->n_threads, &s->weights, error));
     KR_TRY(kri_cuda_alloc(s->cuda, "activations", s->layout.total, &scratch, error));
     s->scratch = scratch;
     s->lt = kri_cuda_lt_open(s->cuda);
@@ -339,7 +338,6 @@ static void bind_step(kri_session_cuda_t *s, const kri_step_t *step, const table
         .tokens = (const int32_t *)(const void *)(base + t->tokens),
         .positions = (const int32_t *)(const void *)(base + t->positions),
         .row_seq = (const uint32_t *)(const void *)(base + t->row_seq),
-        .out_rows = (const uint32_t *)(const void *)(base + t->out_rows),
         .decode_rows = (const uint32_t *)(const void *)(base + t->decode_rows),
         .tiles = (const kri_cu_tile_t *)(const void *)(base + t->tiles),
         .seqs = (const kri_cu_seq_t *)(const void *)(base + t->seqs),
@@ -347,7 +345,7 @@ static void bind_step(kri_session_cuda_t *s, const kri_step_t *step, const table
     *own = *step;
     own->tokens = s->ops.step.tokens;
     own->positions = NULL; /* the host's; the ops have their own */
-    own->out_rows = s->ops.step.out_rows;
+    own->out_rows = (const uint32_t *)(const void *)(base + t->out_rows);
     own->hidden_rows = (const uint32_t *)(const void *)(base + t->hidden_rows);
     s->exec.step = own;
 }
@@ -431,18 +429,14 @@ static kr_status_t fetch_hidden(kri_session_cuda_t *s, const tables_t *t, uint32
 static kr_status_t run_long(kri_session_cuda_t *s, const tables_t *t, kri_step_t *own,
                             float *logits, float *hidden, bool *is_bad, kr_error_t *error) {
     const struct kr_model_s *m = &s->weights->model;
-    const uint32_t n_out = own->n_out_rows;
+    const uint32_t n_out = own->n_out_rows, *out_rows = own->out_rows;
     own->n_out_rows = 0;
-    const kr_status_t status = forward(s, t);
-    if (status == KR_E_CANCELLED) {
-        KR_TRY(kri_cuda_wait(&s->stream, error));
-        return status;
-    }
+    KR_TRY(forward(s, t));
     KR_TRY(fetch_hidden(s, t, own->n_hidden_rows, hidden, is_bad, error));
     own->n_hidden_rows = 0;
     for (uint32_t row = 0; row < n_out; row += s->layout.logit_rows) {
         own->n_out_rows = n_out - row < s->layout.logit_rows ? n_out - row : s->layout.logit_rows;
-        own->out_rows = s->ops.step.out_rows + row;
+        own->out_rows = out_rows + row;
         kri_forward_outputs(m, &s->exec, &s->state, s->logits);
         const size_t n = (size_t)own->n_out_rows * m->hp.n_vocab;
         kri_cuda_finite(&s->stream, s->logits, n, flag_of(s, t));
@@ -468,17 +462,20 @@ kr_status_t kri_session_cuda_run(kri_session_cuda_t *s, const kri_step_t *step, 
                                       hp->n_heads, hp->n_kv_heads, most_pages(step));
     s->ops.cancel = step->cancel;
     kri_cuda_copy_in(&s->stream, s->tables, s->host, n_bytes);
+    kr_status_t status;
     if (step->n_rows == step->n_seqs && step->n_out_rows <= s->layout.logit_rows &&
         step->n_hidden_rows == 0) {
-        const kr_status_t status = run_decode(s, &t);
-        if (status == KR_E_CANCELLED) {
-            KR_TRY(kri_cuda_wait(&s->stream, error));
-            return status;
+        status = run_decode(s, &t);
+        if (status == KR_OK) {
+            status = fetch(s, &t, s->logits, (size_t)step->n_out_rows * hp->n_vocab, logits,
+                           &is_bad, error);
         }
-        KR_TRY(fetch(s, &t, s->logits, (size_t)step->n_out_rows * hp->n_vocab, logits, &is_bad,
-                     error));
     } else {
-        KR_TRY(run_long(s, &t, &own, logits, hidden, &is_bad, error));
+        status = run_long(s, &t, &own, logits, hidden, &is_bad, error);
+    }
+    if (status != KR_OK) {
+        KR_TRY(kri_cuda_wait(&s->stream, error)); /* a cancelled step; an error is told here */
+        return status;
     }
     return is_bad ? KR_E_NUMERIC : KR_OK;
 }

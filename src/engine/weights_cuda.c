@@ -198,12 +198,10 @@ bool kri_cuda_weights_are_loaded(struct kr_model_s *model) {
     return are;
 }
 
-kr_status_t kri_cuda_weights_get(struct kr_model_s *model, kri_cuda_t *cuda, kri_pool_t *pool,
-                                 uint32_t n_threads, const kri_cuda_weights_t **weights,
-                                 kr_error_t *error) {
+kr_status_t kri_cuda_weights_get(struct kr_model_s *model, kri_pool_t *pool, uint32_t n_threads,
+                                 const kri_cuda_weights_t **weights, kr_error_t *error) {
     kri_cuda_weights_t *made = NULL;
     uint64_t n_bytes = 0;
-    (void)cuda;
     KR_TRY(kri_cuda_weights_bytes(model, &n_bytes, error));
     kri_mutex_lock(&mutex);
     kr_status_t status = KR_OK;

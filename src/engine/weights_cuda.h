@@ -21,9 +21,8 @@ kr_status_t kri_cuda_weights_bytes(const struct kr_model_s *model, uint64_t *n_b
                                    kr_error_t *error);
 /* The model's weights on the device; copied by the first call. They live as long as the model.
  * pool: for the check of mapped weights. */
-kr_status_t kri_cuda_weights_get(struct kr_model_s *model, kri_cuda_t *cuda, kri_pool_t *pool,
-                                 uint32_t n_threads, const kri_cuda_weights_t **weights,
-                                 kr_error_t *error);
+kr_status_t kri_cuda_weights_get(struct kr_model_s *model, kri_pool_t *pool, uint32_t n_threads,
+                                 const kri_cuda_weights_t **weights, kr_error_t *error);
 /* Whether they are there already. */
 bool kri_cuda_weights_are_loaded(struct kr_model_s *model);
 

@@ -36,8 +36,7 @@ static device_t *device(void) {
         .gate_up = device_new(ROWS_MAX * 2 * 1024 * sizeof(float)),
         .unpacked_items = kri_cuda_unpacked_items(N_IN_MAX)};
     d.ops.unpacked = device_new(d.ops.unpacked_items * 2);
-    d.ops.partial_floats = kri_cuda_partial_floats(160, 512);
-    d.ops.partials = device_new(d.ops.partial_floats * sizeof(float));
+    d.ops.partials = device_new(kri_cuda_partial_floats(160, 512) * sizeof(float));
     d.exec = (kri_exec_t){.ops = &kri_cuda_ops, .device = &d.ops, .n_threads = 1};
     return &d;
 }

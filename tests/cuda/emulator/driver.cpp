@@ -30,13 +30,8 @@ static graph_t *recording;
 static int something;
 
 EXPORT cuInit(unsigned) { return 0; }
-EXPORT cuDriverGetVersion(int *version) { return *version = 13000, 0; }
 EXPORT cuDeviceGetCount(int *count) { return *count = 1, 0; }
 EXPORT cuDeviceGet(int *device, int) { return *device = 0, 0; }
-EXPORT cuDeviceGetName(char *name, int n_bytes, int) {
-    strncpy(name, "emulated", (size_t)n_bytes);
-    return 0;
-}
 EXPORT cuDeviceGetAttribute(int *value, int attribute, int) {
     *value = attribute == KRI_CUDA_ATTR_MAJOR ? 9 : attribute == KRI_CUDA_ATTR_MINOR ? 0 : 132;
     return 0;
