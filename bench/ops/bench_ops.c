@@ -69,10 +69,6 @@ static kr_dtype_t slot_dtype(const char *slot) {
     return KR_DTYPE_NONE;
 }
 
-static bool is_float(kr_dtype_t dtype) {
-    return dtype == KR_DTYPE_F32 || dtype == KR_DTYPE_F16 || dtype == KR_DTYPE_BF16;
-}
-
 /* Counted in bytes of the file format, so that a shape keeps its name when a layout changes. */
 static size_t linear_n_groups(const kri_bench_op_t *op) {
     const kri_dtype_info_t *info = kri_dtype_info(slot_dtype(op->slot));
@@ -93,7 +89,7 @@ static bool describe_linear(kri_bench_op_t *op, char *shape, size_t cap) {
     snprintf(shape, cap, "%zux%zu/n%zu", n_groups * KRI_GROUP_ROWS, n_in, n_tokens);
     op->bytes = (double)(n_groups * layout.group_bytes);
     op->flops = 2 * n_rows * (double)n_in * (double)n_tokens;
-    op->is_int8 = !is_float(dtype);
+    op->is_int8 = !kri_dtype_is_float(dtype);
     return true;
 }
 
@@ -133,7 +129,7 @@ static kr_status_t prepare_linear(kri_bench_case_t *bench) {
         return KR_E_NOMEM;
     }
     bench->act_stride = n_in * sizeof(float);
-    if (is_float(dtype)) return KR_OK;
+    if (kri_dtype_is_float(dtype)) return KR_OK;
     size_t n_blocks = n_in / KRI_Q8_ITEMS;
     bench->act_stride = n_blocks * sizeof(kri_q8_block_t);
     if (take(bench, 3, n_tokens * bench->act_stride) != KR_OK) return KR_E_NOMEM;

@@ -26,10 +26,6 @@ static kri_cuda_exec_t *own(const kri_exec_t *exec) { return exec->device; }
 
 static uint32_t ceil32(uint64_t a, uint64_t b) { return (uint32_t)kri_ceil_div(a, b); }
 
-static bool is_float(kr_dtype_t dtype) {
-    return dtype == KR_DTYPE_F32 || dtype == KR_DTYPE_F16 || dtype == KR_DTYPE_BF16;
-}
-
 static kr_status_t go_on(const kri_exec_t *exec) {
     const kri_cuda_exec_t *d = own(exec);
     if (d->stream->error) return KR_E_DEVICE_LOST;
@@ -148,7 +144,7 @@ static void matvec_type(const kri_exec_t *exec, const product_t *p, uint32_t fir
     kri_cu_matvec_t args = {
         .n_in = w->n_in, .n_tokens = p->n_rows, .accumulate = p->accumulate, .out = p->out,
         .out_stride = p->out_stride, .act = p->f32};
-    if (!is_float(dtype)) {
+    if (!kri_dtype_is_float(dtype)) {
         (void)kri_pack_layout(dtype, w->n_in, &layout); /* the binder did, so it fits */
         grid.n_threads = 32;
         while (grid.n_threads < 512 && grid.n_threads * 2 <= w->n_in / 32 * 16) grid.n_threads *= 2;
@@ -199,7 +195,7 @@ static void unpack(const kri_exec_t *exec, const kri_weight_part_t *part, uint32
     const kri_cuda_exec_t *d = own(exec);
     const uint64_t n = (uint64_t)n_rows * n_in;
     kri_cu_unpack_t args = {.w = part->packed, .n_in = n_in, .n_rows = n_rows, .out = d->unpacked};
-    if (is_float(part->dtype)) {
+    if (kri_dtype_is_float(part->dtype)) {
         const bool is_f32 = part->dtype == KR_DTYPE_F32;
         args.w += (size_t)row * n_in * (is_f32 ? 4 : 2);
         kri_cuda_launch(d->stream, is_f32 ? KRI_CUDA_unpack_f32 : KRI_CUDA_unpack_f16,
@@ -280,7 +276,7 @@ static kri_cu_acts_t forms_of(const kri_cuda_exec_t *d, const kri_weight_t *w, u
         return acts;
     }
     for (uint32_t i = 0; i < w->n_parts; i++) {
-        if (is_float(w->parts[i].dtype)) acts.f32 = d->f32;
+        if (kri_dtype_is_float(w->parts[i].dtype)) acts.f32 = d->f32;
         else acts.q8 = d->q8;
     }
     return acts;

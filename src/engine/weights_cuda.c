@@ -23,20 +23,16 @@ typedef struct upload_s {
     size_t at; /* next free byte of the block */
 } upload_t;
 
-static bool is_float(kr_dtype_t dtype) {
-    return dtype == KR_DTYPE_F32 || dtype == KR_DTYPE_F16 || dtype == KR_DTYPE_BF16;
-}
-
 static size_t aligned(uint64_t n) { return (size_t)((n + ALIGN - 1) / ALIGN * ALIGN); }
 
 /* Float matrices as in the file, the others as packed. */
 static uint64_t matrix_bytes(const kri_packed_tensor_t *t) {
-    return is_float(t->source->tensor.dtype) ? t->source->tensor.n_bytes : t->n_bytes;
+    return kri_dtype_is_float(t->source->tensor.dtype) ? t->source->tensor.n_bytes : t->n_bytes;
 }
 
 /* A tied head of a float type is the embedding's table. */
 static bool is_embedding(const struct kr_model_s *m, const kri_packed_tensor_t *t) {
-    return t->source->tensor.data == m->embed.data && is_float(m->embed.dtype);
+    return t->source->tensor.data == m->embed.data && kri_dtype_is_float(m->embed.dtype);
 }
 
 /* ---- vectors -------------------------------------------------------------------------------- */
@@ -132,7 +128,8 @@ static void copy_all(upload_t *u, const struct kr_model_s *m) {
     for (uint32_t i = 0; i < m->n_packed_tensors; i++) {
         const kri_packed_tensor_t *t = &m->packed_tensors[i];
         kri_weight_part_t *part = twin_part(m, w, t->part);
-        const void *from = is_float(part->dtype) ? t->source->tensor.data : t->part->packed;
+        const void *from = kri_dtype_is_float(part->dtype) ? t->source->tensor.data
+                                                           : t->part->packed;
         part->packed = is_embedding(m, t) ? w->model.embed.data
                                           : put(u, from, (size_t)matrix_bytes(t));
     }

@@ -29,17 +29,13 @@ static bool find_shape(kr_dtype_t dtype, shape_t *shape) {
     }
 }
 
-static bool is_float(kr_dtype_t dtype) {
-    return dtype == KR_DTYPE_F32 || dtype == KR_DTYPE_F16 || dtype == KR_DTYPE_BF16;
-}
-
 bool kri_pack_layout(kr_dtype_t dtype, size_t n_in, kri_pack_layout_t *layout) {
     shape_t shape;
     size_t super, scales, quants, scale_section, group;
     if (!find_shape(dtype, &shape) || n_in == 0) return false;
     const kri_dtype_info_t *info = kri_dtype_info(dtype);
     if (!info || n_in % info->block_items != 0) return false;
-    size_t n_units = is_float(dtype) ? n_in : n_in / 32;
+    size_t n_units = kri_dtype_is_float(dtype) ? n_in : n_in / 32;
     size_t n_supers = shape.super_bytes ? n_in / 256 : 0;
     if (!kri_mul_size(n_supers, shape.super_bytes, &super)) return false;
     if (!kri_mul_size(n_units, shape.scale_bytes, &scales)) return false;
@@ -78,7 +74,7 @@ static void pack_group(kr_dtype_t dtype, const kri_pack_layout_t *layout, const 
     /* Padding and missing rows are zero, so that equal weights give equal bytes (the packed
      * artifact is checksummed). */
     memset(group, 0, layout->group_bytes);
-    if (is_float(dtype)) {
+    if (kri_dtype_is_float(dtype)) {
         pack_group_float(src, row_bytes, n_rows, n_in, layout->quant_bytes / KRI_GROUP_ROWS,
                          group);
         return;
@@ -111,7 +107,7 @@ void kri_unpack_row(kr_dtype_t dtype, const uint8_t *packed, size_t n_in, size_t
     if (!kri_pack_layout(dtype, n_in, &layout)) return;
     const uint8_t *group = packed + row / KRI_GROUP_ROWS * layout.group_bytes;
     size_t r = row % KRI_GROUP_ROWS;
-    if (is_float(dtype)) {
+    if (kri_dtype_is_float(dtype)) {
         for (size_t k = 0; k < n_in; k++)
             out[k] = kri_block_element(dtype, group, k * KRI_GROUP_ROWS + r);
         return;
@@ -125,7 +121,7 @@ void kri_unpack_row(kr_dtype_t dtype, const uint8_t *packed, size_t n_in, size_t
 void kri_dequant_row(kr_dtype_t dtype, const void *src, size_t n_items, float *out) {
     const uint8_t *bytes = src;
     kri_block_t block;
-    if (is_float(dtype)) {
+    if (kri_dtype_is_float(dtype)) {
         for (size_t i = 0; i < n_items; i++) out[i] = kri_block_element(dtype, bytes, i);
         return;
     }

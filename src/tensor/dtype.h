@@ -23,6 +23,10 @@ kr_dtype_t kri_dtype_from_ggml(uint32_t ggml_id);
 const char *kri_ggml_type_name(uint32_t ggml_id);
 /* Bytes of n_items elements; false on overflow or when n_items is no multiple of the block. */
 bool kri_dtype_bytes(kr_dtype_t dtype, uint64_t n_items, uint64_t *n_bytes);
+/* F32, F16, BF16: elements that stand alone. */
+static inline bool kri_dtype_is_float(kr_dtype_t dtype) {
+    return dtype == KR_DTYPE_F32 || dtype == KR_DTYPE_F16 || dtype == KR_DTYPE_BF16;
+}
 
 /* A view over borrowed memory: row-major, rows of shape[n_dims-1] elements, outermost first. */
 typedef struct kri_tensor_s {

@@ -229,7 +229,7 @@ static void expect_part(const linear_case_t *c, const matrix_t *m, const float *
     if (c->n_rows <= KRI_CU_TOKENS) {
         kri_q8_block_t *q8 = must_alloc(c->n_in / 32 * sizeof *q8);
         kernels.quant_q8(x, c->n_in, q8);
-        const void *act = dtype_is_float(m->dtype) ? (const void *)x : q8;
+        const void *act = kri_dtype_is_float(m->dtype) ? (const void *)x : q8;
         kri_kernels_linear(&kernels, m->dtype)(m->packed, c->n_in, m->n_groups, m->n_rows, act, 0,
                                                1, bias, c->accumulate, out, 0);
         free(q8);
@@ -255,7 +255,7 @@ static void check_linear_with(rng_t *rng, const linear_case_t *c, kri_cuda_lt_t 
     float *on_bias = to_device(bias, 512 * sizeof *bias);
     for (uint32_t p = 0; p < c->n_parts; p++) {
         m[p] = matrix_new(rng, c->dtypes[p], FILL_NORMAL, c->n_outs[p], c->n_in);
-        const bool is_float = dtype_is_float(c->dtypes[p]);
+        const bool is_float = kri_dtype_is_float(c->dtypes[p]);
         w.parts[p] = (kri_weight_part_t){
             .dtype = c->dtypes[p], .n_out = c->n_outs[p], .out_offset = w.n_out,
             .packed = is_float ? to_device(m[p].file, m[p].row_bytes * m[p].n_rows)

@@ -120,10 +120,6 @@ static inline double row_error(const float *actual, const float *expected, size_
 
 /* ---- weights ------------------------------------------------------------------------------- */
 
-static inline bool dtype_is_float(kr_dtype_t dtype) {
-    return dtype == KR_DTYPE_F32 || dtype == KR_DTYPE_F16 || dtype == KR_DTYPE_BF16;
-}
-
 typedef enum fill_e { FILL_NORMAL, FILL_HOSTILE } fill_t;
 
 static inline uint16_t random_half(rng_t *rng, fill_t fill) {
@@ -143,7 +139,7 @@ static inline void random_blocks(rng_t *rng, kr_dtype_t dtype, fill_t fill, size
         uint8_t *block = dst + b * info->block_bytes;
         uint8_t extreme = extremes[rng_u32(rng) % 6];
         uint16_t d = random_half(rng, fill), m = random_half(rng, fill);
-        if (dtype_is_float(dtype)) {
+        if (kri_dtype_is_float(dtype)) {
             float f = fill == FILL_HOSTILE ? kri_f16_to_f32(d) : 0.05f * rng_normal(rng);
             uint32_t bits;
             memcpy(&bits, &f, sizeof bits);

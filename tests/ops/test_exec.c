@@ -67,7 +67,8 @@ static void check_linear(rng_t *rng, uint32_t n_rows, uint32_t n_in, bool accumu
         kri_q8_block_t *q8 = must_alloc(n_in / 32 * sizeof *q8);
         kernels.quant_q8(x + (size_t)r * n_in, n_in, q8);
         for (size_t p = 0; p < 3; p++) {
-            const void *act = dtype_is_float(dtypes[p]) ? (const void *)(x + (size_t)r * n_in) : q8;
+            const void *act =
+                kri_dtype_is_float(dtypes[p]) ? (const void *)(x + (size_t)r * n_in) : q8;
             kri_kernels_linear(&kernels, dtypes[p])(
                 matrices[p].packed, n_in, matrices[p].n_groups, n_outs[p], act, 0, 1,
                 w.parts[p].bias, accumulate, expected + r * stride + w.parts[p].out_offset, 0);

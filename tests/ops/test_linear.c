@@ -17,7 +17,7 @@ static act_t act_new(const float *x, kr_dtype_t dtype, size_t n_tokens, size_t n
                      bool at_end) {
     act_t act = {.x = NULL};
     size_t n_blocks = n_in / 32;
-    bool quantised = !dtype_is_float(dtype);
+    bool quantised = !kri_dtype_is_float(dtype);
     size_t bytes = quantised ? n_blocks * sizeof(kri_q8_block_t) : n_in * sizeof(float);
     act.stride = bytes + gap;
     act.guard = guard_new(n_tokens * act.stride - gap, at_end);
@@ -169,7 +169,7 @@ static void check_oracle(const char *slot, kri_linear_fn *fn, const char *isa) {
     enum { TOKENS = 9, ROWS = 40, N_IN = 1536 };
     rng_t rng = {6};
     kr_dtype_t dtype = slot_dtype(slot);
-    double bound = dtype_is_float(dtype) ? 1e-12 : 6e-5, error = 0, power = 0;
+    double bound = kri_dtype_is_float(dtype) ? 1e-12 : 6e-5, error = 0, power = 0;
     if (rounds_to_bf16(dtype, isa)) bound = 6e-6; /* of 8-bit mantissas; observed 2.9e-6 */
     matrix_t m = matrix_new(&rng, dtype, FILL_NORMAL, ROWS, N_IN);
     float *x = must_alloc(TOKENS * N_IN * sizeof *x), *w = must_alloc(N_IN * sizeof *w);
@@ -216,7 +216,7 @@ static void check_bad_values(const char *slot, kri_linear_fn *fn, const char *is
         linear_call(fn, &m, 0, m.n_groups, &act, 0, TOKENS, out);
         for (size_t r = 0; r < ROWS; r++) {
             float v = out[2 * ROWS + r];
-            if (dtype_is_float(dtype) ? isfinite(v) : !isnan(v))
+            if (kri_dtype_is_float(dtype) ? isfinite(v) : !isnan(v))
                 fail_msg("%s %s: %g hidden in row %zu", slot, isa, (double)bad[i], r);
         }
         memcpy(out + 2 * ROWS, clean + 2 * ROWS, ROWS * sizeof *out);
