@@ -18,10 +18,7 @@ kr_status_t kr_model_open(const char *path, const kr_model_params_t *params, kr_
     if (!model) return KRI_FAIL(error, KR_E_INVALID_ARG, "model", "model is NULL");
     kr_model_params_init(&p);
     KR_TRY(kri_struct_read(&p, sizeof(p), params, "params", error));
-    if (p.n_threads > KRI_THREADS_MAX) {
-        return KRI_FAIL(error, KR_E_INVALID_ARG, "n_threads", "n_threads is %u, the maximum is %u",
-                        p.n_threads, KRI_THREADS_MAX);
-    }
+    KR_TRY(kri_check_max("n_threads", p.n_threads, KRI_THREADS_MAX, error));
     if (p.vocab_only > 1 || p.reserved) {
         return KRI_FAIL(error, KR_E_INVALID_ARG, p.reserved ? "reserved" : "vocab_only",
                         "vocab_only must be 0 or 1 and reserved 0");

@@ -44,6 +44,14 @@ static inline bool kri_align_u64(uint64_t a, uint64_t align, uint64_t *out) {
     *out = r & ~(align - 1);
     return true;
 }
+/* An array at *at: its offset, and *at behind it at the next multiple of align. On overflow *at
+ * stays as it was. */
+static inline bool kri_place(size_t *at, size_t count, size_t item, size_t align, size_t *offset) {
+    size_t end = 0;
+    *offset = *at;
+    return kri_mul_size(count, item, &end) && kri_add_size(*at, end, &end) &&
+           kri_align_size(end, align, at);
+}
 /* Division rounded up, for counts of blocks; b > 0. */
 static inline size_t kri_ceil_div(size_t a, size_t b) { return a / b + (a % b != 0); }
 

@@ -72,6 +72,12 @@ kr_status_t kri_error_set(kr_error_t *error, kr_status_t code, const char *param
     return code;
 }
 
+kr_status_t kri_check_max(const char *param, uint32_t value, uint32_t max, kr_error_t *error) {
+    if (value <= max) return KR_OK;
+    return KRI_FAIL(error, KR_E_INVALID_ARG, param, "%s is %u, the maximum is %u", param, value,
+                    max);
+}
+
 #ifdef KR_ASSERTIONS
 void kri_assert_failed(const char *cond, const char *file, int line) {
     char text[512];

@@ -16,6 +16,9 @@ kr_status_t kri_error_set(kr_error_t *error, kr_status_t code, const char *param
 #define KRI_FAIL_AT(error, code, param, offset, ...)                                             \
     kri_error_set((error), (code), (param), (offset), __VA_ARGS__)
 
+/* KR_E_INVALID_ARG naming the parameter when value is over max. */
+kr_status_t kri_check_max(const char *param, uint32_t value, uint32_t max, kr_error_t *error);
+
 /* Forwards a failing status out of the calling function (nothing to clean up there). */
 #define KR_TRY(expr)                                                                             \
     do {                                                                                         \

@@ -28,16 +28,10 @@
 #define TASKS_EXTRA 8192u
 #define REQUEST_BYTES_MIN ((uint64_t)256 << 20)
 
-static kr_status_t at_most(const char *name, uint32_t value, uint32_t max, kr_error_t *error) {
-    if (value <= max) return KR_OK;
-    return KRI_FAIL(error, KR_E_INVALID_ARG, name, "%s is %u, the maximum is %u", name, value,
-                    max);
-}
-
 static kr_status_t complete_params(kr_engine_params_t *p, kr_error_t *error) {
-    KR_TRY(at_most("n_threads", p->n_threads, KRI_THREADS_MAX, error));
-    KR_TRY(at_most("max_stall_ms", p->max_stall_ms, STALL_MS_MAX, error));
-    KR_TRY(at_most("queue_max", p->queue_max, QUEUE_MAX, error));
+    KR_TRY(kri_check_max("n_threads", p->n_threads, KRI_THREADS_MAX, error));
+    KR_TRY(kri_check_max("max_stall_ms", p->max_stall_ms, STALL_MS_MAX, error));
+    KR_TRY(kri_check_max("queue_max", p->queue_max, QUEUE_MAX, error));
     if (p->n_threads == 0) p->n_threads = kri_cpu_count();
     if (p->max_stall_ms == 0) p->max_stall_ms = STALL_MS_DEFAULT;
     if (p->queue_max == 0) p->queue_max = QUEUE_DEFAULT;

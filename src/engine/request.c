@@ -33,10 +33,7 @@ static kr_status_t check_pooled(const kr_request_params_t *p, kr_error_t *error)
 }
 
 kr_status_t kri_request_check(const kr_request_params_t *p, kr_error_t *error) {
-    if (p->n_choices > KRI_CHOICES_MAX) {
-        return KRI_FAIL(error, KR_E_INVALID_ARG, "n_choices", "n_choices is %u, the maximum is %u",
-                        p->n_choices, KRI_CHOICES_MAX);
-    }
+    KR_TRY(kri_check_max("n_choices", p->n_choices, KRI_CHOICES_MAX, error));
     if (p->ignore_end > 1) {
         return KRI_FAIL(error, KR_E_INVALID_ARG, "ignore_end", "ignore_end is %u, not 0 or 1",
                         p->ignore_end);
@@ -45,10 +42,7 @@ kr_status_t kri_request_check(const kr_request_params_t *p, kr_error_t *error) {
         return KRI_FAIL(error, KR_E_INVALID_ARG, "priority",
                         "priority is %d, allowed are -100 to 100", p->priority);
     }
-    if (p->credits > KRI_CREDITS_MAX) {
-        return KRI_FAIL(error, KR_E_INVALID_ARG, "credits", "credits is %u, the maximum is %u",
-                        p->credits, KRI_CREDITS_MAX);
-    }
+    KR_TRY(kri_check_max("credits", p->credits, KRI_CREDITS_MAX, error));
     if (p->reserved) return KRI_FAIL(error, KR_E_INVALID_ARG, "reserved", "reserved is not 0");
     if (p->pooling < KR_POOLING_NONE || p->pooling > KR_POOLING_LAST) {
         return KRI_FAIL(error, KR_E_INVALID_ARG, "pooling", "pooling is %d, allowed are 0 to %d",

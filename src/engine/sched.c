@@ -133,9 +133,8 @@ void kri_sched_unplace(kri_sched_t *s, kri_task_t *task) {
 /* ---- submit, start, preempt, end ------------------------------------------------------------ */
 
 uint64_t kri_sched_need_full(const kri_sched_t *s, const kri_task_t *task) {
-    const uint32_t n_rows = s->params.n_rows_max < KRI_SLICE_MIN ? s->params.n_rows_max
-                                                                 : KRI_SLICE_MIN;
-    return kri_kv_pool_need(s->kv, 0, kri_task_kv_tokens(task), n_rows);
+    return kri_kv_pool_need(s->kv, 0, kri_task_kv_tokens(task),
+                            min_u32(s->params.n_rows_max, KRI_SLICE_MIN));
 }
 
 kr_status_t kri_sched_submit(kri_sched_t *s, kri_task_t *task, uint64_t now_ns) {

@@ -8,8 +8,6 @@ typedef struct admission_s {
     uint32_t n_rows_short, n_long; /* prompt rows of running tasks with short prompts, long ones */
 } admission_t;
 
-static uint32_t min_u32(uint32_t a, uint32_t b) { return a < b ? a : b; }
-
 static uint64_t still_needed(const kri_sched_t *s, const kri_task_t *t) {
     const uint32_t pending = kri_task_pending(t);
     const uint32_t n_cached = (t->n_computed + 15) / 16 * 16;

@@ -50,6 +50,8 @@ struct kri_sched_s {
     double admit_ns;           /* between admissions while tasks wait */
 };
 
+static inline uint32_t min_u32(uint32_t a, uint32_t b) { return a < b ? a : b; }
+
 static inline bool kri_task_is_idle(const kri_task_t *task) {
     return task->has_credits && task->credits == 0;
 }

@@ -15,8 +15,6 @@ typedef struct planning_s {
     double limit_ns;          /* 0: no stream waits */
 } planning_t;
 
-static uint32_t min_u32(uint32_t a, uint32_t b) { return a < b ? a : b; }
-
 /* ---- who gives way -------------------------------------------------------------------------- */
 
 static const kri_task_t *find_senior(const kri_sched_t *s) {

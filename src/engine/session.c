@@ -22,10 +22,7 @@ typedef struct layout_s {
 } layout_t;
 
 static bool place(size_t *at, size_t count, size_t item, size_t *offset) {
-    size_t bytes = 0;
-    *offset = *at;
-    return kri_mul_size(count, item, &bytes) && kri_add_size(*at, bytes, &bytes) &&
-           kri_align_size(bytes, 64, at);
+    return kri_place(at, count, item, 64, offset);
 }
 
 static bool make_layout(const struct kr_model_s *model, const kr_session_info_t *info,
@@ -73,21 +70,15 @@ static void kv_params(const struct kr_model_s *model, const kr_session_params_t 
     }
 }
 
-static kr_status_t in_range(const char *name, uint32_t value, uint32_t max, kr_error_t *error) {
-    if (value <= max) return KR_OK;
-    return KRI_FAIL(error, KR_E_INVALID_ARG, name, "%s is %u, the maximum is %u", name, value,
-                    max);
-}
-
 static kr_status_t check_params(const struct kr_model_s *model, const kr_session_params_t *p,
                                 kr_session_info_t *info, kr_error_t *error) {
     const uint32_t n_ctx_train = model->hp.n_ctx_train;
     if (model->vocab_only) {
         return KRI_FAIL(error, KR_E_INVALID_ARG, "model", "the model was opened vocab_only");
     }
-    KR_TRY(in_range("n_seqs", p->n_seqs, N_SEQS_MAX, error));
-    KR_TRY(in_range("n_rows_max", p->n_rows_max, N_ROWS_MAX, error));
-    KR_TRY(in_range("n_threads", p->n_threads, KRI_THREADS_MAX, error));
+    KR_TRY(kri_check_max("n_seqs", p->n_seqs, N_SEQS_MAX, error));
+    KR_TRY(kri_check_max("n_rows_max", p->n_rows_max, N_ROWS_MAX, error));
+    KR_TRY(kri_check_max("n_threads", p->n_threads, KRI_THREADS_MAX, error));
     if (p->n_ctx > n_ctx_train) {
         return KRI_FAIL(error, KR_E_CONTEXT_LENGTH, "n_ctx",
                         "n_ctx is %u, the model was trained for %u", p->n_ctx, n_ctx_train);
@@ -112,8 +103,8 @@ static kr_status_t check_params(const struct kr_model_s *model, const kr_session
                         "attn_qk %s is not built for it",
                         p->attn_qk == KR_ATTN_QK_F32 ? "f32" : "int8");
     }
-    KR_TRY(in_range("prefix_cache", p->prefix_cache, KR_PREFIX_CACHE_OFF, error));
-    KR_TRY(in_range("device", p->device, KR_DEVICE_CUDA, error));
+    KR_TRY(kri_check_max("prefix_cache", p->prefix_cache, KR_PREFIX_CACHE_OFF, error));
+    KR_TRY(kri_check_max("device", p->device, KR_DEVICE_CUDA, error));
     info->n_ctx = p->n_ctx ? p->n_ctx : n_ctx_train < N_CTX_DEFAULT ? n_ctx_train : N_CTX_DEFAULT;
     info->n_seqs = p->n_seqs ? p->n_seqs : 1;
     info->n_rows_max = p->n_rows_max ? p->n_rows_max : N_ROWS_DEFAULT;

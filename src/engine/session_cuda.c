@@ -55,10 +55,7 @@ struct kri_session_cuda_s {
 /* ---- plan ----------------------------------------------------------------------------------- */
 
 static bool place(size_t *at, size_t count, size_t item, size_t *offset) {
-    size_t bytes = 0;
-    *offset = *at;
-    return kri_mul_size(count, item, &bytes) && kri_add_size(*at, bytes, &bytes) &&
-           kri_align_size(bytes, 256, at);
+    return kri_place(at, count, item, 256, offset);
 }
 
 /* Tables for n_rows rows; pages come last. Returns where they begin. */
