@@ -205,11 +205,21 @@ void rpc_stream_announce_locked(rpc_stream_t *stream) {
     }
 }
 
+static void grant_locked(rpc_stream_t *stream) {
+    if (!stream->is_submitted || !stream->is_stream) return;
+    uint64_t allowed = stream->n_taken + RPC_WINDOW;
+    if (allowed > stream->granted) allowed = stream->granted;
+    if (allowed <= stream->given) return;
+    (void)kr_request_add_credits(stream->handle, (uint32_t)(allowed - stream->given));
+    stream->given = allowed;
+}
+
 static void mark_submitted(rpc_stream_t *stream) {
     rpc_conn_t *conn = stream->conn;
     (void)pthread_mutex_lock(&conn->lock);
     stream->is_submitted = true;
     if (stream->is_cancelled) kr_request_cancel(stream->handle);
+    grant_locked(stream); /* what was taken and allowed since it was submitted */
     (void)pthread_mutex_unlock(&conn->lock);
 }
 
@@ -272,15 +282,6 @@ bool rpc_stream_cancel(rpc_conn_t *conn, const char *id) {
     }
     (void)pthread_mutex_unlock(&conn->lock);
     return is_there;
-}
-
-static void grant_locked(rpc_stream_t *stream) {
-    if (!stream->is_submitted || !stream->is_stream) return;
-    uint64_t allowed = stream->n_taken + RPC_WINDOW;
-    if (allowed > stream->granted) allowed = stream->granted;
-    if (allowed <= stream->given) return;
-    (void)kr_request_add_credits(stream->handle, (uint32_t)(allowed - stream->given));
-    stream->given = allowed;
 }
 
 bool rpc_stream_credit(rpc_conn_t *conn, const char *id, uint32_t n) {

@@ -150,6 +150,22 @@ class Streams(RuntimeTest, unittest.TestCase):
         after = self.client.call("runtime/telemetry")["engine"]["tokens_generated"]["value"]
         self.assertEqual(after - before, 400)
 
+    def test_credit_while_the_call_is_worked_on(self):
+        """From the moment on that the stream is known no credit is lost."""
+        for i in range(120):
+            stream = f"soon{i}"
+            self.client.send_line("".join(json.dumps(
+                {"jsonrpc": "2.0", "id": name, "method": method, "params": params}) + "\n"
+                for name, method, params in (
+                    (f"g{i}", "generate", {**FIXED, "prompt": "word " * 60, "max_tokens": 8,
+                                           "stream_id": stream, "credits": 1}),
+                    *((f"s{i}.{k}", "runtime/state", {}) for k in range(i % 40)),
+                    (f"c{i}", "stream.credit", {"stream_id": stream, "credits": 7}))))
+            self.client.answer(f"g{i}")
+            if not self.client.answer(f"c{i}")["success"]:  # it came before
+                self.client.call("stream.credit", stream_id=stream, credits=7)
+            self.assertEqual(self.client.end_of(stream)[-1][1]["finish_reason"], "length")
+
     def test_cancel(self):
         """Lesson 7 and 15: it ends in the engine, and is called cancelled."""
         self.start("gone", credits=3)
