@@ -268,6 +268,11 @@ static void put_text(const char *name, const char *text, kri_buffer_t *out) {
     else (void)kri_buffer_append(out, "null", 4);
 }
 
+static void put_special(const char *name, kr_token_t token, kri_buffer_t *out) {
+    if (token >= 0) (void)kri_buffer_printf(out, "\"%s\":%d", name, token);
+    else (void)kri_buffer_printf(out, "\"%s\":null", name);
+}
+
 /* Members of load_model's result. */
 void rpc_model_put(const rpc_model_t *model, kri_buffer_t *out) {
     const kr_model_info_t *info = &model->info;
@@ -284,10 +289,15 @@ void rpc_model_put(const rpc_model_t *model, kri_buffer_t *out) {
     (void)kri_buffer_append(out, ",", 1);
     put_text("cached_path", model->path, out);
     (void)kri_buffer_printf(out, ",\"memory_usage\":%llu,\"embedding_length\":%u,"
-                            "\"has_chat_template\":%s,\"load_time_ms\":",
+                            "\"has_chat_template\":%s,",
                             (unsigned long long)(info->packed_bytes + model->session.kv_bytes +
                                                  model->session.scratch_bytes),
                             info->n_embd, info->has_chat_template ? "true" : "false");
+    (void)kri_buffer_printf(out, "\"special_tokens\":{");
+    put_special("bos", info->token_bos, out);
+    (void)kri_buffer_append(out, ",", 1);
+    put_special("eos", info->token_eos, out);
+    (void)kri_buffer_printf(out, "},\"load_time_ms\":");
     (void)json_put_double(out, round(model->load_ms * 1e3) / 1e3);
     (void)kri_buffer_append(out, "}", 1);
 }

@@ -82,6 +82,24 @@ class Methods(RuntimeTest, unittest.TestCase):
             self.assertIn("vision is not built", self.assert_error(-32601, 4, "method",
                                                                    name)["message"])
 
+        for name, words in (("load_draft_model", "draft true"),
+                            ("batch_generate_parallel", "batch_generate"),
+                            ("continuous_generate", "use generate"),
+                            ("get_batcher_metrics", "runtime/telemetry"),
+                            ("get_batcher_health", "runtime/state"),
+                            ("get_week4_metrics", "runtime/telemetry")):
+            self.assertIn(words, self.assert_error(-32601, 4, "method", name)["message"])
+
+    def test_special_tokens(self):
+        model = self.client.call("list_models")["models"][0]
+        with_bos = self.client.call("tokenize", model_id="llama", text="a")["tokens"]
+        plain = self.client.call("tokenize", model_id="llama", text="a",
+                                 add_special_tokens=False)["tokens"]
+        self.assertEqual(set(model["special_tokens"]), {"bos", "eos"})
+        self.assertLess(model["special_tokens"]["eos"], model["vocab_size"])
+        if with_bos != plain:
+            self.assertEqual(with_bos, [model["special_tokens"]["bos"], *plain])
+
     # ---- text
 
     def test_tokenize_and_back(self):
