@@ -191,14 +191,15 @@ async function rates() {
 
 /** Run as a process of its own: from its start to its end is the session. */
 async function session() {
-  const questions = readFileSync(args.questions, 'utf8').trim().split('\n').slice(0, args.n);
+  const questions = readFileSync(args.questions, 'utf8').split('\n').slice(0, args.systems.length);
   let nGood = 0;
   const answers = [];
   await withEngine({}, async (engine) => {
-    for (const question of questions) {
+    for (const [i, question] of questions.entries()) {
       const text = await engine.chat({
-        model: 'm', messages: [{ role: 'user', content: question }], maxTokens: args.maxTokens,
-        temperature: 0,
+        model: 'm', maxTokens: args.maxTokens, temperature: 0,
+        messages: [{ role: 'system', content: args.systems[i] },
+          { role: 'user', content: question }],
       });
       nGood++; // it would have thrown
       answers.push(text);

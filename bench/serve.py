@@ -10,7 +10,7 @@ Figures (all without arguments):
   batch      100 `tokenize` calls together / awaited one by one: messages, time
   inprocess  token rate of the addon / `kr run`
   child      token rate of the child transport / the addon
-  session    50 questions through the package / in one `kr chat` with /reset between them, which is
+  session    50 questions through the package / in one `kr chat` that forgets between them, which is
              how the command line answers many prompts in one process; both from the start of the
              process to its end, one question at a time, greedy, at most 64 tokens
   streams    16 streams x 1000 tokens, half of them left at a random place in one of four ways, 1000
@@ -120,11 +120,18 @@ def child(bench, models):
     rates(bench, models[0], "child", "child", "in-process", 0.95)
 
 
+def system_of(index):
+    return f"{index + 1} of fifty."
+
+
 def chat_session(args, model, questions, n_tokens):
-    """Seconds of one `kr chat` that answers each question afresh."""
+    """Seconds of one `kr chat` that answers each question afresh. A system message of its own keeps
+    what the chat has computed from being of use: `kr run` would not have it, and the runtime's
+    prefix cache counts in pages."""
     words = [args.kr, "chat", "-m", model, "-n", n_tokens, "-c", args.ctx, "--temp", 0,
              "-t", args.threads, *(["--isa", args.isa] if args.isa else [])]
-    said = "".join(f"{question}\n/reset\n" for question in questions)
+    said = "".join(f"/system {system_of(i)}\n/reset\n{question}\n"
+                   for i, question in enumerate(questions))
     begin = time.monotonic()
     done = subprocess.run([str(word) for word in words], input=said.encode(), check=False,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=TIMEOUT_S)
@@ -147,7 +154,8 @@ def session(bench, models):
             begin = time.monotonic()
             if side == "package":
                 found = node(args, "session", models[0], questions=str(FILES / "questions.txt"),
-                             n=len(questions), maxTokens=n_tokens)
+                             systems=[system_of(i) for i in range(len(questions))],
+                             maxTokens=n_tokens)
                 row["package"] = time.monotonic() - begin
             else:
                 row["chat"], text = chat_session(args, models[0], questions, n_tokens)

@@ -1,7 +1,7 @@
 // Owns OpenTelemetry's meter provider and the page that Prometheus reads. The packages of
 // OpenTelemetry are optional: they are looked for when a manager starts, never before.
 
-import { createServer, type Server } from 'node:http';
+import type { Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
 
 import { createMetrics, type MeterLike, type TelemetryMetrics } from './metrics.js';
@@ -121,6 +121,7 @@ export class TelemetryManager {
     const page = new prometheus.PrometheusExporter({
       preventServerStart: true, withoutScopeInfo: true,
     });
+    const { createServer } = await import('node:http'); // most programs never need it
     const server = createServer((request, response) => {
       const path = request.url?.split('?')[0];
       if (request.method === 'GET' && path === '/metrics') {
