@@ -71,12 +71,12 @@ export class ChildTransport implements Transport {
     this.ended = new Promise((resolve) => this.watch(child, resolve));
   }
 
-  /** Resolves when the pipe has taken it, at once unless it is full. */
+  /** Resolves when the pipe has taken it, at once unless it is full. Between a failed write and the
+   * end that it brings, messages go nowhere: onClose says so, with the reason, in a moment. */
   send(message: string): Promise<void> {
     const input = this.child?.stdin;
-    if (input === undefined || this.isOver || !input.writable) {
-      return Promise.reject(closed('it is not running'));
-    }
+    if (input === undefined || this.isOver) return Promise.reject(closed('it is not running'));
+    if (!input.writable) return Promise.resolve();
     if (input.write(`${message}\n`)) return Promise.resolve();
     this.drained ??= this.waitForDrain(input);
     return this.drained;
@@ -94,16 +94,13 @@ export class ChildTransport implements Transport {
   }
 
   private waitForDrain(input: ChildProcessWithoutNullStreams['stdin']): Promise<void> {
-    return new Promise((resolve, reject) => {
-      const done = (error?: Error): void => {
-        input.off('drain', onDrain).off('error', done).off('close', onEnd);
+    return new Promise((resolve) => {
+      const done = (): void => {
+        input.off('drain', done).off('error', done).off('close', done);
         this.drained = undefined;
-        if (error) reject(closed(error.message, error));
-        else resolve();
+        resolve();
       };
-      const onDrain = (): void => done();
-      const onEnd = (): void => done(new Error('its input was closed'));
-      input.once('drain', onDrain).once('error', done).once('close', onEnd);
+      input.once('drain', done).once('error', done).once('close', done);
     });
   }
 
@@ -114,10 +111,11 @@ export class ChildTransport implements Transport {
     });
     child.stdout.on('data', (data: Buffer) => reader.push(data));
     child.stderr.setEncoding('utf8').on('data', (text: string) => this.log(text));
-    // A failed write breaks the chain: what follows must not arrive, so it is the end.
+    // A failed write breaks the chain: what follows must not arrive, so it is the end. Why there is
+    // nobody to read is said by the exit, which is near.
     child.stdin.on('error', (error) => {
       child.kill('SIGKILL');
-      this.end(error.message, error);
+      setTimeout(() => this.end(error.message, error), DRAIN_MS).unref();
     });
     child.on('error', (error) => this.end(error.message, error));
     child.once('exit', (code, signal) => {
