@@ -1,5 +1,5 @@
-// The contract: every public method of an engine. A type-level test pins the class to these keys, and
-// each camelCase name to its snake_case twin.
+// The contract: every public method of an engine. A type-level test pins the class to these keys,
+// and each camelCase name to its snake_case twin.
 import type {
   BatchStats, CoalescerStats, QosReport, ResponseCacheStats,
 } from './services/index.js';

@@ -1,5 +1,6 @@
-// The configuration: one schema with every key, its default and its bounds. Unknown keys are refused
-// by name; keys of the ancestor that have nothing to act upon any more are dropped with a warning.
+// The configuration: one schema with every key, its default and its bounds. Unknown keys are
+// refused by name; keys of the ancestor that have nothing to act upon any more are dropped with a
+// warning.
 import { readFileSync } from 'node:fs';
 import { z } from 'zod';
 import { EngineClientError } from './errors.js';
@@ -13,8 +14,8 @@ const RuntimeSection = z.strictObject({
   shutdown_timeout_ms: ms(1).default(5_000),
   /** Crashes in a row without an answered call between them; then only a call starts it again. */
   max_restarts: count(0, 1_000_000).default(3),
-  /** The first restart is immediate; from the second crash within healthy_after_ms on: this, doubled
-   * each time, at most restart_delay_max_ms. */
+  /** The first restart is immediate; from the second crash within healthy_after_ms on: this,
+   * doubled each time, at most restart_delay_max_ms. */
   restart_delay_base_ms: ms().default(100),
   restart_delay_max_ms: ms().default(500),
   healthy_after_ms: ms(1).default(60_000),

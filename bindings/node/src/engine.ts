@@ -1,7 +1,9 @@
-// The engine: the public methods over the parts. It starts its runtime on first use, may be used again
-// after shutdown(), and never throws out of an event.
+// The engine: the public methods over the parts. It starts its runtime on first use, may be used
+// again after shutdown(), and never throws out of an event.
 import { EventEmitter } from 'node:events';
-import type { EngineEventMethods, EngineListener, EngineMethods, ReuseStats, SnakeMethods } from './api.js';
+import type {
+  EngineEventMethods, EngineListener, EngineMethods, ReuseStats, SnakeMethods,
+} from './api.js';
 import { artifactCacheHealth } from './artifact-cache.js';
 import {
   checkCountRequest, checkDetokenizeRequest, checkEmbedRequest, checkGeneratorOptions,

@@ -131,7 +131,9 @@ const CODE_OF_NUMBER: Record<number, EngineErrorCode> = {
 export interface WireError {
   code: number;
   message: string;
-  data?: { type?: string; kr_status?: number; param?: string | null; model_id?: string } | undefined;
+  data?: {
+    type?: string; kr_status?: number; param?: string | null; model_id?: string;
+  } | undefined;
 }
 
 function codeOf(number: number, type: unknown): EngineErrorCode {

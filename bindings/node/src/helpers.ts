@@ -72,7 +72,9 @@ export async function waitForModelReady(engine: Pick<EngineMethods, 'getModelInf
       const error = handle.metadata.error;
       throw new EngineClientError('ModelLoadError', error?.message ?? `'${id}' failed to load`);
     }
-    if (performance.now() - began >= timeoutMs) throw new TimeoutError('waitForModelReady', timeoutMs);
+    if (performance.now() - began >= timeoutMs) {
+      throw new TimeoutError('waitForModelReady', timeoutMs);
+    }
     await sleep(pollIntervalMs);
   }
 }

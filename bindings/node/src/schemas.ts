@@ -1,5 +1,5 @@
-// The schemas of everything that crosses the public surface. What is not implemented is a field that
-// only `undefined` fits, with a message that says why: it is refused by name.
+// The schemas of everything that crosses the public surface. What is not implemented is a field
+// that only `undefined` fits, with a message that says why: it is refused by name.
 import { z } from 'zod';
 import { ENGINE_ERROR_CODES } from './errors.js';
 import { fieldWithLoneSurrogate } from './rpc/surrogates.js';

@@ -1,5 +1,5 @@
-// The second spelling of each method. One list; the types follow from it, and a name that is missing
-// here does not compile.
+// The second spelling of each method. One list; the types follow from it, and a name that is
+// missing here does not compile.
 import type { EngineMethods } from './api.js';
 
 const NAMES = [

@@ -29,7 +29,7 @@ async function freeze(engine: Engine): Promise<number> {
   return pid;
 }
 
-test('lesson 35: a crash is announced at once, models come back, the next call works', async (t) => {
+test('lesson 35: a crash is announced at once, models come back, calls work', async (t) => {
   const engine = await makeTinyEngine(t, { config: SLOW });
   const before = await engine.generate({ ...LONG, maxTokens: 5 });
   const events: string[] = [];
@@ -55,7 +55,7 @@ test('lesson 35: a crash is announced at once, models come back, the next call w
   assert.equal((await engine.healthCheck()).stateConsistent, true);
 });
 
-test('every pending call of a runtime that is killed rejects with a code, ten times over', async (t) => {
+test('every pending call of a killed runtime rejects with a code, ten times over', async (t) => {
   const engine = await makeTinyEngine(t, { config: SLOW });
   for (let round = 0; round < 10; round += 1) {
     const streams = [1, 2, 3].map(() => engine.createGenerator(LONG));

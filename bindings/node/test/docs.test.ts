@@ -4,7 +4,9 @@ import { execFileSync } from 'node:child_process';
 import { mkdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { ConfigSchema, ENGINE_ERROR_CODES, EngineEventSchemas, EngineOptionsSchema } from '../src/index.js';
+import {
+  ConfigSchema, ENGINE_ERROR_CODES, EngineEventSchemas, EngineOptionsSchema,
+} from '../src/index.js';
 import { METHOD_NAMES } from '../src/snake.js';
 import { KR, PACKAGE, ROOT, scratch, tinyModel } from './support.js';
 
@@ -21,7 +23,8 @@ test('lesson 41: the example of the README runs as it stands', () => {
   writeFileSync(join(fake, 'package.json'), '{"exports": "./src/index.mjs"}');
   symlinkSync(join(PACKAGE, 'build', 'src'), join(fake, 'src'));
   assert.ok(program.includes("'smollm2'"));
-  writeFileSync(join(folder, 'a.mjs'), program.replaceAll("'smollm2'", JSON.stringify(tinyModel())));
+  writeFileSync(join(folder, 'a.mjs'),
+    program.replaceAll("'smollm2'", JSON.stringify(tinyModel())));
   const said = execFileSync(process.execPath, [join(folder, 'a.mjs')],
     { encoding: 'utf8', env: { ...process.env, KR_PATH: KR } });
   assert.match(said, /\n\d+ tokens\n$/);
@@ -33,7 +36,8 @@ function firstColumn(text: string, head: string): string[] {
   assert.ok(begin >= 0, head);
   const table = text.slice(begin).split('\n\n')[0] ?? '';
   return table.split('\n').slice(2)
-    .flatMap((row) => [...(row.split(' | ')[0] ?? '').matchAll(/`([^`]+)`/g)].map((m) => m[1] ?? ''));
+    .flatMap((row) => [...(row.split(' | ')[0] ?? '').matchAll(/`([^`]+)`/g)])
+    .map((match) => match[1] ?? '');
 }
 
 test('the table of options names every option that does something', () => {
@@ -57,8 +61,9 @@ test('the tables of methods, events, errors and configuration are whole', () => 
   const real = new Map<string, string>();
   const walk = (value: object, prefix: string): void => {
     for (const [key, inner] of Object.entries(value)) {
-      if (typeof inner === 'object' && !Array.isArray(inner)) walk(inner as object, `${prefix}${key}.`);
-      else real.set(`${prefix}${key}`, JSON.stringify(inner));
+      const name = `${prefix}${key}`;
+      if (typeof inner === 'object' && !Array.isArray(inner)) walk(inner as object, `${name}.`);
+      else real.set(name, JSON.stringify(inner));
     }
   };
   walk(ConfigSchema.parse({}), '');

@@ -3,7 +3,9 @@ import assert from 'node:assert/strict';
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { EngineEventSchemas, createEngine, create_generator, createMLXEngine } from '../src/index.js';
+import {
+  EngineEventSchemas, createEngine, create_generator, createMLXEngine,
+} from '../src/index.js';
 import {
   batchTokenize, collectChunks, ensureModelLoaded, generateText, generateTextStreaming,
   generate, getEngine, getTotalTokenCount, isEngineHealthy, load_model, retryLoadModel, shutdown,
@@ -66,7 +68,7 @@ test('a stream has tokens, one of them final, then statistics, then its end', as
   assert.ok((last.stats.promptTokens ?? 0) > 0);
 });
 
-test('the same text by stream, in one piece, by template, by tokens and from all helpers', async (t) => {
+test('the same text by stream, in one piece, by template, by tokens, by helpers', async (t) => {
   const engine = await makeTinyEngine(t);
   const params = { ...GREEDY, maxTokens: 12 };
   const text = await engine.generate(params);
@@ -103,7 +105,7 @@ test('helpers', async (t) => {
   assert.equal(await withEngine((own) => own.listModels().length, { krPath: KR }), 0);
 });
 
-test('createEngine starts, says what it cannot start, and the engine works again after its end', async (t) => {
+test('createEngine starts or says why not; an engine works again after its end', async (t) => {
   const engine = await createEngine({ krPath: KR, runtime: { args: ['--no-cache'] } });
   t.after(() => engine.dispose());
   const first = (await engine.getRuntimeInfo()).pid;
@@ -191,8 +193,8 @@ test('hooks are called; those that throw stop nobody', async (t) => {
 
 test('an error that nobody listens to is no exception', async (t) => {
   const engine = await makeTinyEngine(t);
-  const error = await failure(engine.generate({ ...GREEDY, maxTokens: 100_000, prompt: 'x'.repeat(5000) }),
-    'GenerationError');
+  const params = { ...GREEDY, maxTokens: 100_000, prompt: 'x'.repeat(5000) };
+  const error = await failure(engine.generate(params), 'GenerationError');
   assert.equal((error.details as { modelId?: string }).modelId, 'tiny');
 });
 
@@ -282,7 +284,8 @@ test('the module functions share one engine, MLXEngine has one of its own', asyn
   const text = await generate(handle, 'Hello', { max_tokens: 4, temperature: 0 });
   let streamed = '';
   const params = { maxTokens: 4, temperature: 0 };
-  for await (const chunk of create_generator(handle, 'Hello', params) as AsyncIterable<GeneratorChunk>) {
+  const chunks: AsyncIterable<GeneratorChunk> = create_generator(handle, 'Hello', params);
+  for await (const chunk of chunks) {
     if (chunk.type === 'token') streamed += chunk.token;
   }
   assert.equal(streamed, text);
@@ -292,7 +295,9 @@ test('the module functions share one engine, MLXEngine has one of its own', asyn
   const global = await getEngine();
   await shutdown();
   assert.notEqual(await getEngine(), global);
-  const own = await createMLXEngine({ model: 'tiny', localPath: tinyModel(), engine: { krPath: KR } });
+  const own = await createMLXEngine({
+    model: 'tiny', localPath: tinyModel(), engine: { krPath: KR },
+  });
   t.after(() => own.dispose());
   assert.ok(own.isInitialized());
   assert.equal(own.getModelHandle()?.state, 'ready');

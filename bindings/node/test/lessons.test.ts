@@ -6,7 +6,9 @@ import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { ChildTransport } from '../src/transport/child.js';
 import { Engine } from '../src/index.js';
-import { KR, PACKAGE, ROOT, eventually, failure, makeEngine, makeTinyEngine, tinyModel } from './support.js';
+import {
+  KR, PACKAGE, ROOT, eventually, failure, makeEngine, makeTinyEngine, tinyModel,
+} from './support.js';
 
 const N_LESSONS = 45;
 
@@ -31,7 +33,8 @@ test('the table of lessons is whole and true', () => {
   }
 });
 
-function raw(t: { after(run: () => unknown): void }): { transport: ChildTransport; lines: string[] } {
+function raw(t: { after(run: () => unknown): void }):
+{ transport: ChildTransport; lines: string[] } {
   const transport = new ChildTransport({
     krPath: KR, args: ['--no-cache'], maxMessageBytes: 1 << 20, shutdownTimeoutMs: 60_000,
   });
@@ -67,7 +70,8 @@ test('lesson 6: a load blocks nobody', async (t) => {
   const order: string[] = [];
   const loads = Array.from({ length: 4 }, (_, n) =>
     engine.loadModel({ model: `m${n}`, localPath: tinyModel() }).then(() => order.push('load')));
-  const stream = engine.createGenerator({ model: 'tiny', prompt: 'a', maxTokens: 20, ignoreEos: true });
+  const params = { model: 'tiny', prompt: 'a', maxTokens: 20, ignoreEos: true };
+  const stream = engine.createGenerator(params);
   await Promise.all([...loads, (async () => {
     assert.equal((await engine.healthCheck()).runtime?.status, 'running');
     assert.ok((await engine.tokenize({ model: 'tiny', text: 'a' })).tokens.length > 0);
@@ -87,7 +91,8 @@ test('lesson 29: what is exported is there, what is not there is not exported', 
 });
 
 test('lesson 31: streams run side by side; none waits for another to end', async (t) => {
-  const engine = await makeTinyEngine(t, { config: { stream_registry: { max_unacked_chunks: 2 } } });
+  const config = { stream_registry: { max_unacked_chunks: 2 } };
+  const engine = await makeTinyEngine(t, { config });
   const streams = Array.from({ length: 16 }, (_, n) => engine.createGenerator({
     model: 'tiny', prompt: `number ${n}`, maxTokens: 100, temperature: 0, ignoreEos: true,
   }));

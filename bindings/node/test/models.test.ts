@@ -13,7 +13,8 @@ const GREEDY = { model: 'tiny', prompt: 'Hello', temperature: 0, maxTokens: 4, i
 function wireModel(id: string, draft = false): WireModel {
   return {
     model_id: id, state: 'ready', draft, context_length: 512, context_length_trained: 512,
-    parameter_count: 1, vocab_size: 320, is_vision_model: false, dtype: 'f32', architecture: 'llama',
+    parameter_count: 1, vocab_size: 320, is_vision_model: false, dtype: 'f32',
+    architecture: 'llama',
     cached_path: `/${id}`, memory_usage: 1, embedding_length: 64, has_chat_template: false,
     load_time_ms: 1,
   };
@@ -61,7 +62,7 @@ function gate(): { promise: Promise<void>; open: () => void } {
   return { promise, open };
 }
 
-test('lesson 25: identical loads share one promise; state survives an unload that failed', async () => {
+test('lesson 25: identical loads share one promise; a failed unload forgets nothing', async () => {
   const { manager, calls, events, gates, failures } = rig();
   const held = gate();
   gates.set('a', held.promise);
@@ -105,7 +106,7 @@ test('lesson 23: room is made by the oldest that nothing uses, never by what com
   assert.deepEqual(manager.recent().map(({ modelId }) => modelId), ['a', 'd']);
 });
 
-test('lesson 23: loads that meet at the limit take turns and never wait for each other', async () => {
+test('lesson 23: loads that meet at the limit take turns, and none waits for ever', async () => {
   const { manager } = rig({ maxModels: 1 });
   const handles = await Promise.all(['a', 'b', 'c'].map((model) => manager.load({ model })));
   assert.equal(handles.length, 3);
@@ -210,7 +211,7 @@ test('lesson 22: what is reported of a model is read from its file', async (t) =
   assert.equal(handle.descriptor.path, path);
 });
 
-test('lesson 18: drafts are loaded, compared and paired; generating with one is refused', async (t) => {
+test('lesson 18: drafts are loaded, compared, paired; generating with one is not', async (t) => {
   const engine = await makeTinyEngine(t);
   const draft = await engine.loadDraftModel({ model: 'draft', localPath: tinyModel('qwen2') });
   assert.equal(draft.draft, true);
@@ -236,7 +237,7 @@ test('lesson 20: a load and the generations that do not wait for it', async (t) 
   await loading;
 });
 
-test('lesson 26: every model that is loaded is listed and can be unloaded; vision is refused', async (t) => {
+test('lesson 26: every loaded model is listed and can be unloaded; vision is not', async (t) => {
   const engine = await makeTinyEngine(t);
   await engine.loadModel({ model: 'b', localPath: tinyModel('qwen2') });
   assert.deepEqual(engine.list_models().map((handle) => handle.descriptor.id), ['tiny', 'b']);
@@ -250,7 +251,7 @@ test('lesson 26: every model that is loaded is listed and can be unloaded; visio
   assert.equal((await engine.healthCheck()).status, 'healthy');
 });
 
-test('lesson 24: files are used where they lie, loaded once however often they are asked for', async (t) => {
+test('lesson 24: files are used where they lie, and loaded once', async (t) => {
   const engine = makeEngine(t);
   await engine.start();
   const path = tinyModel();

@@ -1,5 +1,5 @@
-// The artefact that is published, not the tree that it was made from: packed, installed into an empty
-// project, imported both ways, compiled against, run.
+// The artefact that is published, not the tree that it was made from: packed, installed into an
+// empty project, imported both ways, compiled against, run.
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { mkdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
@@ -13,7 +13,8 @@ let files: string[] = [];
 
 function run(command: string, args: string[], env: Record<string, string> = {}): string {
   return execFileSync(command, args, {
-    cwd: project, encoding: 'utf8', env: { ...process.env, ...env }, stdio: ['ignore', 'pipe', 'pipe'],
+    cwd: project, encoding: 'utf8', env: { ...process.env, ...env },
+    stdio: ['ignore', 'pipe', 'pipe'],
   });
 }
 const node = (file: string): string => run(process.execPath, [file], { KR_PATH: KR });
@@ -40,7 +41,8 @@ test('lesson 41: it holds what it needs and nothing else, types included', () =>
     'README.md', 'package.json']) {
     assert.ok(files.includes(name), name);
   }
-  const odd = files.filter((file) => !/^(dist|prebuilds)\/|^(README\.md|package\.json)$/.test(file));
+  const expected = /^(dist|prebuilds)\/|^(README\.md|package\.json)$/;
+  const odd = files.filter((file) => !expected.test(file));
   assert.deepEqual(odd, []);
   const { dependencies } = JSON.parse(readFileSync(join(PACKAGE, 'package.json'), 'utf8')) as {
     dependencies: Record<string, string>;
@@ -58,7 +60,8 @@ const BODY = `
 test('lesson 21: the packed artefact starts and generates, required and imported', () => {
   writeFileSync(join(project, 'a.cjs'),
     `const { createEngine, Engine } = require('kr-serve');\n(async () => {${BODY}\n})();\n`);
-  writeFileSync(join(project, 'b.mjs'), `import { createEngine, Engine } from 'kr-serve';\n${BODY}\n`);
+  writeFileSync(join(project, 'b.mjs'),
+    `import { createEngine, Engine } from 'kr-serve';\n${BODY}\n`);
   assert.equal(node('a.cjs'), 'string true\n');
   assert.equal(node('b.mjs'), 'string true\n');
 });
@@ -85,7 +88,8 @@ test('lesson 41: strict TypeScript compiles against it, as a module and as Commo
       engine.on('model:loaded', ({ modelId }) => modelId.length);
       const handle = await engine.load_model('tiny');
       let n = 0;
-      for await (const chunk of engine.createGenerator({ model: handle.descriptor.id, prompt: '' })) {
+      const model = handle.descriptor.id;
+      for await (const chunk of engine.createGenerator({ model, prompt: '' })) {
         const known: GeneratorChunk = chunk;
         if (known.type === 'token') n += known.token.length;
       }

@@ -57,7 +57,8 @@ test('loads: a string is the model, inline fields of a generation are its defaul
 });
 
 test('the inverse gives both names of the model', () => {
-  assert.deepEqual(denormalizeGeneratorParams({ model: 'a', maxTokens: 1, topP: 1, streaming: true }),
+  const params = { model: 'a', maxTokens: 1, topP: 1, streaming: true };
+  assert.deepEqual(denormalizeGeneratorParams(params),
     { model: 'a', model_id: 'a', max_tokens: 1, top_p: 1, stream: true });
   assert.deepEqual(denormalizeLoadModelOptions('a'), { model: 'a', model_id: 'a' });
   assert.deepEqual(denormalizeTokenizeRequest({ model: 'a', text: '', addBos: true }),
@@ -121,7 +122,8 @@ test('ranges are those of the runtime, and every bad field is listed', () => {
   const bad: [string, unknown[]][] = [
     ['maxTokens', [0, -1, 1.5, 100_001, '5', null]], ['temperature', [-0.1, 2.1, Number.NaN]],
     ['topP', [0, 1.1]], ['repetitionPenalty', [0, 2.1]], ['presencePenalty', [-2.1, 2.1]],
-    ['stopSequences', [[''], Array(17).fill('a'), 'x']], ['stopTokenIds', [[-1], Array(101).fill(1)]],
+    ['stopSequences', [[''], Array(17).fill('a'), 'x']],
+    ['stopTokenIds', [[-1], Array(101).fill(1)]],
     ['seed', [-1, 0.5]], ['logitBias', [{ x: 1 }, { 1: 101 }]], ['topLogprobs', [21]],
     ['streaming', [1, 'yes']], ['model', ['', null, 'a\u0000b', 'x'.repeat(256)]],
   ];
@@ -162,7 +164,9 @@ test('lesson 40: ids of all forms, a zero is a zero, empty lists are refused', (
 });
 
 test('loads: what a file settles by itself is accepted where it says nothing', () => {
-  checkLoadModelOptions({ model: 'm', revision: 'main', quantization: 'none', trustRemoteCode: false });
+  checkLoadModelOptions({
+    model: 'm', revision: 'main', quantization: 'none', trustRemoteCode: false,
+  });
   const refuse = (field: string, value: unknown): string =>
     refusal(() => checkLoadModelOptions({ model: 'm', [field]: value }), 'InvalidParams', field);
   refuse('revision', 'v2');
@@ -184,7 +188,8 @@ test('validators say what is wrong, their asserting forms throw it', () => {
   assert.deepEqual(validateTokenizeRequest({ model: 'm' }),
     { valid: false, errors: ["'text' must be a string"] });
   assert.equal(checkTokenizeRequest({ model_id: 'm', text: 'x', add_bos: false }).addBos, false);
-  assert.throws(() => assertValidGeneratorParams({}), { name: 'EngineError', code: 'InvalidParams' });
+  assert.throws(() => assertValidGeneratorParams({}),
+    { name: 'EngineError', code: 'InvalidParams' });
   assert.equal(normalizeTemperature(3), 2);
   assert.equal(normalizeTemperature(), 0.7);
   assert.equal(normalizeTopP(0), 1);

@@ -123,7 +123,7 @@ test('lesson 36: errors of users never open the breaker', async () => {
   await supervisor.stop();
 });
 
-test('a limit that the caller chose says nothing of the runtime; circuits are of a model', async () => {
+test('a limit that the caller chose is no fault; circuits are of a model', async () => {
   const { supervisor } = rig(() => undefined);
   const circuit = breakers(() => 0);
   const calls = client(supervisor, circuit);
@@ -138,7 +138,7 @@ test('a limit that the caller chose says nothing of the runtime; circuits are of
   await supervisor.stop();
 });
 
-test('reads are asked again after a time-out or when the runtime is full, writes never', async () => {
+test('reads are asked again after a time-out or a full runtime, writes never', async () => {
   let n = 0;
   const { supervisor, last } = rig((request, transport) => {
     if (request.method === 'tokenize' || request.method === 'load_model') {
@@ -177,7 +177,7 @@ test('callers share one start, and what cannot start says so each time', async (
   await supervisor.stop();
 });
 
-test('lesson 34: a start that is not answered ends by its limit, and its runtime with it', async () => {
+test('lesson 34: a start that is not answered ends by its limit, its runtime too', async () => {
   const { supervisor, transports } = rig(() => NOTHING, { startupTimeoutMs: 5 });
   await failure(supervisor.connect(), 'Timeout');
   assert.ok(transports[0]?.isStopped);

@@ -109,7 +109,8 @@ test('lesson 10: a stream that is left early gives nothing to any other', async 
 
 test('lesson 11: chunks are frozen and each is its own', async (t) => {
   const engine = await makeTinyEngine(t);
-  const chunks = await collectChunks(engine, { ...LONG, maxTokens: 20, logprobs: true, topLogprobs: 2 });
+  const params = { ...LONG, maxTokens: 20, logprobs: true, topLogprobs: 2 };
+  const chunks = await collectChunks(engine, params);
   assert.ok(chunks.every((chunk) => Object.isFrozen(chunk)));
   assert.equal(new Set(chunks).size, chunks.length);
   const [first, second] = chunks;
@@ -142,7 +143,8 @@ test('lesson 12: a slow reader rests its own stream in the runtime, and no other
 });
 
 test('lesson 13: whatever goes wrong, the place is free again', async (t) => {
-  const engine = await makeTinyEngine(t, { config: { stream_registry: { max_active_streams: 2 } } });
+  const config = { stream_registry: { max_active_streams: 2 } };
+  const engine = await makeTinyEngine(t, { config });
   const bad: (() => Promise<unknown>)[] = [
     () => failure(engine.generate({ ...LONG, model: 'odd' }), 'ModelNotLoaded'),
     () => failure(engine.generate({ ...LONG, prompt: 'x'.repeat(9000) }), 'GenerationError'),
@@ -185,7 +187,7 @@ test('lesson 13: an end that races another is told once', async (t) => {
   assert.equal(ends.length, nEnds);
 });
 
-test('lesson 14: streams beyond the limit wait for their turn, as long as their own limit', async (t) => {
+test('lesson 14: streams beyond the limit wait for their turn, within their limit', async (t) => {
   const engine = await makeTinyEngine(t, {
     config: { stream_registry: { max_active_streams: 2, max_unacked_chunks: 4,
       max_waiting_streams: 3 } },
@@ -233,7 +235,8 @@ test('lesson 15: an abort is Cancelled, and all times are seconds', async (t) =>
 
 test('lesson 17: the finish reason and the log-probability are those of the token', async (t) => {
   const engine = await makeTinyEngine(t);
-  const chunks = await collectChunks(engine, { ...LONG, maxTokens: 5, logprobs: true, topLogprobs: 3 });
+  const params = { ...LONG, maxTokens: 5, logprobs: true, topLogprobs: 3 };
+  const chunks = await collectChunks(engine, params);
   for (const chunk of chunks) {
     if (chunk.type !== 'token' || chunk.tokenId === undefined) continue;
     assert.equal(chunk.topLogprobs?.length, 3);
@@ -284,7 +287,8 @@ test('the order of two models does not mix', async (t) => {
   const engine = await makeTinyEngine(t);
   await engine.loadModel({ model: 'other', localPath: tinyModel('qwen2') });
   const params = { ...LONG, maxTokens: 30 };
-  const alone = [await engine.generate(params), await engine.generate({ ...params, model: 'other' })];
+  const alone = [
+    await engine.generate(params), await engine.generate({ ...params, model: 'other' })];
   const both = await Promise.all([
     engine.generate(params), engine.generate({ ...params, model: 'other' })]);
   assert.deepEqual(both, alone);

@@ -91,7 +91,7 @@ test('lesson 1: over the pipe, too, and the next call works', async (t) => {
 
 test('lesson 3: what is no message is skipped and counted', async (t) => {
   const path = childScript('noise',
-    `process.stdout.write('Loading native module...\\n[]\\n7\\n{"half\\n'); say({ id, result: 1 });`);
+    `process.stdout.write('Loading a module...\\n[]\\n7\\n{"half\\n'); say({ id, result: 1 });`);
   const { connection, transport } = connect(t, path);
   await transport.start();
   assert.equal(await connection.call('a', {}, LIMIT), 1);

@@ -1,5 +1,5 @@
-// Tells the world: events to listeners, hooks to whoever measures. A listener or hook that throws is
-// logged and stops nobody.
+// Tells the world: events to listeners, hooks to whoever measures. A listener or hook that throws
+// is logged and stops nobody.
 import type { EventEmitter } from 'node:events';
 import { EngineClientError } from '../errors.js';
 import type { CircuitState } from '../errors.js';

@@ -1,5 +1,5 @@
-// Which calls travel together: one queue for tokenize, one for check_draft. Each item of a batch has
-// its own outcome, with its own error code.
+// Which calls travel together: one queue for tokenize, one for check_draft. Each item of a batch
+// has its own outcome, with its own error code.
 import { TimeoutError, cancelled, errorOfWire } from '../errors.js';
 import type { WireError } from '../errors.js';
 import type { Config } from '../config.js';

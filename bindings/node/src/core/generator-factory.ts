@@ -1,6 +1,6 @@
-// Makes generations: merges a model's defaults, waits for the model and for a place, asks the runtime,
-// and tells everybody how it went. The order is: place, model, call; whatever fails or is cancelled in
-// between, the place goes back and the runtime is told if it knows.
+// Makes generations: merges a model's defaults, waits for the model and for a place, asks the
+// runtime, and tells everybody how it went. The order is: place, model, call; whatever fails or is
+// cancelled in between, the place goes back and the runtime is told if it knows.
 import { randomUUID } from 'node:crypto';
 import { checkGeneratorOptions, checkGeneratorParams } from '../check.js';
 import { TimeoutError, cancelled, toEngineError } from '../errors.js';

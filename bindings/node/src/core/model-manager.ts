@@ -1,7 +1,7 @@
-// Which models there are. One entry for each id, from its first load to its unloading; identical loads
-// share one promise; nobody generates with a model that is not ready. Models survive a crash of the
-// runtime: they are loaded again, and who needs one waits for it. At capacity the least recently used
-// model that nothing uses makes room.
+// Which models there are. One entry for each id, from its first load to its unloading; identical
+// loads share one promise; nobody generates with a model that is not ready. Models survive a crash
+// of the runtime: they are loaded again, and who needs one waits for it. At capacity the least
+// recently used model that nothing uses makes room.
 import { EngineClientError, toEngineError } from '../errors.js';
 import { isBusy } from '../rpc/client.js';
 import type { RequestOptions } from '../rpc/client.js';
@@ -148,7 +148,8 @@ export class ModelManager {
     }
     const entry: Entry = {
       id, options, key, isAdopted: false, state: 'loading', hasRoom: false,
-      handle: otherHandle(options, 'loading'), work: undefined, nUses: 0, lastAccess: 0, nReloadCrashes: 0,
+      handle: otherHandle(options, 'loading'), work: undefined, nUses: 0, lastAccess: 0,
+      nReloadCrashes: 0,
     };
     this.put(entry);
     const work = this.runLoad(entry, true);
@@ -467,8 +468,8 @@ export class ModelManager {
     this.options.onUnloaded(entry.id);
   }
 
-  /** A generation whose end was told may be a moment from having left the model: that is waited for.
-   * One that is really under way is the caller's affair. */
+  /** A generation whose end was told may be a moment from having left the model: that is waited
+   * for. One that is really under way is the caller's affair. */
   private async askToUnload(entry: Entry): Promise<void> {
     const began = performance.now();
     for (let pauseMs = 1; ; pauseMs = Math.min(pauseMs * 2, 50)) {

@@ -1,5 +1,6 @@
-// Generations that need not be computed again: equal ones that are under way share one, and texts that
-// were complete are kept. Only what must come out the same counts as equal (temperature 0, or a seed).
+// Generations that need not be computed again: equal ones that are under way share one, and texts
+// that were complete are kept. Only what must come out the same counts as equal (temperature 0, or
+// a seed).
 import { cancelled } from '../errors.js';
 import type { Config } from '../config.js';
 import { Coalescer, ResponseCache, fingerprint, isDeterministic } from '../services/index.js';

@@ -1,6 +1,7 @@
-// Who may stream, and whose chunk is whose. A stream has its place from the moment it is admitted to
-// the moment the runtime says that it is over, whatever its consumer has done meanwhile: places follow
-// what the runtime really holds. Streams beyond the limit wait, as long as their own time limit.
+// Who may stream, and whose chunk is whose. A stream has its place from the moment it is admitted
+// to the moment the runtime says that it is over, whatever its consumer has done meanwhile: places
+// follow what the runtime really holds. Streams beyond the limit wait, as long as their own time
+// limit.
 import { EngineClientError, errorOfWire } from '../errors.js';
 import type { WireError } from '../errors.js';
 import type { FinishReason, GenerationStats, StreamMetrics } from '../types.js';

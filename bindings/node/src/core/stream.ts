@@ -1,6 +1,6 @@
 // One generation, from the first next() to its end: an async iterator over chunks that the runtime
-// sends. settle() is the only way to an end and works once; whatever comes later finds nobody. Chunks
-// are frozen and made for this stream alone: there is no pool.
+// sends. settle() is the only way to an end and works once; whatever comes later finds nobody.
+// Chunks are frozen and made for this stream alone: there is no pool.
 import { TimeoutError } from '../errors.js';
 import type { EngineClientError } from '../errors.js';
 import type {

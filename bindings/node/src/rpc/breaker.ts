@@ -1,5 +1,5 @@
-// Circuit breakers, one for each method and model. Only faults of transport and runtime count, never
-// what a caller did wrong; one crash counts once, however many calls it took along.
+// Circuit breakers, one for each method and model. Only faults of transport and runtime count,
+// never what a caller did wrong; one crash counts once, however many calls it took along.
 import { CircuitBreakerOpenError } from '../errors.js';
 import type { CircuitState } from '../errors.js';
 

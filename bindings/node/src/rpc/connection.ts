@@ -127,8 +127,8 @@ export class RpcConnection {
     if (!call.isUrgent) this.nInFlight += 1;
     this.transport.send(call.message).catch((error: unknown) => {
       const { message } = error as Error;
-      call.finish(new EngineClientError('TransportError', message, { method: call.method, unsent: true },
-        error), undefined);
+      const details = { method: call.method, unsent: true };
+      call.finish(new EngineClientError('TransportError', message, details, error), undefined);
     });
   }
 

@@ -1,7 +1,8 @@
-// Keeps one runtime running: starts it when it is first needed, notices its end, starts it anew. The
-// first restart is immediate; crashes that follow within a minute wait a little longer each time; a
-// minute of health forgives all. A runtime that ends again and again without having answered a call
-// is left alone until the next call. Whoever asks for a connection gets a live one or an error, always.
+// Keeps one runtime running: starts it when it is first needed, notices its end, starts it anew.
+// The first restart is immediate; crashes that follow within a minute wait a little longer each
+// time; a minute of health forgives all. A runtime that ends again and again without having
+// answered a call is left alone until the next call. Whoever asks for a connection gets a live one
+// or an error, always.
 import type { WireModel } from '../core/model-manager.js';
 import { EngineClientError, toEngineError } from '../errors.js';
 import type { Logger, RuntimeStatus } from '../types.js';

@@ -35,8 +35,8 @@ export function sharedRequest(transport: Transport): Params {
   return { shared_memory: { min_bytes: MIN_BYTES } };
 }
 
-/** Behind runtime/info, whose answer is `info`. Whether both sides see the same memory is tried out;
- * where they do not, JSON it is. */
+/** Behind runtime/info, whose answer is `info`. Whether both sides see the same memory is tried
+ * out; where they do not, JSON it is. */
 export async function agreeOnShared(transport: Transport, info: unknown,
   call: (method: string, params: Params) => Promise<unknown>): Promise<Tensors | undefined> {
   const offer = isObject(info) ? info['shared_memory'] : undefined;

@@ -145,7 +145,8 @@ export class ChildTransport implements Transport {
 
   private describe(code: number | null, signal: NodeJS.Signals | null): string {
     const how = signal === null ? `ended with ${code}` : `was ended by ${signal}`;
-    const lines = this.logTail.trimEnd().split('\n').filter((line) => !line.endsWith('runtime ready'));
+    const lines = this.logTail.trimEnd().split('\n')
+      .filter((line) => !line.endsWith('runtime ready'));
     const last = lines.at(-1);
     return last === undefined || last === '' ? `it ${how}` : `it ${how}; its last words: ${last}`;
   }

@@ -1,6 +1,6 @@
 // Cuts bytes into lines as they come. A line may be long; what is over the limit is skipped to its
-// newline, its beginning reported, and the next line is read as if nothing had been. The limit is of
-// one line, not of what one read brought.
+// newline, its beginning reported, and the next line is read as if nothing had been. The limit is
+// of one line, not of what one read brought.
 
 const PREFIX_BYTES = 256;
 

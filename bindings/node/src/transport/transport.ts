@@ -1,6 +1,6 @@
-// What carries JSON-RPC messages to a runtime and back. Both transports carry the same messages: the
-// child process runs `kr runtime` and talks through its pipes, the addon runs the same dispatcher
-// inside this process. All above this interface is common code.
+// What carries JSON-RPC messages to a runtime and back. Both transports carry the same messages:
+// the child process runs `kr runtime` and talks through its pipes, the addon runs the same
+// dispatcher inside this process. All above this interface is common code.
 
 import type { SharedData } from './addon.js';
 

@@ -50,7 +50,7 @@ test('models: loaded, unloaded, time of a load', async (t) => {
   assert.equal(await value('models_unloaded_total', { model: 'tiny' }), 1);
 });
 
-test('lesson 38: generations: tokens are counted once, streamed or not; times; errors', async (t) => {
+test('lesson 38: tokens are counted once, streamed or not; times; errors', async (t) => {
   const { engine, value } = await setUp(t);
   await engine.generate(GREEDY);
   assert.equal(await value('tokens_generated_total', { model: 'tiny' }), 7);
