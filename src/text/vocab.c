@@ -137,17 +137,21 @@ static void drop_false_ends(kri_vocab_t *vocab, const kri_vocab_desc_t *desc) {
     }
 }
 
+/* How every spelling of the list begins and ends. */
+static bool may_be_spelling(text_t text) {
+    if (text.n_bytes < 4) return false;
+    const char first = text.data[0], last = text.data[text.n_bytes - 1];
+    return (last == '>' || last == ']' || last == '[') &&
+           (first == '<' || first == '[' || first == '_' || first == '\xE2');
+}
+
 /* Fills the types. */
 static void classify(kri_vocab_t *vocab, const kri_vocab_desc_t *desc) {
     uint8_t *types = vocab->types;
     memcpy(types, desc->types, desc->n_tokens);
     for (uint32_t id = 0; id < desc->n_tokens; id++) {
         const text_t text = token_text(desc, id);
-        /* How every spelling of the list begins and ends. */
-        if (text.n_bytes < 4 || !memchr("<[_\xE2", text.data[0], 4) ||
-            !memchr(">][", text.data[text.n_bytes - 1], 3)) {
-            continue;
-        }
+        if (!may_be_spelling(text)) continue;
         for (size_t i = 0; i < N_SPELLINGS; i++) {
             if (!text_is(text, spellings[i].text)) continue;
             types[id] = spellings[i].is_end ? types[id] | KRT_TOKEN_IS_END : KRI_TOKEN_CONTROL;

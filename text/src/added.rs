@@ -38,7 +38,7 @@ pub fn build(builder: &mut Builder, vocab: &Vocab, ids: &[u32], list: Section, s
     builder.words(list, ids.iter().copied());
     let first = |id: u32| usize::from(vocab.text(id)[0]);
     let start_of = |byte: usize| ids.partition_point(|&id| first(id) < byte) as u32;
-    builder.words(starts, (0..=256).map(start_of));
+    builder.words(starts, (0..257).map(start_of));
 }
 
 #[derive(Clone, Copy)]

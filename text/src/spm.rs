@@ -48,7 +48,8 @@ fn put_ranks(scores: &[f32], ranks: &mut [u8]) {
             u64::from(!ascending) << 32 | id
         })
         .collect();
-    order.sort_unstable();
+    // Files list most tokens by their score: the stable sort takes such runs as they are.
+    order.sort();
     let mut rank = 0u32;
     let mut last = None;
     for id in order.iter().map(|&key| key as u32 as usize) {

@@ -12,6 +12,7 @@ use std::ops::Range;
 
 use crate::error::{Error, Result, Status};
 use crate::ffi::{TOKEN_BYTES_MAX, TOKENS_MAX};
+use crate::hash;
 use crate::vocab::{self, Vocab, kind};
 
 const MAGIC: [u8; 8] = *b"KRTEXT\0\0";
@@ -86,8 +87,11 @@ impl Builder {
         self.section(section, |bytes| bytes.extend_from_slice(data));
     }
 
-    pub fn words(&mut self, section: Section, words: impl Iterator<Item = u32>) {
-        self.section(section, |bytes| words.for_each(|word| bytes.extend(word.to_le_bytes())));
+    pub fn words(&mut self, section: Section, words: impl ExactSizeIterator<Item = u32>) {
+        let space = self.space(section, 4 * words.len());
+        for (bytes, word) in space.chunks_exact_mut(4).zip(words) {
+            bytes.copy_from_slice(&word.to_le_bytes());
+        }
     }
 
     /// Adds `n` bytes of 0 and hands them over to be written.
@@ -238,7 +242,8 @@ impl Tables {
         if text.is_empty() {
             return None;
         }
-        vocab::search(self.section(Section::IndexTags), self.seed, text, id_at, spelling)
+        let hash = hash::bytes(self.seed, text);
+        vocab::search(self.section(Section::IndexTags), hash, text, id_at, spelling)
             .1
             .filter(|&id| vocab::ordinary(self.type_byte(id) & kind::MASK))
     }

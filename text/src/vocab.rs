@@ -33,17 +33,16 @@ pub struct Vocab<'a> {
     utf8: bool,
 }
 
-/// The slot in which a text stands or belongs, and the id there. `id_at` reads a slot; an id that
+/// The slot in which a text of this hash stands or belongs, and the id there. `id_at` reads a slot; an id that
 /// is none has an empty text, and an empty one is never wanted.
 #[inline]
 pub fn search<'t>(
     tags: &[u8],
-    seed: u64,
+    hash: u64,
     wanted: &[u8],
     id_at: impl Fn(usize) -> u32,
     text: impl Fn(u32) -> &'t [u8],
 ) -> (usize, Option<u32>) {
-    let hash = hash::bytes(seed, wanted);
     let tag = hash::tag(hash);
     let mut at = hash::place(hash, tags.len());
     for _ in 0..tags.len() {
@@ -87,7 +86,8 @@ impl<'a> Vocab<'a> {
         if key.is_empty() {
             return;
         }
-        let (at, old) = self.search(key);
+        let hash = hash::bytes(self.seed, key);
+        let (at, old) = self.search(hash, key);
         if let Some(old) = old {
             self.distinct = false;
             if !self.is_ordinary(id) && self.is_ordinary(old) {
@@ -95,11 +95,11 @@ impl<'a> Vocab<'a> {
             }
         }
         self.ids[at] = id;
-        self.tags[at] = hash::tag(hash::bytes(self.seed, key));
+        self.tags[at] = hash::tag(hash);
     }
 
-    fn search(&self, text: &[u8]) -> (usize, Option<u32>) {
-        search(&self.tags, self.seed, text, |at| self.ids[at], |id| self.text(id))
+    fn search(&self, hash: u64, text: &[u8]) -> (usize, Option<u32>) {
+        search(&self.tags, hash, text, |at| self.ids[at], |id| self.text(id))
     }
 
     pub fn len(&self) -> usize {
@@ -150,7 +150,10 @@ impl<'a> Vocab<'a> {
 
     /// The token with exactly this text, of any type.
     pub fn find(&self, text: &[u8]) -> Option<u32> {
-        if text.is_empty() { None } else { self.search(text).1 }
+        if text.is_empty() {
+            return None;
+        }
+        self.search(hash::bytes(self.seed, text), text).1
     }
 
     /// Whether `find` would answer `id`, without a look into the index; false if that is not sure.
