@@ -33,8 +33,8 @@ pub struct Vocab<'a> {
     utf8: bool,
 }
 
-/// The slot in which a text of this hash stands or belongs, and the id there. `id_at` reads a slot; an id that
-/// is none has an empty text, and an empty one is never wanted.
+/// The slot in which a text of this hash stands or belongs, and the id there. `id_at` reads a slot;
+/// an id that is none has an empty text, and an empty one is never wanted.
 #[inline]
 pub fn search<'t>(
     tags: &[u8],
