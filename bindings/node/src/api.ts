@@ -12,7 +12,7 @@ import type {
   VisionGeneratorParams, VisionModelHandle,
 } from './types.js';
 
-export const ENGINE_API_SNAPSHOT_VERSION = 'kr-serve-1';
+export const ENGINE_API_SNAPSHOT_VERSION = 'phase-0';
 
 /** Generations that were answered without computing them again. */
 export interface ReuseStats {

@@ -217,6 +217,16 @@ export const EngineOptionsSchema = z.strictObject({
   runtimePath: refused('no Python is involved; the runtime is krPath'),
 });
 
+// ---- telemetry --------------------------------------------------------------------------------
+
+export const TelemetryConfigSchema = z.strictObject({
+  enabled: z.boolean(),
+  serviceName: z.string().regex(/^[A-Za-z0-9_-]{1,100}$/).optional(),
+  prometheusPort: int(0, 65_535).optional(),
+  prometheusHost: z.string().min(1).optional(),
+  exportIntervalMs: int(1000, 600_000).optional(),
+});
+
 // ---- JSON-RPC ---------------------------------------------------------------------------------
 
 export const JsonRpcIdSchema = z.union([z.number().int(), z.string(), z.null()]);

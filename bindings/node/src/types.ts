@@ -152,6 +152,8 @@ export interface GenerationStats {
   timeToFirstToken: number;
   /** Seconds. */
   totalTime?: number;
+  /** Not set: drafts while generating are not built. */
+  draftTokensAccepted?: number;
   modelId?: string;
   promptTokens?: number;
   cachedTokens?: number;

@@ -2,7 +2,9 @@
 // empty project, imported both ways, compiled against, run.
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
-import { mkdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
+import {
+  cpSync, existsSync, mkdirSync, readFileSync, symlinkSync, writeFileSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { before, test } from 'node:test';
 import { KR, PACKAGE, scratch, tinyModel } from './support.js';
@@ -21,9 +23,18 @@ const node = (file: string): string => run(process.execPath, [file], { KR_PATH: 
 
 before(() => {
   mkdirSync(project);
-  // prepack compiles it; nothing comes from the registry, what it needs is lent.
+  // A copy, so that packing changes nothing under the feet of other tests. prepack compiles it;
+  // nothing comes from the registry, what it needs is lent.
+  const source = join(scratch(), 'source');
+  mkdirSync(source);
+  for (const name of ['src', 'prebuilds', 'package.json', 'tsconfig.json', 'README.md']) {
+    if (existsSync(join(PACKAGE, name))) {
+      cpSync(join(PACKAGE, name), join(source, name), { recursive: true });
+    }
+  }
+  symlinkSync(MODULES, join(source, 'node_modules'));
   const said = execFileSync('npm', ['pack', '--json', '--pack-destination', project],
-    { cwd: PACKAGE, encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] });
+    { cwd: source, encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] });
   const packed = (JSON.parse(said.slice(said.indexOf('[\n'))) as {
     filename: string; files: { path: string }[];
   }[])[0];
