@@ -29,7 +29,12 @@ else()
   target_link_libraries(kr_node PRIVATE kri_host)
   # Only the module's entry is seen; its threads may outlive a dlclose at the end of a worker.
   target_link_options(kr_node PRIVATE -Wl,--exclude-libs,ALL -Wl,-z,nodelete -Wl,-z,relro,-z,now)
+  # Only the release is what the package takes; other presets see whether it compiles.
+  set(folder ${CMAKE_BINARY_DIR}/node)
+  if(CMAKE_BUILD_TYPE STREQUAL "Release")
+    set(folder ${CMAKE_SOURCE_DIR}/bindings/node/prebuilds/linux-x64)
+  endif()
   set_target_properties(kr_node PROPERTIES PREFIX "" OUTPUT_NAME napi SUFFIX ".node"
-    LIBRARY_OUTPUT_DIRECTORY ${CMAKE_SOURCE_DIR}/bindings/node/prebuilds/linux-x64)
+    LIBRARY_OUTPUT_DIRECTORY ${folder})
   kri_warnings(kr_node)
 endif()

@@ -289,6 +289,8 @@ static napi_value end_engine(napi_env env, napi_callback_info info) {
 
 /* ---- the module ------------------------------------------------------------------------------ */
 
+int32_t NODE_API_MODULE_GET_API_VERSION(void); /* the macro below defines it undeclared */
+
 NAPI_MODULE_INIT(/* napi_env env, napi_value exports */) {
     static const struct { const char *name; napi_callback run; } functions[] = {
         {"open", open_engine}, {"send", send_line}, {"end", end_engine},
