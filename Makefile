@@ -41,8 +41,9 @@ bench: build     ## kr beside its rivals, engine, server, package; all in bench/
 	@python3 bench/run.py $(BENCH)
 	@python3 bench/engine.py $(filter --quick,$(BENCH))
 	@python3 bench/server.py $(filter --quick,$(BENCH))
-	@cmake --build build --target bench_pipe_echo make_tiny_gguf
 	@cd bindings/node && npm ci --silent --no-audit --no-fund && npm run --silent build
+	@cmake --preset release >/dev/null # the addon, now that its headers are there
+	@cmake --build build --target bench_pipe_echo make_tiny_gguf kr_node
 	@python3 bench/serve.py $(filter --quick,$(BENCH))
 
 fuzz:            ## every fuzz target for SECONDS_EACH (60)
