@@ -69,8 +69,11 @@ interface Context {
 export function makeEngine(t: Context, options: EngineOptions = {},
   dependencies: EngineDependencies = {}): Engine {
   const args = ['--no-cache', '--threads', '1', ...options.runtime?.args ?? []];
-  const engine = new Engine({ krPath: KR, ...options, runtime: { ...options.runtime, args } },
-    { logger: new SilentLogger(), ...dependencies });
+  const isInProcess = process.env['KR_SERVE_TEST_TRANSPORT'] === 'in-process';
+  const engine = new Engine({
+    krPath: KR, transport: isInProcess ? 'in-process' : 'child', ...options,
+    runtime: { ...options.runtime, args },
+  }, { logger: new SilentLogger(), ...dependencies });
   t.after(() => engine.dispose());
   return engine;
 }
