@@ -10,6 +10,7 @@
 #define KRI_CU_PARTS 3u      /* KRI_WEIGHT_PARTS_MAX */
 #define KRI_CU_HEAD_DIM 512u /* KRI_HEAD_DIM_MAX */
 #define KRI_CU_TOKENS 8u     /* most rows of a matvec */
+#define KRI_CU_ROW_WARPS 8u  /* of a block of row_*.cu */
 #define KRI_CU_TILE 64u      /* query rows of a prefill tile of attention */
 #define KRI_CU_SPLITS 1024u  /* most parts of a context */
 #define KRI_CU_HEADS 4u      /* query heads of one KV head that a decode block takes at most */
@@ -107,6 +108,16 @@ typedef struct kri_cu_finite_s {
     uint32_t *flag; /* becomes 1 when a value is not finite */
 } kri_cu_finite_t;
 
+/* The largest of each row, the first of equals; -1 where one of a row is not finite. */
+typedef struct kri_cu_argmax_s {
+    const float *x;     /* [n_rows][n] */
+    uint32_t n;
+    uint64_t *keys;     /* [n_rows] of 0, and again afterwards */
+    uint32_t *counters; /* the same */
+    int32_t *ids;       /* [n_rows] */
+    uint32_t *flag;     /* becomes 1 with an id of -1 */
+} kri_cu_argmax_t;
+
 /* ---- linear --------------------------------------------------------------------------------- */
 
 /* Parts of one element type, side by side in the output. */
@@ -123,6 +134,26 @@ typedef struct kri_cu_matvec_s {
     float *out;
     uint64_t out_stride;
 } kri_cu_matvec_t;
+
+/* One row of activations: kernels/row.cuh. Parts of one element type, side by side in the output,
+ * or with is_gated gate and up, whose gated product is the output. */
+typedef struct kri_cu_row_s {
+    const uint8_t *w[KRI_CU_PARTS];
+    const float *bias[KRI_CU_PARTS];
+    uint32_t n_out[KRI_CU_PARTS], out_offset[KRI_CU_PARTS];
+    uint32_t first[KRI_CU_PARTS]; /* first unit; UINT32_MAX: there is no such part */
+    uint32_t n_in, accumulate, n_units;
+    uint32_t scales, quants;      /* quantised types: offsets in a group */
+    uint64_t group_bytes;
+    const float *x;               /* f32 [..][n_in] */
+    const uint32_t *rows;         /* which row of x; NULL = the first */
+    const float *norm;            /* x is normed first; NULL: it is not */
+    float eps;
+    uint32_t is_gated, act;
+    const kri_cu_q8_t *q8;        /* quantised types: in place of x; NULL = x is rounded */
+    float *out;                   /* NULL with out_q8 */
+    kri_cu_q8_t *out_q8;          /* is_gated of quantised types only */
+} kri_cu_row_t;
 
 /* Rows of weights to bf16 [n_rows][n_in]. */
 typedef struct kri_cu_unpack_s {
@@ -150,13 +181,19 @@ typedef struct kri_cu_kv_s {
     uint32_t group, window;
 } kri_cu_kv_t;
 
+/* Norm and rotation of queries and keys; cos_sin [n_rows][n_rot]. */
+typedef struct kri_cu_rotate_s {
+    const float *cos_sin, *q_norm, *k_norm;
+    float eps;
+    uint32_t n_rot, is_pair;
+} kri_cu_rotate_t;
+
 typedef struct kri_cu_append_s {
     kri_cu_step_t step;
     kri_cu_kv_t kv;
+    kri_cu_rotate_t rotate;
     float *qkv;
-    const float *cos_sin, *q_norm, *k_norm;
-    float eps;
-    uint32_t n_heads, n_kv_heads, head_dim, n_rot, is_pair;
+    uint32_t n_heads, n_kv_heads, head_dim;
 } kri_cu_append_t;
 
 typedef struct kri_cu_attn_s {
@@ -165,6 +202,8 @@ typedef struct kri_cu_attn_s {
     const float *qkv;
     float *out;
     float *partials;   /* [decode row][head][split][head_dim + 2]: values, maximum, sum */
+    uint32_t *counters; /* [decode row][chunk of heads] of 0: splits that are done */
+    kri_cu_rotate_t rotate; /* cos_sin NULL: rows are rotated and appended already */
     float scale, softcap;
     uint32_t n_heads, n_kv_heads, head_dim, n_splits;
 } kri_cu_attn_t;

@@ -7,10 +7,13 @@
 
 #define UNPACKED_BYTES ((size_t)32 << 20) /* of bf16 weights: they stay in the second-level cache */
 #define UNPACKED_ROWS 128u                /* whole tiles of a product */
-#define BLOCKS_EACH 4u                    /* blocks of decode attention per multiprocessor */
-#define SPLIT_PAGES 4u                    /* pages of a split, at least: one for each warp */
+#define BLOCKS_EACH KRI_CUDA_COUNTERS(1u) /* blocks of decode attention per multiprocessor */
+#define SPLIT_PAGES 2u                    /* of a split, at least: half a page for each warp */
 #define FLOAT_WARPS 8u                    /* of a block of matvec_float.cu */
 #define WARPS_EACH 24u                    /* of it per multiprocessor, if k can be shared */
+#define ROW_BLOCKS_EACH 3u                /* blocks of row_*.cu that a multiprocessor takes */
+#define ROW_BYTES_MAX 225280u             /* of shared memory: kernels.def */
+#define ROW_BYTES_FIXED 6144u             /* of it in a block beside what it is given */
 #define DECODE_THREADS 128u
 #define PREFILL_THREADS 128u
 
@@ -112,7 +115,13 @@ void kri_cuda_finite(kri_cuda_stream_t *stream, const float *x, uint64_t n, uint
                     (kri_cuda_grid_t){.x = n_blocks, .n_threads = 256}, &args);
 }
 
-/* ---- linear: few rows ------------------------------------------------------------------------ */
+void kri_cuda_argmax(kri_cuda_stream_t *stream, const kri_cu_argmax_t *args, uint32_t n_rows) {
+    const uint32_t n_blocks = args->n < 32u * 2048 ? ceil32(args->n, 2048) : 32;
+    kri_cuda_launch(stream, KRI_CUDA_argmax,
+                    (kri_cuda_grid_t){.x = n_blocks, .y = n_rows, .n_threads = 256}, args);
+}
+
+/* ---- linear: one row ------------------------------------------------------------------------- */
 
 typedef struct product_s {
     const kri_weight_t *w;
@@ -122,6 +131,89 @@ typedef struct product_s {
     float *out;
     size_t out_stride;
 } product_t;
+
+/* Bytes of a warp's ring; rows of a unit, of gate (and as many of up) in a gated one. */
+typedef struct ring_s { uint32_t n_bytes, n_rows, n_gated; } ring_t;
+
+static ring_t ring_of(kr_dtype_t dtype, uint32_t n_in) {
+    kri_pack_layout_t l = {0};
+    if (is_float(dtype)) return (ring_t){4 * 4 * 512, 4, 4};
+    (void)kri_pack_layout(dtype, n_in, &l); /* the binder did, so it fits */
+    const uint32_t block = (uint32_t)l.quant_bytes, stride = block / 64 % 2 ? block : block + 64;
+    const uint32_t n_slots = dtype == KR_DTYPE_Q8_0 ? 2 : 3;
+    return (ring_t){n_slots * (8 * (stride + (uint32_t)l.scale_bytes) + (uint32_t)l.super_bytes),
+                    KRI_GROUP_ROWS, 2 * KRI_GROUP_ROWS};
+}
+
+/* Shared memory of a block: the rings, the row's 8-bit form or its normed floats. */
+static uint32_t row_bytes(kr_dtype_t dtype, uint32_t n_in, bool is_normed) {
+    const uint32_t act = is_float(dtype) ? (is_normed ? n_in * 4 : 0)
+                                         : n_in / 32 * (uint32_t)sizeof(kri_cu_q8_t);
+    return KRI_CU_ROW_WARPS * ring_of(dtype, n_in).n_bytes + act;
+}
+
+/* Whether the row kernels can do a product by w. */
+static bool is_for_rows(const kri_weight_t *w, uint32_t n_rows, bool is_normed) {
+    if (n_rows != 1 || w->n_in > 1u << 17) return false;
+    for (uint32_t i = 0; i < w->n_parts; i++) {
+        if (row_bytes(w->parts[i].dtype, w->n_in, is_normed) > ROW_BYTES_MAX) return false;
+    }
+    return true;
+}
+
+/* Blocks that share n_units evenly, all on the device at once. */
+static uint32_t row_blocks(const kri_cuda_exec_t *d, uint32_t n_units, uint32_t shared_bytes) {
+    const uint32_t fit = ROW_BYTES_MAX / (shared_bytes + ROW_BYTES_FIXED);
+    const uint32_t each = fit < 1 ? 1 : fit < ROW_BLOCKS_EACH ? fit : ROW_BLOCKS_EACH;
+    return ceil32(n_units, ceil32(n_units, (uint64_t)kri_cuda_processors(d->stream->cuda) * each));
+}
+
+/* Parts of the type of part `first`, which is the first of them; args has the row and what to do
+ * with the product. */
+static void row_type(const kri_exec_t *exec, const kri_weight_t *w, uint32_t first,
+                     kri_cu_row_t *args) {
+    const kr_dtype_t dtype = w->parts[first].dtype;
+    const ring_t ring = ring_of(dtype, w->n_in);
+    uint32_t n = 0;
+    kri_cuda_grid_t grid = {.n_threads = 32 * KRI_CU_ROW_WARPS,
+                            .shared_bytes = row_bytes(dtype, w->n_in, args->norm != NULL)};
+    args->n_in = w->n_in;
+    args->n_units = 0;
+    if (!is_float(dtype)) {
+        kri_pack_layout_t layout = {0};
+        (void)kri_pack_layout(dtype, w->n_in, &layout);
+        args->scales = (uint32_t)layout.scales;
+        args->quants = (uint32_t)layout.quants;
+        args->group_bytes = layout.group_bytes;
+    }
+    for (uint32_t i = 0; i < KRI_CU_PARTS; i++) args->first[i] = UINT32_MAX;
+    for (uint32_t i = first; i < w->n_parts; i++) {
+        const kri_weight_part_t *part = &w->parts[i];
+        if (part->dtype != dtype) continue;
+        args->w[n] = part->packed;
+        args->bias[n] = part->bias;
+        args->n_out[n] = part->n_out;
+        args->out_offset[n] = part->out_offset;
+        args->first[n++] = args->n_units;
+        args->n_units += ceil32(part->n_out, ring.n_rows);
+    }
+    if (args->is_gated) args->n_units = ceil32(args->n_out[0], ring.n_gated);
+    grid.x = row_blocks(own(exec), args->n_units, grid.shared_bytes);
+    kri_cuda_launch(own(exec)->stream,
+                    (kri_cuda_kernel_t)(KRI_CUDA_row_f32 + (uint32_t)(dtype - KR_DTYPE_F32)), grid,
+                    args);
+}
+
+static void row(const kri_exec_t *exec, const kri_weight_t *w, kri_cu_row_t args) {
+    uint32_t seen = 0;
+    for (uint32_t i = 0; i < w->n_parts; i++) {
+        const uint32_t bit = 1u << w->parts[i].dtype;
+        if (!(seen & bit)) row_type(exec, w, i, &args);
+        seen |= bit;
+    }
+}
+
+/* ---- linear: few rows ------------------------------------------------------------------------ */
 
 /* Warps of a block that share k: enough to keep the memory busy, each with work of its own. */
 static uint32_t float_slices(const kri_cuda_exec_t *d, uint64_t n_row_sets, uint32_t n_in,
@@ -136,7 +228,7 @@ static uint32_t float_slices(const kri_cuda_exec_t *d, uint64_t n_row_sets, uint
 static void matvec_type(const kri_exec_t *exec, const product_t *p, uint32_t first) {
     const kri_weight_t *w = p->w;
     const kr_dtype_t dtype = w->parts[first].dtype;
-    const uint32_t bucket = p->n_rows == 1 ? 0 : p->n_rows == 2 ? 1 : p->n_rows <= 4 ? 2 : 3;
+    const uint32_t bucket = p->n_rows <= 2 ? 0 : p->n_rows <= 4 ? 1 : 2;
     uint32_t block_rows = KRI_GROUP_ROWS;
     kri_cuda_grid_t grid = {.n_threads = 32 * FLOAT_WARPS};
     kri_pack_layout_t layout = {0};
@@ -153,7 +245,7 @@ static void matvec_type(const kri_exec_t *exec, const product_t *p, uint32_t fir
         args.group_bytes = layout.group_bytes;
         args.act = own(exec)->q8;
     } else {
-        const uint32_t warp_rows = bucket < 2 ? 2 : 4;
+        const uint32_t warp_rows = bucket == 0 ? 2 : 4;
         args.k_slices = float_slices(own(exec), w->n_out / warp_rows, w->n_in,
                                      dtype == KR_DTYPE_F32 ? 4 : 2);
         block_rows = FLOAT_WARPS / args.k_slices * warp_rows;
@@ -170,7 +262,7 @@ static void matvec_type(const kri_exec_t *exec, const product_t *p, uint32_t fir
         grid.x += ceil32(part->n_out, block_rows);
     }
     const uint32_t kernel =
-        KRI_CUDA_matvec_f32_1 + (uint32_t)(dtype - KR_DTYPE_F32) * 4 + bucket;
+        KRI_CUDA_matvec_f32_2 + (uint32_t)(dtype - KR_DTYPE_F32) * 3 + bucket;
     kri_cuda_launch(own(exec)->stream, (kri_cuda_kernel_t)kernel, grid, &args);
 }
 
@@ -289,6 +381,10 @@ static void run(const kri_exec_t *exec, const product_t *p) {
 
 static void linear(const kri_exec_t *exec, const kri_weight_t *w, const float *x, uint32_t n_rows,
                    bool accumulate, float *out, size_t out_stride) {
+    if (is_for_rows(w, n_rows, false)) {
+        row(exec, w, (kri_cu_row_t){.x = x, .accumulate = accumulate, .out = out});
+        return;
+    }
     const product_t p = {w, x, n_rows, accumulate, out, out_stride};
     kri_cu_acts_t acts = forms_of(own(exec), w, n_rows);
     acts.x = x;
@@ -300,6 +396,10 @@ static void linear(const kri_exec_t *exec, const kri_weight_t *w, const float *x
 static void norm_linear(const kri_exec_t *exec, const kri_weight_t *w, const float *x,
                         const float *norm, float eps, const uint32_t *rows, uint32_t n_rows,
                         float *out, size_t out_stride) {
+    if (is_for_rows(w, n_rows, true)) {
+        row(exec, w, (kri_cu_row_t){.x = x, .rows = rows, .norm = norm, .eps = eps, .out = out});
+        return;
+    }
     const product_t p = {w, own(exec)->f32, n_rows, false, out, out_stride};
     kri_cu_acts_t acts = forms_of(own(exec), w, n_rows);
     acts.x = x;
@@ -310,10 +410,30 @@ static void norm_linear(const kri_exec_t *exec, const kri_weight_t *w, const flo
     run(exec, &p);
 }
 
+/* One row: the gated product in the form that down reads, and down. */
+static void ffn_row(const kri_exec_t *exec, const kri_ffn_desc_t *desc, const float *x,
+                    bool accumulate, float *out) {
+    kri_cuda_exec_t *d = own(exec);
+    const bool in_q8 = !is_float(desc->gate_up->parts[0].dtype) &&
+                       !is_float(desc->down->parts[0].dtype);
+    kri_cu_row_t args = {.x = x, .norm = desc->norm, .eps = desc->norm_eps, .is_gated = 1,
+                         .act = (uint32_t)desc->act, .out = d->f32,
+                         .out_q8 = in_q8 ? d->q8 : NULL};
+    row(exec, desc->gate_up, args);
+    row(exec, desc->down, (kri_cu_row_t){.x = d->f32, .q8 = args.out_q8,
+                                         .accumulate = accumulate, .out = out});
+}
+
 static void ffn(const kri_exec_t *exec, const kri_ffn_desc_t *desc, const float *x,
                 uint32_t n_rows, bool accumulate, float *out) {
     const kri_weight_t *down = desc->down;
+    const kri_weight_part_t *parts = desc->gate_up->parts;
     float *gate_up = own(exec)->gate_up;
+    if (is_for_rows(desc->gate_up, n_rows, true) && is_for_rows(down, n_rows, false) &&
+        parts[0].dtype == parts[1].dtype && down->n_parts == 1) {
+        ffn_row(exec, desc, x, accumulate, out);
+        return;
+    }
     const product_t p = {down, own(exec)->f32, n_rows, accumulate, out, down->n_out};
     kri_cu_acts_t acts = forms_of(own(exec), down, n_rows);
     norm_linear(exec, desc->gate_up, x, desc->norm, desc->norm_eps, NULL, n_rows, gate_up,
@@ -335,13 +455,23 @@ static kri_cu_kv_t kv_of(const kri_exec_t *exec, const kri_attn_desc_t *desc) {
         .group = desc->group, .window = group->window};
 }
 
+/* Whether attention can rotate and append on its way: each row is the last one of its sequence. */
+static bool is_decode(const kri_exec_t *exec, const kri_attn_desc_t *desc) {
+    const kri_cuda_exec_t *d = own(exec);
+    return d->n_tiles == 0 && exec->step->n_rows == exec->step->n_seqs &&
+           kri_cuda_has_tiles(desc->head_dim);
+}
+
 static void rope_append(const kri_exec_t *exec, const kri_attn_desc_t *desc, const float *cos_sin,
                         float *qkv) {
-    const kri_cu_append_t args = {
-        .step = own(exec)->step, .kv = kv_of(exec, desc), .qkv = qkv, .cos_sin = cos_sin,
-        .q_norm = desc->q_norm, .k_norm = desc->k_norm, .eps = desc->norm_eps,
-        .n_heads = desc->n_heads, .n_kv_heads = desc->n_kv_heads, .head_dim = desc->head_dim,
+    const kri_cu_rotate_t rotate = {
+        .cos_sin = cos_sin, .q_norm = desc->q_norm, .k_norm = desc->k_norm, .eps = desc->norm_eps,
         .n_rot = desc->n_rot, .is_pair = desc->rope_pair};
+    own(exec)->rotate = rotate;
+    if (is_decode(exec, desc)) return; /* attention does it */
+    const kri_cu_append_t args = {
+        .step = own(exec)->step, .kv = kv_of(exec, desc), .rotate = rotate, .qkv = qkv,
+        .n_heads = desc->n_heads, .n_kv_heads = desc->n_kv_heads, .head_dim = desc->head_dim};
     kri_cuda_launch(own(exec)->stream, KRI_CUDA_rope_append,
                     (kri_cuda_grid_t){.x = ceil32(desc->n_heads + 2 * desc->n_kv_heads, 4),
                                       .y = exec->step->n_rows, .n_threads = 128}, &args);
@@ -384,13 +514,10 @@ static void attend_rows(const kri_exec_t *exec, const kri_attn_desc_t *desc, kri
     const uint32_t size = desc->head_dim == 64 ? 0 : desc->head_dim == 128 ? 1 : 2;
     const uint32_t kernel = KRI_CUDA_attn_decode_64_1 + size * KRI_CU_HEADS + each - 1;
     args->n_splits = d->n_splits;
+    if (is_decode(exec, desc)) args->rotate = d->rotate;
     kri_cuda_launch(d->stream, (kri_cuda_kernel_t)kernel,
                     (kri_cuda_grid_t){.x = d->n_splits, .y = desc->n_kv_heads * n_chunks,
                                       .z = d->n_decode_rows, .n_threads = DECODE_THREADS}, args);
-    if (d->n_splits == 1) return;
-    kri_cuda_launch(d->stream, KRI_CUDA_attn_merge,
-                    (kri_cuda_grid_t){.x = desc->n_heads, .y = d->n_decode_rows,
-                                      .n_threads = DECODE_THREADS}, args);
 }
 
 static void attention(const kri_exec_t *exec, const kri_attn_desc_t *desc, const float *qkv,
@@ -398,9 +525,9 @@ static void attention(const kri_exec_t *exec, const kri_attn_desc_t *desc, const
     const kri_cuda_exec_t *d = own(exec);
     kri_cu_attn_t args = {
         .step = d->step, .kv = kv_of(exec, desc), .qkv = qkv, .out = out,
-        .partials = d->partials, .scale = desc->scale, .softcap = desc->softcap,
-        .n_heads = desc->n_heads, .n_kv_heads = desc->n_kv_heads, .head_dim = desc->head_dim,
-        .n_splits = 1};
+        .partials = d->partials, .counters = d->counters, .scale = desc->scale,
+        .softcap = desc->softcap, .n_heads = desc->n_heads, .n_kv_heads = desc->n_kv_heads,
+        .head_dim = desc->head_dim, .n_splits = 1};
     if (d->n_decode_rows > 0) attend_rows(exec, desc, &args);
     if (d->n_tiles == 0) return;
     static const struct { kri_cuda_kernel_t kernel; uint32_t bytes; } kernels[] = {

@@ -24,6 +24,8 @@ typedef struct kri_cuda_exec_s {
     uint16_t *unpacked;       /* [unpacked_items]: weights of a product as bf16 */
     size_t unpacked_items;
     float *partials;          /* [kri_cuda_partial_floats] */
+    uint32_t *counters;       /* [KRI_CUDA_COUNTERS(n_processors)] of 0 */
+    kri_cu_rotate_t rotate;   /* of the attention to come */
 } kri_cuda_exec_t;
 
 /* Weights on the device: parts of quantised types lie as packed for the CPU (pack.h), parts of
@@ -32,6 +34,8 @@ typedef struct kri_cuda_exec_s {
 /* Items of kri_cuda_exec_t.unpacked for these weights and the splits of attention: see there. */
 size_t kri_cuda_unpacked_items(size_t n_in_max);
 size_t kri_cuda_partial_floats(uint32_t n_processors, uint32_t head_dim);
+/* Enough for the rows and heads that split contexts of a device of n_processors at most. */
+#define KRI_CUDA_COUNTERS(n_processors) (4u * (n_processors))
 /* Parts that the context of a decode row is cut into when n_rows of them attend together over at
  * most n_pages pages each. The number changes by powers of two of n_pages only. */
 uint32_t kri_cuda_splits(uint32_t n_processors, uint32_t n_rows, uint32_t n_heads,
@@ -40,6 +44,9 @@ uint32_t kri_cuda_splits(uint32_t n_processors, uint32_t n_rows, uint32_t n_head
 bool kri_cuda_has_tiles(uint32_t head_dim);
 /* *flag (device) becomes 1 when one of x [n] is not finite. */
 void kri_cuda_finite(kri_cuda_stream_t *stream, const float *x, uint64_t n, uint32_t *flag);
+
+/* The largest of each row of x [n_rows, n]: kri_cu_argmax_t. */
+void kri_cuda_argmax(kri_cuda_stream_t *stream, const kri_cu_argmax_t *args, uint32_t n_rows);
 
 extern const kri_exec_ops_t kri_cuda_ops;
 

@@ -114,7 +114,7 @@ struct kr_request_s {
 /* What one thread found for one row of logits, or for the rows of hidden states of one prompt. */
 typedef struct kri_row_result_s {
     kri_choice_t *choice;
-    float *logits;              /* [n_vocab] */
+    float *logits;              /* [n_vocab]; NULL: the device has chosen `token` */
     const float *hidden;        /* [n_hidden, n_embd] instead, with pooling */
     uint32_t n_hidden, position; /* of the first of them */
     kr_status_t status;
@@ -148,6 +148,7 @@ struct kri_engine_model_s {
     kri_pool_t *pool;           /* of threads */
     kr_tensor_t logits_tensor;  /* f32 [n_seqs, n_vocab], of the tensor pool */
     float *logits;              /* its data */
+    kr_token_t *argmax;         /* [n_seqs]: what a device chooses by itself; NULL without one */
     uint32_t *masks;            /* [n_threads, n_words] */
     uint32_t n_words;
     kri_row_result_t *rows;     /* [n_seqs] */

@@ -36,6 +36,7 @@ void kri_engine_model_close(kri_engine_model_t *em) {
     kr_tensor_release(em->logits_tensor);
     kri_free(em->masks);
     kri_free(em->rows);
+    kri_free(em->argmax);
     em->sched = NULL;
     em->session = NULL;
     em->kv = NULL;
@@ -43,6 +44,7 @@ void kri_engine_model_close(kri_engine_model_t *em) {
     em->logits = NULL;
     em->masks = NULL;
     em->rows = NULL;
+    em->argmax = NULL;
 }
 
 /* ---- add ------------------------------------------------------------------------------------ */
@@ -80,7 +82,9 @@ static kr_status_t open_work(kri_engine_model_t *em, const kr_session_params_t *
     KR_TRY(take_logits(em, error));
     em->masks = kri_calloc((size_t)em->info.n_threads * em->n_words, sizeof *em->masks, "engine");
     em->rows = kri_calloc(em->info.n_seqs, sizeof *em->rows, "engine");
-    if (status != KR_OK || !em->masks || !em->rows) {
+    const bool has_argmax = kri_session_has_argmax(em->session);
+    if (has_argmax) em->argmax = kri_calloc(em->info.n_seqs, sizeof *em->argmax, "engine");
+    if (status != KR_OK || !em->masks || !em->rows || (has_argmax && !em->argmax)) {
         return KRI_FAIL(error, KR_E_NOMEM, NULL, "no memory for the steps of %s", em->name);
     }
     /* Mapped weights are checked at first use: let that be here, and not in a step, for which the

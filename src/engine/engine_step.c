@@ -48,7 +48,9 @@ static kr_status_t mask_row(kri_engine_model_t *em, kri_row_result_t *row, uint3
 
 static kr_status_t sample_row(kri_row_result_t *row) {
     const kri_choice_t *choice = row->choice;
-    kr_status_t status = kri_sampler_sample(choice->sampler, row->logits, &row->token);
+    kr_status_t status = KR_OK;
+    if (row->logits) status = kri_sampler_sample(choice->sampler, row->logits, &row->token);
+    else if (row->token < 0) status = KR_E_NUMERIC;
     if (status != KR_OK) return fail_row(row, status, "the model computed no usable logits");
     status = kri_sampler_accept(choice->sampler, row->token);
     if (status != KR_OK) return fail_row(row, KR_E_INTERNAL, "the sampler refused its token");
@@ -91,7 +93,7 @@ static void compute_row(kri_engine_model_t *em, kri_row_result_t *row, uint32_t 
         pool_row(row, is_suspect);
         return;
     }
-    if (is_suspect && !kri_all_finite(row->logits, em->n_vocab)) {
+    if (is_suspect && (row->logits ? !kri_all_finite(row->logits, em->n_vocab) : row->token < 0)) {
         (void)fail_row(row, KR_E_NUMERIC, "the model computed a value that is not finite");
         return;
     }
@@ -160,14 +162,24 @@ static uint32_t list_hidden(kri_engine_model_t *em, const kri_plan_t *plan, uint
 static uint32_t compute_rows(kri_engine_model_t *em, const kri_plan_t *plan, bool is_suspect) {
     rows_job_t job = {.em = em, .n_rows = plan->step.n_out_rows, .is_suspect = is_suspect};
     for (uint32_t i = 0; i < job.n_rows; i++) {
-        em->rows[i] = (kri_row_result_t){.choice = plan->out_tasks[i]->owner,
-                                         .logits = em->logits + (size_t)i * em->n_vocab,
-                                         .text = ""};
+        em->rows[i] = (kri_row_result_t){.choice = plan->out_tasks[i]->owner, .text = ""};
+        if (plan->step.argmax) em->rows[i].token = em->argmax[i];
+        else em->rows[i].logits = em->logits + (size_t)i * em->n_vocab;
     }
     job.n_rows = list_hidden(em, plan, job.n_rows);
     const uint32_t n_threads = job.n_rows < em->info.n_threads ? job.n_rows : em->info.n_threads;
     if (job.n_rows > 0) kri_pool_run(em->pool, n_threads, run_rows, &job);
     return job.n_rows;
+}
+
+/* Whether the device can choose the tokens of all rows, so that no logits come back. */
+static bool is_argmax(const kri_engine_model_t *em, const kri_plan_t *plan) {
+    if (!em->argmax) return false;
+    for (uint32_t i = 0; i < plan->step.n_out_rows; i++) {
+        const kri_choice_t *choice = plan->out_tasks[i]->owner;
+        if (choice->request->has_grammar || !kri_sampler_is_argmax(choice->sampler)) return false;
+    }
+    return plan->step.n_out_rows > 0;
 }
 
 /* The step did not run to its end: somebody stopped it, and who did ends its requests; or it failed
@@ -231,6 +243,7 @@ bool kri_engine_step(kri_engine_model_t *em) {
     /* Their places in the queue are free now, not after a long step. */
     if (em->engine->touched) kri_engine_publish(em->engine);
     kr_error_init(&error);
+    if (is_argmax(em, &plan)) plan.step.argmax = em->argmax;
     const kr_status_t status = run_plan(em, &plan, &error);
     const uint64_t run_ns = em->telemetry ? kri_clock_ns() : begin_ns;
     if (status != KR_OK && status != KR_E_NUMERIC) {

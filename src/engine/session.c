@@ -293,6 +293,8 @@ kr_status_t kri_session_run(struct kr_session_s *s, const kri_step_t *step, floa
     return status;
 }
 
+bool kri_session_has_argmax(const struct kr_session_s *session) { return session->cuda != NULL; }
+
 /* A session is not told what its rows are: single ones count as generated. An engine knows, and
  * counts for itself. */
 static void count_rows(struct kr_session_s *s, const kri_step_t *step) {

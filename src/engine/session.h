@@ -34,10 +34,13 @@ kr_status_t kri_session_fork(struct kr_session_s *session, uint32_t src, uint32_
 kri_kv_pool_t *kri_session_kv(struct kr_session_s *session);
 /* The forward pass of a prepared step and its telemetry: no pages are taken, nothing is committed.
  * logits [n_out_rows, n_vocab]; step->cancel NULL: kri_session_cancel cancels.
+ * Where kri_session_has_argmax, step->argmax may ask for the tokens of the largest logits (the
+ * first of equal ones; -1 in a row that is not finite) in place of logits, which may be NULL then.
  * KR_E_NUMERIC: all logits and hidden states were written, some row of them is not finite.
  * KR_E_CANCELLED. */
 kr_status_t kri_session_run(struct kr_session_s *session, const kri_step_t *step, float *logits,
                             kr_error_t *error);
+bool kri_session_has_argmax(const struct kr_session_s *session);
 /* [n_hidden_rows, n_embd] of the last step, until the next one. */
 const float *kri_session_hidden(const struct kr_session_s *session);
 

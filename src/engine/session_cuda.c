@@ -16,22 +16,27 @@
 #define PROCESSORS_MAX 160u   /* of a Hopper device; bounds the splits of attention */
 #define ROWS_ALONE 16u        /* rows of a sequence from which on they attend in tiles */
 
+/* Of argmax, for each row of logits. */
+#define KEY_BYTES (sizeof(uint64_t) + sizeof(uint32_t))
+
 /* Where each buffer lies in the block of scratch, in bytes. */
 typedef struct layout_s {
-    size_t x, branch, qkv, attn, cos_sin[2], q8, f32, bf16, gate_up, unpacked, partials, logits,
-        tables, total;
+    size_t x, branch, qkv, attn, cos_sin[2], q8, f32, bf16, gate_up, unpacked, partials, counters,
+        keys, logits, tables, total;
     size_t unpacked_items, table_bytes;
     uint32_t logit_rows, pages_per_seq, n_tiles;
 } layout_t;
 
 /* Where each array lies in the tables of a step of at most `rows` rows. */
 typedef struct tables_s {
-    size_t flag, tokens, positions, row_seq, out_rows, hidden_rows, decode_rows, tiles, seqs, pages;
+    size_t flag, ids, tokens, positions, row_seq, out_rows, hidden_rows, decode_rows, tiles, seqs,
+        pages;
 } tables_t;
 
 /* A shape of decode step; exec is NULL until it comes up a second time. */
 typedef struct graph_s {
     uint32_t n_rows, n_out_rows, n_splits;
+    bool is_argmax;
     void *exec;
 } graph_t;
 
@@ -62,6 +67,7 @@ static bool place(size_t *at, size_t count, size_t item, size_t *offset) {
 static size_t place_tables(uint32_t n_rows, uint32_t n_seqs, uint32_t n_tiles, tables_t *t) {
     size_t at = 0;
     const bool fits = place(&at, 1, sizeof(uint32_t), &t->flag) &&
+                      place(&at, n_rows, sizeof(int32_t), &t->ids) &&
                       place(&at, n_rows, sizeof(int32_t), &t->tokens) &&
                       place(&at, n_rows, sizeof(int32_t), &t->positions) &&
                       place(&at, n_rows, sizeof(uint32_t), &t->row_seq) &&
@@ -101,6 +107,8 @@ static bool make_layout(const struct kr_model_s *m, const kr_session_info_t *inf
            place(&at, p.ff, 2 * f, &l->gate_up) &&
            place(&at, l->unpacked_items, sizeof(uint16_t), &l->unpacked) &&
            place(&at, kri_cuda_partial_floats(PROCESSORS_MAX, hp->head_dim), f, &l->partials) &&
+           place(&at, KRI_CUDA_COUNTERS(PROCESSORS_MAX), sizeof(uint32_t), &l->counters) &&
+           place(&at, l->logit_rows, KEY_BYTES, &l->keys) &&
            place(&at, l->logit_rows, hp->n_vocab * f, &l->logits) &&
            place(&at, l->table_bytes, 1, &l->tables) && (l->total = at, true);
 }
@@ -182,7 +190,8 @@ static void bind_scratch(kri_session_cuda_t *s) {
         .f32 = floats_at(s, l->f32), .bf16 = (uint16_t *)(void *)(s->scratch + l->bf16),
         .gate_up = floats_at(s, l->gate_up), .unpacked_items = l->unpacked_items,
         .unpacked = (uint16_t *)(void *)(s->scratch + l->unpacked),
-        .partials = floats_at(s, l->partials)};
+        .partials = floats_at(s, l->partials),
+        .counters = (uint32_t *)(void *)(s->scratch + l->counters)};
     s->exec = (kri_exec_t){.ops = &kri_cuda_ops, .device = &s->ops, .n_threads = 1};
     s->logits = floats_at(s, l->logits);
     s->tables = s->scratch + l->tables;
@@ -218,6 +227,9 @@ static kr_status_t open_on(kri_session_cuda_t *s, struct kr_model_s *model,
     if (!s->host) return KRI_FAIL(error, KR_E_NOMEM, NULL, "no pinned memory for logits");
     s->host_logits = (float *)(void *)(s->host + s->layout.table_bytes);
     bind_scratch(s);
+    kri_cuda_fill(&s->stream, s->ops.counters, 0,
+                  KRI_CUDA_COUNTERS(PROCESSORS_MAX) * sizeof(uint32_t));
+    kri_cuda_fill(&s->stream, s->scratch + s->layout.keys, 0, s->layout.logit_rows * KEY_BYTES);
     return KR_OK;
 }
 
@@ -347,8 +359,19 @@ static void bind_step(kri_session_cuda_t *s, const kri_step_t *step, const table
     s->exec.step = own;
 }
 
+/* The device writes it, and the ids of argmax, where the host reads them: pinned memory has one
+ * address for both. */
 static uint32_t *flag_of(const kri_session_cuda_t *s, const tables_t *t) {
-    return (uint32_t *)(void *)(s->tables + t->flag);
+    return words_at(s, t->flag);
+}
+
+static void argmax(kri_session_cuda_t *s, const tables_t *t, uint32_t n_rows) {
+    uint8_t *keys = s->scratch + s->layout.keys;
+    const kri_cu_argmax_t args = {
+        .x = s->logits, .n = s->weights->model.hp.n_vocab, .keys = (uint64_t *)(void *)keys,
+        .counters = (uint32_t *)(void *)(keys + s->layout.logit_rows * sizeof(uint64_t)),
+        .ids = (int32_t *)(void *)words_at(s, t->ids), .flag = flag_of(s, t)};
+    kri_cuda_argmax(&s->stream, &args, n_rows);
 }
 
 /* The whole pass with at most logit_rows rows of logits, and any hidden states. */
@@ -356,7 +379,9 @@ static kr_status_t forward(kri_session_cuda_t *s, const tables_t *t) {
     const struct kr_model_s *m = &s->weights->model;
     const uint64_t n_out = s->exec.step->n_out_rows, n_hidden = s->exec.step->n_hidden_rows;
     KR_TRY(m->arch->forward(m, &s->exec, &s->state, s->logits));
-    if (n_out > 0) {
+    if (n_out > 0 && s->exec.step->argmax) {
+        argmax(s, t, (uint32_t)n_out);
+    } else if (n_out > 0) {
         kri_cuda_finite(&s->stream, s->logits, n_out * m->hp.n_vocab, flag_of(s, t));
     }
     if (n_hidden > 0) {
@@ -368,9 +393,11 @@ static kr_status_t forward(kri_session_cuda_t *s, const tables_t *t) {
 /* The place of this shape of step; a new one is empty. */
 static graph_t *find_graph(kri_session_cuda_t *s) {
     const uint32_t n_rows = s->exec.step->n_rows, n_out = s->exec.step->n_out_rows;
+    const bool is_argmax = s->exec.step->argmax != NULL;
     for (uint32_t i = 0; i < s->n_graphs; i++) {
         graph_t *g = &s->graphs[i];
-        if (g->n_rows == n_rows && g->n_out_rows == n_out && g->n_splits == s->ops.n_splits) {
+        if (g->n_rows == n_rows && g->n_out_rows == n_out && g->is_argmax == is_argmax &&
+            g->n_splits == s->ops.n_splits) {
             return g;
         }
     }
@@ -386,7 +413,8 @@ static graph_t *find_graph(kri_session_cuda_t *s) {
 static kr_status_t run_decode(kri_session_cuda_t *s, const tables_t *t) {
     graph_t *g = find_graph(s);
     if (g->n_rows == 0) {
-        *g = (graph_t){s->exec.step->n_rows, s->exec.step->n_out_rows, s->ops.n_splits, NULL};
+        *g = (graph_t){s->exec.step->n_rows, s->exec.step->n_out_rows, s->ops.n_splits,
+                       s->exec.step->argmax != NULL, NULL};
         return forward(s, t);
     }
     if (!g->exec) {
@@ -399,14 +427,21 @@ static kr_status_t run_decode(kri_session_cuda_t *s, const tables_t *t) {
     return KR_OK;
 }
 
-/* n floats, at most the logits that pinned memory is for, to the host; the flag comes back behind
- * them. */
+/* n floats, at most the logits that pinned memory is for, to the host. */
 static kr_status_t fetch(kri_session_cuda_t *s, const tables_t *t, const float *from, size_t n,
                          float *to, bool *is_bad, kr_error_t *error) {
     kri_cuda_copy_out(&s->stream, s->host_logits, from, n * sizeof(float));
-    kri_cuda_copy_out(&s->stream, s->host + t->flag, flag_of(s, t), sizeof(uint32_t));
     KR_TRY(kri_cuda_wait(&s->stream, error));
     if (n > 0) memcpy(to, s->host_logits, n * sizeof(float));
+    if (words_at(s, t->flag)[0]) *is_bad = true;
+    return KR_OK;
+}
+
+/* The ids of argmax. */
+static kr_status_t fetch_ids(kri_session_cuda_t *s, const tables_t *t, uint32_t n, kr_token_t *to,
+                             bool *is_bad, kr_error_t *error) {
+    KR_TRY(kri_cuda_wait(&s->stream, error));
+    for (uint32_t i = 0; i < n; i++) to[i] = (kr_token_t)words_at(s, t->ids)[i];
     if (words_at(s, t->flag)[0]) *is_bad = true;
     return KR_OK;
 }
@@ -435,6 +470,11 @@ static kr_status_t run_long(kri_session_cuda_t *s, const tables_t *t, kri_step_t
         own->n_out_rows = n_out - row < s->layout.logit_rows ? n_out - row : s->layout.logit_rows;
         own->out_rows = out_rows + row;
         kri_forward_outputs(m, &s->exec, &s->state, s->logits);
+        if (own->argmax) {
+            argmax(s, t, own->n_out_rows);
+            KR_TRY(fetch_ids(s, t, own->n_out_rows, own->argmax + row, is_bad, error));
+            continue;
+        }
         const size_t n = (size_t)own->n_out_rows * m->hp.n_vocab;
         kri_cuda_finite(&s->stream, s->logits, n, flag_of(s, t));
         KR_TRY(fetch(s, t, s->logits, n, logits + (size_t)row * m->hp.n_vocab, is_bad, error));
@@ -463,7 +503,9 @@ kr_status_t kri_session_cuda_run(kri_session_cuda_t *s, const kri_step_t *step, 
     if (step->n_rows == step->n_seqs && step->n_out_rows <= s->layout.logit_rows &&
         step->n_hidden_rows == 0) {
         status = run_decode(s, &t);
-        if (status == KR_OK) {
+        if (status == KR_OK && step->argmax) {
+            status = fetch_ids(s, &t, step->n_out_rows, step->argmax, &is_bad, error);
+        } else if (status == KR_OK) {
             status = fetch(s, &t, s->logits, (size_t)step->n_out_rows * hp->n_vocab, logits,
                            &is_bad, error);
         }

@@ -22,8 +22,8 @@ kr_status_t kri_session_cuda_create(struct kr_model_s *model, const kr_session_i
 const char *kri_session_cuda_level(const kri_session_cuda_t *session);
 void kri_session_cuda_destroy(kri_session_cuda_t *session);
 /* The forward pass of a step; logits [n_out_rows, n_vocab] and hidden [n_hidden_rows, n_embd] are
- * the host's. KR_E_NUMERIC: all were written, one is not finite. KR_E_CANCELLED,
- * KR_E_DEVICE_LOST. */
+ * the host's; with step->argmax tokens in place of logits (session.h). KR_E_NUMERIC: all were
+ * written, one is not finite. KR_E_CANCELLED, KR_E_DEVICE_LOST. */
 kr_status_t kri_session_cuda_run(kri_session_cuda_t *session, const kri_step_t *step,
                                  float *logits, float *hidden, kr_error_t *error);
 

@@ -86,6 +86,8 @@ typedef struct kri_step_s {
     const uint32_t *hidden_rows; /* [n_hidden_rows], ascending: they give final hidden states */
     uint32_t n_groups;
     const kri_kv_group_t *groups;
+    kr_token_t *argmax;          /* [n_out_rows] of the host; not NULL: filled in place of logits,
+                                  * by a device that can (session.h) */
     const uint32_t *cancel;      /* read with __atomic_load_n; non-zero: stop between layers */
 } kri_step_t;
 

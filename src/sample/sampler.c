@@ -103,6 +103,11 @@ void kri_sampler_destroy(kri_sampler_t *sampler) {
     kri_free(sampler);
 }
 
+bool kri_sampler_is_argmax(const kri_sampler_t *sampler) {
+    return sampler->params.temperature <= 0.0f && sampler->params.n_logprobs == 0 &&
+           kri_penalties_edits_max(&sampler->params) == 0;
+}
+
 kr_status_t kri_sampler_accept(kri_sampler_t *sampler, kr_token_t token) {
     if (sampler == NULL || token < 0 || (uint32_t)token >= sampler->row.n_vocab)
         return KR_E_INVALID_ARG;

@@ -5,6 +5,8 @@
 #ifndef KRI_SAMPLE_SAMPLER_H
 #define KRI_SAMPLE_SAMPLER_H
 
+#include <stdbool.h>
+
 #include "kr.h"
 
 typedef struct kri_sampler_s kri_sampler_t;
@@ -17,6 +19,8 @@ uint64_t kri_sampler_bytes(const kr_sampler_params_t *params, uint32_t n_vocab);
 kr_status_t kri_sampler_create(const kr_sampler_params_t *params, uint32_t n_vocab,
                                kri_sampler_t **sampler, kr_error_t *error);
 void kri_sampler_destroy(kri_sampler_t *sampler);
+/* Whether it takes the largest logit (the first of equal ones) and asks for nothing else. */
+bool kri_sampler_is_argmax(const kri_sampler_t *sampler);
 kr_status_t kri_sampler_accept(kri_sampler_t *sampler, kr_token_t token);
 kr_status_t kri_sampler_sample(kri_sampler_t *sampler, const float *logits, kr_token_t *token);
 /* KR_E_NOT_FOUND also with n_logprobs 0: the sum over the vocabulary is then never taken. Where

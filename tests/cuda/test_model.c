@@ -340,6 +340,51 @@ TEST(engine_runs_requests_at_once_on_cuda) {
     kr_model_close(model);
 }
 
+/* Greedy requests get their tokens from the device, without logits: the largest of those that a
+ * session gives. */
+TEST(engine_takes_the_largest_logits_on_cuda) {
+    NEED_CUDA();
+    enum { N_PROMPT = 40, N_MORE = 12 };
+    static float logits[N_VOCAB];
+    collector_t c;
+    ask_t ask;
+    kr_token_t ids[N_PROMPT + N_MORE];
+    kr_session_params_t params;
+    const tiny_config_t config = tiny_config("wide");
+    kr_model_t model = open_tiny_config(&config);
+    collector_init(&c);
+    kr_engine_t engine = make_engine(&c, NULL);
+    kr_session_params_init(&params);
+    params.n_seqs = 1;
+    params.device = KR_DEVICE_CUDA;
+    assert_status(kr_engine_add_model(engine, "tiny", model, &params, NULL), KR_OK);
+    some_tokens(ids, N_PROMPT, 9);
+    ask_init(&ask, ids, N_PROMPT, N_MORE);
+    out_t *out = submit(&c, &ask);
+    wait_over(out);
+    assert_status(out->status, KR_OK);
+    assert_int_equal(out->n_tokens, N_MORE);
+    kr_session_t session = session_on(model, KR_DEVICE_CUDA, 1);
+    for (uint32_t i = 0; i < N_MORE; i++) {
+        const uint32_t n = i == 0 ? N_PROMPT : 1, row = n - 1;
+        const kr_batch_seq_t seq = {0, n};
+        kr_batch_t batch;
+        kr_batch_init(&batch);
+        batch.n_rows = n, batch.tokens = ids + (i == 0 ? 0 : N_PROMPT + i - 1);
+        batch.n_seqs = batch.n_out_rows = 1, batch.seqs = &seq, batch.out_rows = &row;
+        assert_status(kr_session_decode(session, &batch, logits, NULL), KR_OK);
+        kr_token_t best = 0;
+        for (kr_token_t t = 1; t < (kr_token_t)N_VOCAB; t++)
+            if (logits[t] > logits[best]) best = t;
+        assert_int_equal(out->choices[0].tokens[i], best);
+        ids[N_PROMPT + i] = best;
+    }
+    out_destroy(out);
+    kr_session_destroy(session);
+    kr_engine_destroy(engine);
+    kr_model_close(model);
+}
+
 static void embed_on(uint32_t device, kr_model_t model, const kr_token_t *ids, uint32_t n,
                      kr_status_t wanted, float *embedding, uint32_t n_embd) {
     collector_t c;

@@ -37,6 +37,8 @@ static device_t *device(void) {
         .unpacked_items = kri_cuda_unpacked_items(N_IN_MAX)};
     d.ops.unpacked = device_new(d.ops.unpacked_items * 2);
     d.ops.partials = device_new(kri_cuda_partial_floats(160, 512) * sizeof(float));
+    d.ops.counters = device_new(KRI_CUDA_COUNTERS(160) * sizeof(uint32_t));
+    kri_cuda_fill(&d.stream, d.ops.counters, 0, KRI_CUDA_COUNTERS(160) * sizeof(uint32_t));
     d.exec = (kri_exec_t){.ops = &kri_cuda_ops, .device = &d.ops, .n_threads = 1};
     return &d;
 }
@@ -205,6 +207,52 @@ TEST(op_finite_finds_one_bad_value_on_cuda) {
         x[at] = kept;
     }
     free(x);
+}
+
+static void check_argmax(rng_t *rng, uint32_t n_rows, uint32_t n) {
+    float *x = random_floats(rng, (size_t)n_rows * n);
+    int32_t expected[8], actual[8];
+    const uint32_t zeros[8] = {0};
+    uint32_t flag = 0, *on_flag = to_device(&flag, sizeof flag);
+    for (uint32_t r = 0; r < n_rows; r++) {
+        float *row = x + (size_t)r * n;
+        expected[r] = (int32_t)rng_range(rng, 0, n - 1);
+        if (r == 1) { /* equal ones, of both signs of zero: the first counts */
+            for (uint32_t i = 0; i < n; i++) row[i] = (int32_t)i < expected[r] ? -1.0f : 0.0f;
+            row[expected[r]] = -0.0f;
+        } else if (r == 2) {
+            row[expected[r]] = rng_range(rng, 0, 1) ? NAN : -INFINITY;
+            expected[r] = -1;
+        } else {
+            row[expected[r]] = 100.0f + (float)r;
+        }
+    }
+    kri_cu_argmax_t args = {.n = n, .flag = on_flag};
+    args.x = to_device(x, (size_t)n_rows * n * sizeof *x);
+    args.keys = to_device((const uint64_t[8]){0}, 8 * sizeof(uint64_t));
+    args.counters = to_device(zeros, sizeof zeros);
+    for (int i = 0; i < 2; i++) { /* keys and counters are as before */
+        args.ids = device_new(sizeof actual);
+        kri_cuda_argmax(&device()->stream, &args, n_rows);
+        from_device(args.ids, actual, sizeof actual);
+        for (uint32_t r = 0; r < n_rows; r++) assert_int_equal(actual[r], expected[r]);
+    }
+    from_device(on_flag, &flag, sizeof flag);
+    assert_int_equal(flag, n_rows > 2);
+    drop(args.x);
+    drop(args.keys);
+    drop(args.counters);
+    free(x);
+}
+
+TEST(op_argmax_is_the_first_of_the_largest_on_cuda) {
+    NEED_CUDA();
+    rng_t rng = {16};
+    (void)device();
+    check_argmax(&rng, 1, 1);
+    check_argmax(&rng, 2, 300);
+    check_argmax(&rng, 8, 2049);
+    check_argmax(&rng, 3, 151936);
 }
 
 /* ---- linear --------------------------------------------------------------------------------- */

@@ -1,7 +1,8 @@
 /* common.cuh: what the kernels share. Every kernel begins with kri_begin: its launch may overlap
  * the end of the one before (programmatic dependent launch), whose results it may read only from
  * then on, and not through the read-only cache, which that overlap does not keep coherent.
- * Weights never change, so they may be fetched before. */
+ * Weights never change and the tables of a step are there before its first kernel, so they may be
+ * fetched before, and so may keys and values of tokens before the step. */
 #ifndef KRI_CUDA_COMMON_CUH
 #define KRI_CUDA_COMMON_CUH
 

@@ -2,31 +2,9 @@
  * read of each weight. A warp has a few rows of weights and its lanes share k in pieces of 16
  * bytes; where rows are few, several warps of a block share k too (k_slices) and meet in shared
  * memory. */
-#include "common.cuh"
+#include "items.cuh"
 
 #define WARPS 8
-
-template <typename T> struct items;
-template <> struct items<float> {
-    static constexpr int n = 4;
-    __device__ static float at(const uint4 &v, int i) {
-        return __uint_as_float(i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w);
-    }
-};
-template <> struct items<__nv_bfloat16> {
-    static constexpr int n = 8;
-    __device__ static float at(const uint4 &v, int i) {
-        const uint32_t u = i / 2 == 0 ? v.x : i / 2 == 1 ? v.y : i / 2 == 2 ? v.z : v.w;
-        return __uint_as_float(i % 2 ? u & 0xffff0000u : u << 16);
-    }
-};
-template <> struct items<__half> {
-    static constexpr int n = 8;
-    __device__ static float at(const uint4 &v, int i) {
-        const uint32_t u = i / 2 == 0 ? v.x : i / 2 == 1 ? v.y : i / 2 == 2 ? v.z : v.w;
-        return kri_half((uint16_t)(i % 2 ? u >> 16 : u));
-    }
-};
 
 template <typename T, int M, int R>
 __device__ __forceinline__ void add_piece(const kri_cu_matvec_t &a, const uint4 (&w)[R],
@@ -119,8 +97,7 @@ __device__ static void matvec(const kri_cu_matvec_t &a) {
 /* exec_cuda.c counts on eight warps, of two rows of weights each for one or two rows of
  * activations, else of four. */
 #define MATVECS(name, type)                                                                      \
-    MATVEC(name, type, 1, 2, 4) MATVEC(name, type, 2, 2, 4) MATVEC(name, type, 4, 4, 2)          \
-    MATVEC(name, type, 8, 4, 1)
+    MATVEC(name, type, 2, 2, 4) MATVEC(name, type, 4, 4, 2) MATVEC(name, type, 8, 4, 1)
 MATVECS(f32, float)
 MATVECS(f16, __half)
 MATVECS(bf16, __nv_bfloat16)

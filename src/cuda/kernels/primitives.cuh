@@ -11,8 +11,8 @@
 #define KRI_SHARED_MEMORY(name) extern __shared__ __align__(128) uint8_t name[]
 
 __device__ __forceinline__ void kri_begin() {
-    asm volatile("griddepcontrol.wait;" ::: "memory");
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    asm volatile("griddepcontrol.wait;" ::: "memory");
 }
 
 /* u8 by s8 */
@@ -35,8 +35,14 @@ __device__ __forceinline__ uint32_t kri_load_stream32(const void *p) {
     return v;
 }
 
-__device__ __forceinline__ void kri_prefetch(const void *p) {
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+/* a / b, rounded to nearest where neither is near the ends of f32's range: without the branch that
+ * division has for those. */
+__device__ __forceinline__ float kri_quotient(float a, float b) {
+    float r;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(b));
+    r = fmaf(r, fmaf(-b, r, 1.0f), r);
+    const float q = a * r;
+    return fmaf(r, fmaf(-b, q, a), q);
 }
 
 __device__ __forceinline__ uint32_t kri_shared(const void *p) {

@@ -1,6 +1,6 @@
 /* rows.cu: everything that works on whole rows: embedding, norms, forms of activations for
  * products, activations, rotary table. */
-#include "common.cuh"
+#include "acts.cuh"
 
 #include <math.h>
 
@@ -83,43 +83,11 @@ KERNEL kri_embed(const kri_cu_embed_t a) {
 
 /* ---- forms of activations -------------------------------------------------------------------- */
 
-/* Four items; the eight lanes that hold a block of 32 call it together, with block NULL when
- * there is none to store. */
-__device__ static void store_q8(kri_cu_q8_t *block, uint32_t lane8, const float v[4]) {
-    uint32_t amax = 0;
-    for (int i = 0; i < 4; i++) amax = max(amax, __float_as_uint(v[i]) & 0x7fffffffu);
-    for (int i = 4; i > 0; i /= 2) amax = max(amax, __shfl_xor_sync(~0u, amax, i));
-    const float most = __uint_as_float(amax);
-    const bool is_bad = amax >= 0x7f800000u, is_zero = is_bad || most < 1e-30f;
-    const float inverse = is_zero ? 0.0f : 127.0f / most;
-    int q[4], pairs[2];
-    for (int i = 0; i < 4; i++) q[i] = is_zero ? 0 : __float2int_rn(v[i] * inverse);
-    pairs[0] = q[0] + q[1];
-    pairs[1] = q[2] + q[3];
-    for (int i = 1; i < 4; i *= 2) {
-        pairs[0] += __shfl_xor_sync(~0u, pairs[0], i);
-        pairs[1] += __shfl_xor_sync(~0u, pairs[1], i);
-    }
-    int sum = pairs[0] + pairs[1];
-    sum += __shfl_xor_sync(~0u, sum, 4);
-    if (!block) return;
-    ((uint32_t *)block->q)[lane8] = (q[0] & 255) | (q[1] & 255) << 8 | (q[2] & 255) << 16 |
-                                    (uint32_t)q[3] << 24;
-    if (lane8 % 4 == 0) {
-        block->sums[lane8 / 4][0] = (uint16_t)(8192 + pairs[0]);
-        block->sums[lane8 / 4][1] = (uint16_t)(8192 + pairs[1]);
-    }
-    if (lane8 != 0) return;
-    const float d = is_bad ? NAN : is_zero ? 0.0f : most / 127.0f;
-    block->d = d;
-    block->ds = is_bad ? NAN : d * (float)sum;
-}
-
 /* Items [i, i + 4) of a row; all lanes of a warp call it, also past the end of the row. */
 __device__ static void store_forms(const kri_cu_acts_t &a, uint32_t row, uint32_t i,
                                    const float v[4]) {
     const uint64_t at = (uint64_t)row * a.n + i;
-    if (a.q8) store_q8(i < a.n ? a.q8 + at / 32 : nullptr, threadIdx.x % 8, v);
+    if (a.q8) kri_store_q8(i < a.n ? a.q8 + at / 32 : nullptr, threadIdx.x % 8, v);
     if (i >= a.n) return;
     if (a.f32) *(float4 *)(a.f32 + at) = make_float4(v[0], v[1], v[2], v[3]);
     if (a.bf16) {
@@ -128,35 +96,11 @@ __device__ static void store_forms(const kri_cu_acts_t &a, uint32_t row, uint32_
     }
 }
 
-/* Sum over the block, for all its threads. */
-__device__ static float block_sum(float x) {
-    __shared__ float sums[33];
-    x = kri_warp_sum(x);
-    if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = x;
-    __syncthreads();
-    if (threadIdx.x < 32) {
-        x = threadIdx.x < blockDim.x / 32 ? sums[threadIdx.x] : 0.0f;
-        x = kri_warp_sum(x);
-        if (threadIdx.x == 0) sums[32] = x;
-    }
-    __syncthreads();
-    return sums[32];
-}
-
-__device__ static float sum_of_squares(const float *x, uint32_t n) {
-    float sum = 0.0f;
-    for (uint32_t i = threadIdx.x * 4; i < n; i += blockDim.x * 4) {
-        const float4 v = *(const float4 *)(x + i);
-        sum += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
-    }
-    return block_sum(sum);
-}
-
 /* grid (n_rows); n a multiple of 32, so that the lanes of a q8 block are in or out together */
 KERNEL kri_acts_norm(const kri_cu_acts_t a) {
     kri_begin();
     const float *x = a.x + (uint64_t)(a.rows ? a.rows[blockIdx.x] : blockIdx.x) * a.n;
-    const float inverse = 1.0f / sqrtf(sum_of_squares(x, a.n) / a.n + a.eps);
+    const float inverse = 1.0f / sqrtf(kri_sum_of_squares(x, a.n) / a.n + a.eps);
     for (uint32_t begin = 0; begin < a.n; begin += blockDim.x * 4) {
         const uint32_t i = begin + threadIdx.x * 4;
         float v[4] = {0, 0, 0, 0};
@@ -175,10 +119,7 @@ template <bool IS_GATED> __device__ static void acts_elements(const kri_cu_acts_
         v[0] = g.x, v[1] = g.y, v[2] = g.z, v[3] = g.w;
         for (int j = 0; IS_GATED && j < 4; j++) {
             const float u = x[a.n + j];
-            const float act = a.act == 0 ? v[j] / (1.0f + expf(-v[j]))
-                                         : 0.5f * v[j] * (1.0f + tanhf(0.7978845608028654f *
-                                               (v[j] + 0.044715f * v[j] * v[j] * v[j])));
-            v[j] = act * u;
+            v[j] = kri_gated(a.act, v[j], u);
         }
     }
     store_forms(a, row, i, v);
@@ -197,7 +138,7 @@ KERNEL kri_norm_add(const kri_cu_norm_add_t a) {
     kri_begin();
     const float *branch = a.branch + (uint64_t)blockIdx.x * a.n;
     float *x = a.x + (uint64_t)blockIdx.x * a.n;
-    const float inverse = 1.0f / sqrtf(sum_of_squares(branch, a.n) / a.n + a.eps);
+    const float inverse = 1.0f / sqrtf(kri_sum_of_squares(branch, a.n) / a.n + a.eps);
     for (uint32_t i = threadIdx.x; i < a.n; i += blockDim.x) {
         x[i] += branch[i] * inverse * a.w[i];
     }
@@ -236,6 +177,39 @@ KERNEL kri_finite(const kri_cu_finite_t a) {
         is_bad |= (__float_as_uint(a.x[i]) & 0x7f800000u) == 0x7f800000u;
     }
     if (__any_sync(~0u, is_bad) && threadIdx.x % 32 == 0) *a.flag = 1;
+}
+
+/* grid (blocks, n_rows), 256 threads. A key orders as the values do, then by the smaller id; all
+ * ones stand for a value that is not finite. */
+KERNEL kri_argmax(const kri_cu_argmax_t a) {
+    kri_begin();
+    __shared__ unsigned long long keys[8];
+    const float *x = a.x + (uint64_t)blockIdx.y * a.n;
+    unsigned long long best = 0;
+    for (uint32_t i = blockIdx.x * blockDim.x + threadIdx.x; i < a.n; i += gridDim.x * blockDim.x) {
+        const uint32_t bits = __float_as_uint(x[i] + 0.0f); /* both zeros are equal */
+        const uint32_t order = (bits >> 31) ? ~bits : bits | 0x80000000u;
+        const bool is_bad = (bits & 0x7f800000u) == 0x7f800000u;
+        const unsigned long long key = is_bad ? ~0ull : (uint64_t)order << 32 | (uint32_t)~i;
+        best = key > best ? key : best;
+    }
+    for (int lanes = 16; lanes > 0; lanes /= 2) {
+        const uint32_t high = __shfl_xor_sync(~0u, (uint32_t)(best >> 32), lanes);
+        const uint32_t low = __shfl_xor_sync(~0u, (uint32_t)best, lanes);
+        const unsigned long long other = (unsigned long long)high << 32 | low;
+        best = other > best ? other : best;
+    }
+    if (threadIdx.x % 32 == 0) keys[threadIdx.x / 32] = best;
+    __syncthreads();
+    if (threadIdx.x > 0) return;
+    for (int i = 1; i < 8; i++) best = keys[i] > best ? keys[i] : best;
+    unsigned long long *top = (unsigned long long *)(a.keys + blockIdx.y);
+    atomicMax(top, best);
+    __threadfence();
+    if (atomicInc(a.counters + blockIdx.y, gridDim.x - 1) != gridDim.x - 1) return;
+    best = atomicExch(top, 0ull);
+    a.ids[blockIdx.y] = best == ~0ull ? -1 : (int32_t)~(uint32_t)best;
+    if (best == ~0ull) *a.flag = 1;
 }
 
 /* grid (n_rows) */

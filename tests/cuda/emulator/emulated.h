@@ -15,6 +15,7 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __shared__ static
+#define __align__(n) __attribute__((aligned(n)))
 #define KRI_SHARED_MEMORY(name) uint8_t *name = emu_shared
 
 struct uint3 { uint32_t x, y, z; };
@@ -71,6 +72,23 @@ static inline __nv_bfloat16 __float2bfloat16_rn(float x) {
 }
 static inline uint16_t __bfloat16_as_ushort(__nv_bfloat16 h) { return h.bits; }
 template <typename T> static inline T __ldg(const T *p) { return *p; }
+template <typename T> static inline T __ldcg(const T *p) { return *p; }
+static inline void __threadfence() {}
+static inline unsigned long long atomicMax(unsigned long long *p, unsigned long long value) {
+    const unsigned long long old = *p;
+    if (value > old) *p = value;
+    return old;
+}
+static inline unsigned long long atomicExch(unsigned long long *p, unsigned long long value) {
+    const unsigned long long old = *p;
+    *p = value;
+    return old;
+}
+static inline uint32_t atomicInc(uint32_t *p, uint32_t most) {
+    const uint32_t old = *p;
+    *p = old >= most ? 0 : old + 1;
+    return old;
+}
 
 /* ---- meetings ------------------------------------------------------------------------------- */
 
@@ -84,6 +102,10 @@ template <typename T> static inline T __shfl_xor_sync(unsigned, T value, int mas
     const uint32_t word = emu_bits<uint32_t>(value);
     return emu_bits<T>(emu_meet(&word, 1)[emu_lane() ^ (uint32_t)mask][0]);
 }
+template <typename T> static inline T __shfl_sync(unsigned, T value, uint32_t lane) {
+    const uint32_t word = emu_bits<uint32_t>(value);
+    return emu_bits<T>(emu_meet(&word, 1)[lane][0]);
+}
 static inline bool __any_sync(unsigned, bool value) {
     const uint32_t word = value;
     const uint32_t(*all)[6] = emu_meet(&word, 1);
@@ -95,7 +117,7 @@ static inline bool __any_sync(unsigned, bool value) {
 /* ---- primitives.cuh ------------------------------------------------------------------------- */
 
 static inline void kri_begin() {}
-static inline void kri_prefetch(const void *) {}
+static inline float kri_quotient(float a, float b) { return a / b; }
 static inline int kri_dot4(uint32_t a, uint32_t b, int c) {
     for (int i = 0; i < 32; i += 8) c += (int)(a >> i & 255) * (int8_t)(b >> i & 255);
     return c;

@@ -5,10 +5,25 @@
 
 #define KRI_CUDA_PRIMITIVES_CUH /* emulated.h has them */
 #include "cuda/kernels/common.cuh"
+/* Once for all: their guards know no namespaces. */
+#include "cuda/kernels/acts.cuh"
+#include "cuda/kernels/items.cuh"
+#include "cuda/kernels/quant.cuh"
+#include "cuda/kernels/row.cuh"
 
 namespace rows {
 #include "cuda/kernels/rows.cu"
 }
+namespace row_quant {
+#include "cuda/kernels/row_quant.cu"
+}
+#undef SETS
+#undef ROW
+namespace row_float {
+#include "cuda/kernels/row_float.cu"
+}
+#undef ROWS
+#undef SETS
 namespace matvec_quant {
 #include "cuda/kernels/matvec_quant.cu"
 }
