@@ -137,7 +137,7 @@ typedef struct ring_s { uint32_t n_bytes, n_rows, n_gated; } ring_t;
 
 static ring_t ring_of(kr_dtype_t dtype, uint32_t n_in) {
     kri_pack_layout_t l = {0};
-    if (is_float(dtype)) return (ring_t){4 * 4 * 512, 4, 4};
+    if (kri_dtype_is_float(dtype)) return (ring_t){4 * 4 * 512, 4, 4};
     (void)kri_pack_layout(dtype, n_in, &l); /* the binder did, so it fits */
     const uint32_t block = (uint32_t)l.quant_bytes, stride = block / 64 % 2 ? block : block + 64;
     const uint32_t n_slots = dtype == KR_DTYPE_Q8_0 ? 2 : 3;
@@ -147,7 +147,7 @@ static ring_t ring_of(kr_dtype_t dtype, uint32_t n_in) {
 
 /* Shared memory of a block: the rings, the row's 8-bit form or its normed floats. */
 static uint32_t row_bytes(kr_dtype_t dtype, uint32_t n_in, bool is_normed) {
-    const uint32_t act = is_float(dtype) ? (is_normed ? n_in * 4 : 0)
+    const uint32_t act = kri_dtype_is_float(dtype) ? (is_normed ? n_in * 4 : 0)
                                          : n_in / 32 * (uint32_t)sizeof(kri_cu_q8_t);
     return KRI_CU_ROW_WARPS * ring_of(dtype, n_in).n_bytes + act;
 }
@@ -179,7 +179,7 @@ static void row_type(const kri_exec_t *exec, const kri_weight_t *w, uint32_t fir
                             .shared_bytes = row_bytes(dtype, w->n_in, args->norm != NULL)};
     args->n_in = w->n_in;
     args->n_units = 0;
-    if (!is_float(dtype)) {
+    if (!kri_dtype_is_float(dtype)) {
         kri_pack_layout_t layout = {0};
         (void)kri_pack_layout(dtype, w->n_in, &layout);
         args->scales = (uint32_t)layout.scales;
@@ -414,8 +414,8 @@ static void norm_linear(const kri_exec_t *exec, const kri_weight_t *w, const flo
 static void ffn_row(const kri_exec_t *exec, const kri_ffn_desc_t *desc, const float *x,
                     bool accumulate, float *out) {
     kri_cuda_exec_t *d = own(exec);
-    const bool in_q8 = !is_float(desc->gate_up->parts[0].dtype) &&
-                       !is_float(desc->down->parts[0].dtype);
+    const bool in_q8 = !kri_dtype_is_float(desc->gate_up->parts[0].dtype) &&
+                       !kri_dtype_is_float(desc->down->parts[0].dtype);
     kri_cu_row_t args = {.x = x, .norm = desc->norm, .eps = desc->norm_eps, .is_gated = 1,
                          .act = (uint32_t)desc->act, .out = d->f32,
                          .out_q8 = in_q8 ? d->q8 : NULL};
