@@ -173,10 +173,10 @@ int cli_runtime_create(cli_runtime_t *runtime, int in_fd, int out_fd) {
         close_client(&params);
         return failed;
     }
+    /* auto is off here: a client computes on the same cores, and while a pinned thread waits behind
+     * it all others wait for that one. */
     const char *pin = cli_text(options, CLI_OPT_pin);
-    if (pin != NULL && strcmp(pin, "auto") != 0) {
-        (void)kr_threads_pin(strcmp(pin, "on") == 0 ? KR_PIN_ON : KR_PIN_OFF);
-    }
+    (void)kr_threads_pin(pin != NULL && strcmp(pin, "on") == 0 ? KR_PIN_ON : KR_PIN_OFF);
     return create(runtime, &params);
 }
 
