@@ -48,6 +48,12 @@ export const checkCountRequest = (input: unknown): CountTokensRequest =>
 export const checkEmbedRequest = (input: unknown): EmbedRequest =>
   check('embed', EmbedRequestSchema, need('embed', normalizeEmbedRequest(input)));
 
+export function checkModelId(what: string, id: unknown): string {
+  if (typeof id === 'string' && id !== '') return id;
+  throw new EngineClientError('InvalidParams', `${what}: 'id' must be the name of a model`,
+    { field: 'id' });
+}
+
 /** `org/name@revision` is a model and its revision; a path is a path. */
 function splitRevision(options: Record<string, unknown>): Record<string, unknown> {
   const model = options['model'];

@@ -7,7 +7,8 @@ import type {
 import { artifactCacheHealth } from './artifact-cache.js';
 import {
   checkCountRequest, checkDetokenizeRequest, checkEmbedRequest, checkGeneratorOptions,
-  checkGeneratorParams, checkLoadModelOptions, checkTokenizeOptions, checkTokenizeRequest,
+  checkGeneratorParams, checkLoadModelOptions, checkModelId, checkTokenizeOptions,
+  checkTokenizeRequest,
 } from './check.js';
 import type { Config } from './config.js';
 import { loadConfig } from './config.js';
@@ -106,11 +107,12 @@ export class Engine extends EventEmitter implements EngineMethods, EngineEventMe
   }
 
   async unloadModel(id: string): Promise<void> {
-    await this.parts.models.unload(id);
+    await this.parts.models.unload(checkModelId('unloadModel', id));
   }
 
   async unloadDraftModel(id?: string): Promise<void> {
-    await this.parts.models.unloadDraft(id);
+    await this.parts.models.unloadDraft(
+      id === undefined ? undefined : checkModelId('unloadDraftModel', id));
   }
 
   async isDraftModelCompatible(primaryId: string, draftId: string): Promise<CompatibilityReport> {
@@ -211,7 +213,7 @@ export class Engine extends EventEmitter implements EngineMethods, EngineEventMe
     const checked = checkEmbedRequest(request);
     return this.holding(checked.model, async () => embeddingsOfWire(
       await this.parts.client.call<WireEmbeddings>('embed', embedToWire(checked),
-        { model: checked.model })));
+        { model: checked.model, timeoutMs: checked.timeoutMs })));
   }
 
   // ---- state ----
@@ -349,10 +351,11 @@ export class Engine extends EventEmitter implements EngineMethods, EngineEventMe
     const { supervisor, streams, models, queues, qos, reuse } = this.parts;
     const error = new EngineClientError('Cancelled', 'the engine was shut down');
     qos.stop();
-    streams.failAll(error);
-    queues.cleanup(error);
-    await supervisor.stop();
     models.clear();
+    const stopped = supervisor.stop();
+    streams.end(error);
+    queues.cleanup(error);
+    await stopped;
     reuse.cache.clear();
     await this.telemetry?.shutdown();
   }

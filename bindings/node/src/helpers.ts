@@ -45,7 +45,8 @@ EngineClientError {
 export async function ensureModelLoaded(engine: Loader,
   options: LoadModelOptions | string): Promise<ModelHandle> {
   const model = normalizeLoadModelOptions(options)?.['model'];
-  const id = typeof model === 'object' ? (model as { id: string }).id : String(model);
+  const isDescriptor = typeof model === 'object' && model !== null;
+  const id = isDescriptor ? (model as { id: string }).id : String(model);
   const known = engine.getModelInfo(id);
   return known?.state === 'ready' ? known : engine.loadModel(options);
 }
@@ -72,7 +73,7 @@ export async function waitForModelReady(engine: Pick<EngineMethods, 'getModelInf
       const error = handle.metadata.error;
       throw new EngineClientError('ModelLoadError', error?.message ?? `'${id}' failed to load`);
     }
-    if (performance.now() - began >= timeoutMs) {
+    if (!(performance.now() - began < timeoutMs)) { // NaN is no limit at all
       throw new TimeoutError('waitForModelReady', timeoutMs);
     }
     await sleep(pollIntervalMs);

@@ -85,10 +85,13 @@ export const GeneratorParamsSchema = z.strictObject({
   });
 });
 
+const isListened = (value: object): boolean => ['addEventListener', 'removeEventListener']
+  .every((name) => typeof (value as Record<string, unknown>)[name] === 'function');
+
 export const CreateGeneratorOptionsSchema = z.strictObject({
   // By its form: one of another realm (a window, a test's sandbox) is as good.
   signal: z.custom<AbortSignal>((value) => typeof value === 'object' && value !== null
-    && 'aborted' in value && 'addEventListener' in value, {
+    && 'aborted' in value && isListened(value), {
     error: 'must be an AbortSignal',
   }).optional(),
   streamId: StreamIdSchema.optional(),

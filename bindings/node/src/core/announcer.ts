@@ -121,7 +121,10 @@ export class Announcer {
   private tell<K extends keyof EngineEvents>(event: K, payload: Payload<K>): void {
     // An `error` that nobody listens to would be thrown.
     if (this.emitter.listenerCount(event) === 0) return;
-    this.guard(event, () => this.emitter.emit(event, { ...payload, timestamp: Date.now() }));
+    const whole = { ...payload, timestamp: Date.now() };
+    for (const listener of this.emitter.rawListeners(event)) {
+      this.guard(event, () => listener.call(this.emitter, whole));
+    }
   }
 
   private guard(what: string, run: () => void): void {

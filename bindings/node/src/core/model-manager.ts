@@ -371,7 +371,9 @@ export class ModelManager {
   }
 
   private becomeReady(entry: Entry, wire: WireModel): void {
-    if (this.isOver || this.entries.get(entry.id) !== entry) return;
+    if (this.isOver || this.entries.get(entry.id) !== entry) {
+      throw new EngineClientError('Cancelled', 'the engine was shut down', { modelId: entry.id });
+    }
     entry.handle = readyHandle(entry.options, wire);
     entry.state = 'ready';
     entry.work = undefined;
@@ -483,6 +485,7 @@ export class ModelManager {
         await new Promise((resolve) => {
           setTimeout(resolve, pauseMs);
         });
+        if (this.isOver) throw error;
       }
     }
   }

@@ -1,5 +1,5 @@
 // Puts an engine together: every service, each given the functions that it needs and nothing else.
-import { toEngineError } from '../errors.js';
+import { EngineClientError, toEngineError } from '../errors.js';
 import { loadConfig } from '../config.js';
 import type { Config } from '../config.js';
 import { failOfIssues } from '../issues.js';
@@ -151,7 +151,10 @@ export function makeParts(options: EngineOptions, logger: Logger, listener: Anno
     credits: config.stream_registry.max_unacked_chunks,
   });
   const restart = (): void => {
-    supervisor.stop().then(() => supervisor.connect())
+    const error = new EngineClientError('TransportError', 'the runtime is started anew (qos)');
+    streams.failAll(error);
+    models.lost();
+    supervisor.renew(error)
       .catch((error: unknown) => listener.failed(toEngineError(error), 'qos'));
   };
   return {

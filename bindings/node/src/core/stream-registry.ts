@@ -37,7 +37,7 @@ interface Place {
 
 export class StreamRegistry {
   private readonly places = new Map<string, Place>();
-  private readonly queue = new Set<() => void>();
+  private readonly queue = new Set<{ look(): void; refuse(error: EngineClientError): void }>();
   private nTotal = 0;
   private nCompleted = 0;
   private nCancelled = 0;
@@ -148,6 +148,14 @@ export class StreamRegistry {
     this.wake();
   }
 
+  /** The engine ends: those that wait for a place go, too. */
+  end(error: EngineClientError): void {
+    const waiting = [...this.queue];
+    this.queue.clear();
+    for (const waiter of waiting) waiter.refuse(error);
+    this.failAll(error);
+  }
+
   metrics(): StreamMetrics {
     return {
       timestamp: Date.now(),
@@ -195,8 +203,8 @@ export class StreamRegistry {
       return Promise.reject(new EngineClientError('ServerError',
         `${this.places.size} streams are under way and ${this.queue.size} are waiting`));
     }
-    return new Promise((resolve) => {
-      this.queue.add(resolve);
+    return new Promise((resolve, reject) => {
+      this.queue.add({ look: resolve, refuse: reject });
     });
   }
 
@@ -204,7 +212,7 @@ export class StreamRegistry {
   private wake(): void {
     const waiting = [...this.queue];
     this.queue.clear();
-    for (const admit of waiting) admit();
+    for (const waiter of waiting) waiter.look();
   }
 }
 

@@ -28,7 +28,7 @@ export interface SupervisorOptions {
 }
 
 function stopped(): EngineClientError {
-  return new EngineClientError('TransportError', 'the engine was shut down');
+  return new EngineClientError('Cancelled', 'the engine was shut down');
 }
 
 export class Supervisor {
@@ -36,6 +36,7 @@ export class Supervisor {
   /** Of a start or a restart that is under way, waits included. */
   private starting: Promise<RpcConnection> | undefined;
   private stopping: Promise<void> | undefined;
+  private isEnding = false;
   /** Each stop makes what began before it stale. */
   private epoch = 0;
   private cancelWait: (() => void) | undefined;
@@ -63,6 +64,8 @@ export class Supervisor {
   connect(): Promise<RpcConnection> {
     if (this.connection !== undefined) return Promise.resolve(this.connection);
     if (this.starting !== undefined) return this.starting;
+    // What was under way when the end began must not bring the runtime back.
+    if (this.isEnding) return Promise.reject(stopped());
     const epoch = this.epoch;
     return this.track(async () => {
       await this.stopping;
@@ -71,22 +74,37 @@ export class Supervisor {
     });
   }
 
-  /** Ends the runtime, or a start or a wait that is under way. */
+  /** Ends the runtime, or a start or a wait that is under way. Calls that come meanwhile fail. */
   stop(): Promise<void> {
-    this.stopping ??= this.runStop().finally(() => {
+    this.epoch += 1;
+    this.isEnding = true;
+    return this.end(stopped());
+  }
+
+  /** Ends the runtime and starts another one; calls that come meanwhile wait for it. */
+  async renew(why: EngineClientError): Promise<void> {
+    const ended = this.end(why);
+    const { epoch } = this;
+    await ended;
+    if (epoch === this.epoch) await this.connect();
+  }
+
+  private end(why: EngineClientError): Promise<void> {
+    this.stopping ??= this.runStop(why).finally(() => {
       this.stopping = undefined;
+      this.isEnding = false;
     });
     return this.stopping;
   }
 
-  private async runStop(): Promise<void> {
+  private async runStop(why: EngineClientError): Promise<void> {
     this.epoch += 1;
     this.cancelWait?.();
     const { connection, transport, starting } = this;
     this.connection = undefined;
     this.starting = undefined;
     this.transport = undefined;
-    connection?.lose(stopped());
+    connection?.lose(why);
     await transport?.stop();
     await starting?.catch(() => {});
     this.nCrashes = 0;

@@ -22,6 +22,11 @@ export function runtimeArgs(options: EngineOptions, config: Config): string[] {
 
 export function makeTransport(options: EngineOptions, config: Config, logger: Logger): Transport {
   const args = runtimeArgs(options, config);
+  if (args.some((arg) => /^--socket(=|$)/.test(arg))) {
+    throw new EngineClientError('InvalidParams',
+      'runtime.args: with --socket the runtime would not listen to this program',
+      { field: 'runtime.args' });
+  }
   if (options.transport === 'in-process') {
     const { env, cwd } = options.runtime ?? {};
     if (env !== undefined || cwd !== undefined) {
