@@ -372,12 +372,20 @@ export class Engine extends EventEmitter implements EngineMethods, EngineEventMe
     return manager;
   }
 
+  /** A call that waited for its turn while the runtime died meets a new one without the model: it
+   * waits for the model, and is made again. */
   private async holding<T>(model: string, run: () => Promise<T>): Promise<T> {
-    const release = await this.parts.models.acquire(model);
-    try {
-      return await run();
-    } finally {
-      release();
+    for (let isAgain = false; ; isAgain = true) {
+      const release = await this.parts.models.acquire(model);
+      try {
+        return await run();
+      } catch (error) {
+        const state = this.parts.models.get(model)?.state;
+        const isMissing = (error as EngineClientError).code === 'ModelNotLoaded';
+        if (isAgain || !isMissing || state === undefined || state === 'failed') throw error;
+      } finally {
+        release();
+      }
     }
   }
 

@@ -4,11 +4,15 @@ import { test } from 'node:test';
 import type { Engine } from '../src/engine.js';
 import { ensureModelLoaded, waitForModelReady } from '../src/helpers.js';
 import type { GeneratorParams } from '../src/types.js';
-import { eventually, failure, makeEngine, makeTinyEngine, tinyModel } from './support.js';
+import {
+  NOTHING, ScriptedTransport, eventually, failure, makeEngine, makeTinyEngine, tinyModel,
+} from './support.js';
+import type { Request } from './support.js';
 
 const LONG: GeneratorParams = {
   model: 'tiny', prompt: 'Hi', maxTokens: 400, temperature: 0, ignoreEos: true,
 };
+const LOADED = { model_id: 'tiny', state: 'ready', type: 'text', draft: false, context_length: 64 };
 const SHORT: GeneratorParams = { ...LONG, maxTokens: 2 };
 
 function statuses(engine: Engine): string[] {
@@ -97,12 +101,43 @@ test('wrong types are refused where they would do nothing, hang or stay', async 
 });
 
 test('the time limit of embed holds although the runtime says nothing', async (t) => {
-  const engine = await makeTinyEngine(t);
-  const { pid } = await engine.getRuntimeInfo();
-  process.kill(pid as number, 'SIGSTOP');
-  try {
-    await failure(engine.embed({ model: 'tiny', input: 'a', timeoutMs: 50 }), 'Timeout');
-  } finally {
-    process.kill(pid as number, 'SIGCONT');
-  }
+  const engine = makeEngine(t, {}, {
+    runner: () => new ScriptedTransport(({ method }) => (method === 'load_model' ? LOADED
+      : method === 'embed' ? NOTHING : undefined)),
+  });
+  await engine.loadModel('tiny');
+  await failure(engine.embed({ model: 'tiny', input: 'a', timeoutMs: 20 }), 'Timeout');
+});
+
+test('a call that waited for its turn while the runtime died waits for its model', async (t) => {
+  const transports: ScriptedTransport[] = [];
+  let load: Request | undefined;
+  const engine = makeEngine(t, {}, {
+    runner: () => {
+      const isFirst = transports.length === 0;
+      let isLoaded = isFirst;
+      const transport = new ScriptedTransport((request, itself) => {
+        if (request.method === 'load_model') {
+          if (isFirst) return LOADED;
+          load = request;
+          return NOTHING;
+        }
+        if (isFirst || !request.method.endsWith('tokenize')) return undefined;
+        if (isLoaded) return { tokens: [1] };
+        itself.fail(request, -32005, "model 'tiny' is not loaded");
+        isLoaded = true;
+        setImmediate(() => itself.say({ id: load?.id, result: LOADED }));
+        return NOTHING;
+      });
+      transports.push(transport);
+      return transport;
+    },
+  });
+  await engine.loadModel('tiny');
+  const first = failure(engine.tokenize({ model: 'tiny', text: 'a' }));
+  await eventually('it is sent', () => transports[0]?.of('tokenize').length === 1);
+  const late = engine.tokenize({ model: 'tiny', text: 'b' });
+  transports[0]?.crash();
+  await first;
+  assert.deepEqual(await late, { tokens: [1] });
 });
