@@ -141,15 +141,31 @@ function codeOf(number: number, type: unknown): EngineErrorCode {
   return CODE_OF_NUMBER[number] ?? 'UnknownError';
 }
 
-/** `field` is the blamed parameter in the wire's spelling; `data` all that the runtime said. */
-export function errorOfWire(wire: WireError, method?: string): EngineClientError {
-  const data = wire.data ?? {};
-  const details: Record<string, unknown> = { rpcCode: wire.code, data };
-  if (method !== undefined) details['method'] = method;
-  if (typeof data.param === 'string') details['field'] = data.param;
-  if (data.model_id !== undefined) details['modelId'] = data.model_id;
+function isObject(value: unknown): value is Record<string, unknown> {
+  return typeof value === 'object' && value !== null && !Array.isArray(value);
+}
+
+function isWireError(value: unknown): value is WireError {
+  return isObject(value) && typeof value['code'] === 'number'
+    && typeof value['message'] === 'string';
+}
+
+/** What the runtime said has not the form that it should have. */
+export function malformed(method: string, cause?: unknown): EngineClientError {
+  return new EngineClientError('TransportError',
+    `${method}: what the runtime said has not the form that was agreed on`, { method }, cause);
+}
+
+/** `field` is the blamed parameter in the wire's spelling; `data` all that the runtime said. Takes
+ * anything: what is no error of the wire is malformed. */
+export function errorOfWire(wire: unknown, method: string): EngineClientError {
+  if (!isWireError(wire)) return malformed(method, wire);
+  const data = isObject(wire.data) ? wire.data : {};
+  const details: Record<string, unknown> = { rpcCode: wire.code, data, method };
+  if (typeof data['param'] === 'string') details['field'] = data['param'];
+  if (typeof data['model_id'] === 'string') details['modelId'] = data['model_id'];
   const cause = new JsonRpcError(wire.code, wire.message, wire.data);
-  return new EngineClientError(codeOf(wire.code, data.type), wire.message, details, cause);
+  return new EngineClientError(codeOf(wire.code, data['type']), wire.message, details, cause);
 }
 
 export function toEngineError(thrown: unknown): EngineClientError {

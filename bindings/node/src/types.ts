@@ -161,7 +161,8 @@ export interface GenerationStats {
 }
 
 export interface TopLogprob {
-  readonly token: string;
+  /** Not set by kr, which names the token by its id. */
+  readonly token?: string;
   readonly tokenId?: number;
   readonly logprob: number;
 }

@@ -1,7 +1,6 @@
 // Which calls travel together: one queue for tokenize, one for check_draft. Each item of a batch
 // has its own outcome, with its own error code.
 import { TimeoutError, cancelled, errorOfWire } from '../errors.js';
-import type { WireError } from '../errors.js';
 import type { Config } from '../config.js';
 import type { RpcClient } from '../rpc/client.js';
 import { BatchQueue, BatchQueues } from '../services/index.js';
@@ -18,7 +17,7 @@ export interface DraftPair {
 interface WireItem<T> {
   success: boolean;
   result: T | null;
-  error: WireError | null;
+  error: unknown;
 }
 
 export type Queues = BatchQueues<
@@ -40,7 +39,7 @@ function makeQueue<Request, Result>(client: RpcClient, config: Config, method: s
         { requests: requests.map(toWire) });
       return answer.results.map((item): BatchOutcome<Result> => (item.success
         ? { ok: true, value: item.result as Result }
-        : { ok: false, error: errorOfWire(item.error as WireError, method) }));
+        : { ok: false, error: errorOfWire(item.error, method) }));
     },
     sendOne: (request, signal) => client.call<Result>(method, toWire(request),
       { model: modelOf(request), signal }),

@@ -2,10 +2,9 @@
 // to the moment the runtime says that it is over, whatever its consumer has done meanwhile: places
 // follow what the runtime really holds. Streams beyond the limit wait, as long as their own time
 // limit.
-import { EngineClientError, errorOfWire } from '../errors.js';
-import type { WireError } from '../errors.js';
+import { EngineClientError, errorOfWire, malformed } from '../errors.js';
 import type { FinishReason, GenerationStats, StreamMetrics } from '../types.js';
-import type { GenerationStream, WireToken } from './stream.js';
+import type { GenerationStream } from './stream.js';
 
 const THROUGHPUT_SAMPLES = 100;
 
@@ -122,20 +121,16 @@ export class StreamRegistry {
     }
   }
 
-  /** A notification of the runtime. */
+  /** A notification of the runtime. One of the wrong form ends its stream and nothing else. */
   handle(method: string, params: Record<string, unknown>): void {
     const id = params['stream_id'];
     const place = typeof id === 'string' ? this.places.get(id) : undefined;
     if (place === undefined) return;
-    const { stream } = place;
-    if (method === 'stream.chunk') {
-      const tokens = params['tokens'] as WireToken[] | undefined;
-      if (tokens === undefined) stream.push(params as WireToken);
-      else for (const token of tokens) stream.push(token);
-    } else if (method === 'stream.stats') {
-      place.stats = params as unknown as WireStats;
-    } else if (method === 'stream.event') {
-      this.finish(place, params);
+    try {
+      this.take(place, method, params);
+    } catch (thrown) {
+      const error = thrown instanceof EngineClientError ? thrown : malformed(method, thrown);
+      place.stream.settle({ kind: 'failed', error });
     }
   }
 
@@ -178,9 +173,24 @@ export class StreamRegistry {
     return place?.stream === stream ? place : undefined;
   }
 
+  private take(place: Place, method: string, params: Record<string, unknown>): void {
+    const { stream } = place;
+    if (method === 'stream.chunk') {
+      const { tokens } = params;
+      if (tokens === undefined) stream.push(params);
+      else if (Array.isArray(tokens)) for (const token of tokens) stream.push(token);
+      else throw malformed(method);
+    } else if (method === 'stream.stats') {
+      place.stats = params as unknown as WireStats;
+    } else if (method === 'stream.event') {
+      this.finish(place, params);
+    }
+  }
+
   private finish(place: Place, params: Record<string, unknown>): void {
     const { stream } = place;
-    const reason = params['finish_reason'] as FinishReason | undefined;
+    const { finish_reason } = params;
+    const reason = typeof finish_reason === 'string' ? finish_reason as FinishReason : undefined;
     this.leaveWire(stream);
     if (params['event'] === 'completed') {
       const stats = place.stats === undefined ? stream.localStats(reason)
@@ -188,7 +198,7 @@ export class StreamRegistry {
       stream.settle({ kind: 'completed', stats });
       return;
     }
-    stream.settleWith(errorOfWire(params['error'] as WireError, 'generate'));
+    stream.settleWith(errorOfWire(params['error'], 'generate'));
   }
 
   private record(stats: GenerationStats): void {
@@ -216,8 +226,13 @@ export class StreamRegistry {
   }
 }
 
+const NUMBERS = [
+  'tokens_generated', 'tokens_per_second', 'time_to_first_token', 'total_time',
+] as const satisfies readonly (keyof WireStats)[];
+
 export function statsOfWire(wire: WireStats, modelId: string,
   finishReason: FinishReason | undefined): GenerationStats {
+  if (NUMBERS.some((name) => typeof wire[name] !== 'number')) throw malformed('stream.stats');
   const stats: GenerationStats = {
     tokensGenerated: wire.tokens_generated,
     tokensPerSecond: wire.tokens_per_second,

@@ -1,7 +1,7 @@
 // One generation, from the first next() to its end: an async iterator over chunks that the runtime
 // sends. settle() is the only way to an end and works once; whatever comes later finds nobody.
 // Chunks are frozen and made for this stream alone: there is no pool.
-import { TimeoutError } from '../errors.js';
+import { TimeoutError, malformed } from '../errors.js';
 import type { EngineClientError } from '../errors.js';
 import type {
   FinishReason, GenerationStats, GeneratorChunk, TokenChunk, TopLogprob,
@@ -26,8 +26,9 @@ export interface StreamOwner {
 export interface WireToken {
   token?: string;
   token_id?: number;
-  logprob?: number;
-  top_logprobs?: { token: string; token_id?: number; logprob: number }[];
+  /** null: minus infinity, which JSON cannot say. */
+  logprob?: number | null;
+  top_logprobs?: { token?: string; token_id?: number; logprob: number | null }[];
   is_final?: boolean;
 }
 
@@ -93,8 +94,10 @@ export class GenerationStream implements AsyncGenerator<GeneratorChunk, void, un
 
   // ---- the runtime's side ----
 
-  push(wire: WireToken): void {
+  /** Anything may come; what is no token is an error of the runtime's. */
+  push(wire: unknown): void {
     if (this.outcome !== undefined) return;
+    if (!isToken(wire)) throw malformed('stream.chunk');
     const token = wire.token ?? '';
     if (wire.token_id !== undefined) this.nTokens += 1;
     this.firstTokenAt ??= performance.now();
@@ -102,7 +105,7 @@ export class GenerationStream implements AsyncGenerator<GeneratorChunk, void, un
     const chunk: TokenChunk = Object.freeze({
       type: 'token', token,
       ...(wire.token_id !== undefined && { tokenId: wire.token_id }),
-      ...(wire.logprob !== undefined && { logprob: wire.logprob }),
+      ...(wire.logprob !== undefined && { logprob: wire.logprob ?? -Infinity }),
       ...(wire.top_logprobs !== undefined && { topLogprobs: likeliest(wire.top_logprobs) }),
       isFinal: wire.is_final === true,
       ...(this.keepsText && { cumulativeText: this.text }),
@@ -171,8 +174,25 @@ export class GenerationStream implements AsyncGenerator<GeneratorChunk, void, un
   }
 }
 
+const isOptional = (value: unknown, type: string): boolean =>
+  value === undefined || typeof value === type;
+
+/** On the path of every token: no schema. */
+function isToken(value: unknown): value is WireToken {
+  if (typeof value !== 'object' || value === null) return false;
+  const { token, token_id, logprob, top_logprobs } = value as Record<string, unknown>;
+  return isOptional(token, 'string') && isOptional(token_id, 'number')
+    && (logprob === null || isOptional(logprob, 'number'))
+    && (top_logprobs === undefined || (Array.isArray(top_logprobs) && top_logprobs.every(isLikely)));
+}
+
+function isLikely(value: unknown): boolean {
+  return isToken(value) && value.logprob !== undefined;
+}
+
 function likeliest(list: NonNullable<WireToken['top_logprobs']>): readonly TopLogprob[] {
   return Object.freeze(list.map(({ token, token_id, logprob }) => Object.freeze({
-    token, logprob, ...(token_id !== undefined && { tokenId: token_id }),
+    ...(token !== undefined && { token }), ...(token_id !== undefined && { tokenId: token_id }),
+    logprob: logprob ?? -Infinity,
   })));
 }

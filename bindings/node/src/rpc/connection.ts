@@ -4,7 +4,6 @@
 import {
   EngineClientError, TimeoutError, cancelled, errorOfWire, toEngineError,
 } from '../errors.js';
-import type { WireError } from '../errors.js';
 import { fieldWithLoneSurrogate, mayHoldLoneSurrogate } from './surrogates.js';
 import type { Transport } from '../transport/transport.js';
 import type { Tensors } from './tensors.js';
@@ -179,7 +178,7 @@ export class RpcConnection {
       return;
     }
     if (message.error !== undefined && message.error !== null) {
-      call.finish(errorOfWire(message.error as WireError, call.method), undefined);
+      call.finish(errorOfWire(message.error, call.method), undefined);
     } else {
       call.finish(undefined, message.result);
     }
