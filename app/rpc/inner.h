@@ -24,6 +24,7 @@
 #define RPC_LINES_PAUSE 512u
 #define RPC_SMOOTH_BYTES ((size_t)1 << 20) /* waiting for a client: its streams get no credits */
 #define RPC_WINDOW 32u                  /* tokens of a stream that may be under way */
+#define RPC_HOLD_NS 33000000u           /* as long, tokens wait for those that come in this time */
 #define RPC_QUICK_BYTES_MAX 4096u
 #define RPC_RESULT_BYTES_MAX ((size_t)256 << 20)
 #define RPC_PROTOCOL_VERSION 1
@@ -65,6 +66,9 @@ struct rpc_s {
     /* The pump's: what this batch of events has moved. */
     rpc_stream_t *touched;
     rpc_conn_t *touched_conns;
+    uint64_t token_ns, step_ns; /* when the last tokens came; how long after those before them */
+    uint64_t sent_ns;           /* when tokens were last sent */
+    bool has_news;              /* tokens have come that is_due has not seen */
 };
 
 /* ---- clients: conn.c ------------------------------------------------------------------------- */
@@ -280,7 +284,7 @@ void rpc_streams_cancel_locked(rpc_conn_t *conn, kr_status_t why);
 /* Gives credits for what the client has taken. Its lock is held. */
 void rpc_streams_resume_locked(rpc_conn_t *conn);
 /* server_t.on_batch. */
-void rpc_streams_on_batch(void *rpc);
+int rpc_streams_on_batch(void *rpc);
 
 /* ---- the methods: methods.def ---------------------------------------------------------------- */
 

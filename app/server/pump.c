@@ -80,6 +80,17 @@ void pump_touch(pump_t *pump, job_t *job) {
     pump->touched = job;
 }
 
+/* When it wants to be called again at the latest, in ms; -1: with the next batch. */
+static int tell_batch(pump_t *pump) {
+    server_t *server = pump->server;
+    return server->on_batch != NULL ? server->on_batch(server->on_batch_user) : -1;
+}
+
+static int sooner(int a_ms, int b_ms) {
+    if (a_ms < 0 || b_ms < 0) return a_ms < 0 ? b_ms : a_ms;
+    return a_ms < b_ms ? a_ms : b_ms;
+}
+
 static void take_batch(pump_t *pump, uint32_t n_events) {
     const uint64_t begin_ns = kri_clock_ns();
     bool has_token = false;
@@ -98,7 +109,7 @@ static void take_batch(pump_t *pump, uint32_t n_events) {
     }
     pump->touched = NULL;
     if (pump->server->http != NULL) http_flush(pump->server->http);
-    if (pump->server->on_batch != NULL) pump->server->on_batch(pump->server->on_batch_user);
+    (void)tell_batch(pump);
     if (pump->server->telemetry == NULL) return;
     (void)kr_telemetry_record(pump->server->telemetry, "write",
                               (double)(kri_clock_ns() - begin_ns) / 1e6);
@@ -107,9 +118,6 @@ static void take_batch(pump_t *pump, uint32_t n_events) {
 static void drain_events(pump_t *pump) {
     for (;;) {
         uint32_t n_events = 0;
-        for (uint32_t i = 0; i < EVENTS_MAX; i++) {
-            pump->events[i].struct_bytes = sizeof pump->events[i];
-        }
         const kr_status_t status = kr_engine_poll(pump->server->engine, pump->events, EVENTS_MAX,
                                                   0, &n_events);
         if (status != KR_OK || n_events == 0) return;
@@ -123,7 +131,7 @@ static void *pump_main(void *arg) {
                             {.fd = pump->wake_fd, .events = POLLIN}};
     while (!atomic_load(&pump->is_stopping)) {
         drain_events(pump);
-        const int wait_ms = job_open_waiting(kri_clock_ns());
+        const int wait_ms = sooner(job_open_waiting(kri_clock_ns()), tell_batch(pump));
         if (pump->server->http != NULL) http_flush(pump->server->http);
         (void)poll(fds, 2, wait_ms);
         if (fds[1].revents != 0) kri_event_fd_clear(pump->wake_fd);
@@ -140,6 +148,9 @@ kr_status_t pump_start(server_t *server, kr_error_t *error) {
     if (pump == NULL) return KRI_FAIL(error, KR_E_NOMEM, NULL, "no memory for the pump");
     pump->server = server;
     pump->wake_fd = -1;
+    for (uint32_t i = 0; i < EVENTS_MAX; i++) {
+        pump->events[i].struct_bytes = sizeof pump->events[i];
+    }
     KR_TRY_DONE(kr_engine_event_fd(server->engine, &pump->engine_fd));
     KR_TRY_DONE(kri_event_fd_create(&pump->wake_fd));
     (void)pthread_mutex_init(&pump->mutex, NULL);

@@ -143,6 +143,7 @@ kr_status_t kr_engine_poll(kr_engine_t engine, kr_event_t *events, uint32_t capa
     /* Refused before anything is taken: an event that cannot be written would be lost. */
     for (uint32_t i = 0; i < capacity; i++) {
         const uint32_t n_bytes = events[i].struct_bytes;
+        if (n_bytes == sizeof(events[i])) continue;
         KR_TRY(kri_struct_write(&events[i], &n_bytes, sizeof(n_bytes)));
         /* The array's step is this size: another one would be another place. */
         if (capacity > 1 && n_bytes != sizeof(events[i])) return KR_E_UNSUPPORTED;
