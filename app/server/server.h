@@ -47,8 +47,8 @@ struct server_s {
     uint32_t deadline_ms;  /* of a request that names none; none may name more */
     http_server_t *http;   /* NULL in `kr batch` */
     pump_t *pump;
-    /* On the pump, behind each batch of events, and before it sleeps: says after how many ms it wants
-     * to be called again, -1: only behind the next batch. NULL: nothing. */
+    /* On the pump, behind each batch of events, and before it sleeps: says after how many ms it
+     * wants to be called again, -1: only behind the next batch. NULL: nothing. */
     int (*on_batch)(void *user);
     void *on_batch_user;
     probe_t *probe;
