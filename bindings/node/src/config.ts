@@ -5,6 +5,7 @@ import { readFileSync } from 'node:fs';
 import { z } from 'zod';
 import { EngineClientError } from './errors.js';
 import { failOfIssues } from './issues.js';
+import { isObject } from './objects.js';
 
 const count = (min: number, max: number) => z.number().int().min(min).max(max);
 const ms = (min = 0) => count(min, 86_400_000);
@@ -144,10 +145,6 @@ const INERT = new Set([
 const RENAMED: Record<string, string> = {
   python_runtime: 'runtime', request_deduplication: 'request_coalescing',
 };
-
-function isObject(value: unknown): value is Record<string, unknown> {
-  return typeof value === 'object' && value !== null && !Array.isArray(value);
-}
 
 function readFile(path: string): unknown {
   try {

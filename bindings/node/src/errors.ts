@@ -1,5 +1,6 @@
 // Every error that a caller can meet. `code` is what programs look at; messages are for people and
 // name the field that is to blame. docs: docs/kr-serve.md, "Errors".
+import { isObject } from './objects.js';
 
 export const ENGINE_ERROR_CODES = [
   'ParseError', 'InvalidRequest', 'MethodNotFound', 'InvalidParams', 'ValidationError',
@@ -139,10 +140,6 @@ export interface WireError {
 function codeOf(number: number, type: unknown): EngineErrorCode {
   if ((ENGINE_ERROR_CODES as readonly unknown[]).includes(type)) return type as EngineErrorCode;
   return CODE_OF_NUMBER[number] ?? 'UnknownError';
-}
-
-function isObject(value: unknown): value is Record<string, unknown> {
-  return typeof value === 'object' && value !== null && !Array.isArray(value);
 }
 
 function isWireError(value: unknown): value is WireError {

@@ -1,6 +1,7 @@
 // Aliases: what callers may write, and what the engine reads. Camel case wins over its snake form,
 // undefined never overrides, unknown keys survive (the schemas refuse them), anything that is no
 // object becomes undefined.
+import { isObject } from './objects.js';
 
 type Fields = Record<string, unknown>;
 
@@ -28,12 +29,8 @@ const DETOKENIZE: Record<string, string> = {
 };
 const EMBED: Record<string, string> = { model_id: 'model', timeout_ms: 'timeoutMs' };
 
-function isFields(value: unknown): value is Fields {
-  return typeof value === 'object' && value !== null && !Array.isArray(value);
-}
-
 function rename(input: unknown, aliases: Record<string, string>): Fields | undefined {
-  if (!isFields(input)) return undefined;
+  if (!isObject(input)) return undefined;
   const output: Fields = {};
   for (const [key, value] of Object.entries(input)) {
     if (value !== undefined && !Object.hasOwn(aliases, key)) output[key] = value;
@@ -66,7 +63,7 @@ export function normalizeLoadModelOptions(input: unknown): Fields | undefined {
     (isInline ? inline : output)[key] = value;
   }
   const own = output['parameters'];
-  if (Object.keys(inline).length > 0 || isFields(own)) {
+  if (Object.keys(inline).length > 0 || isObject(own)) {
     output['parameters'] = {
       ...normalizeGeneratorParams(inline), ...normalizeGeneratorParams(own ?? {}),
     };

@@ -106,3 +106,77 @@ test('an error of any shape is an error with a code', async (t) => {
   const error = await failure(engine.loadModel('m'), 'TransportError');
   assert.match(error.message, /load_model/);
 });
+
+const SIDE = { id: 'm', vocab_size: 1, parameter_count: 1, architecture: 'x' };
+const WRONG_ANSWERS = [
+  null, 5, 'x', [], {}, { tokens: null }, { tokens: 'x' }, { tokens: [null] }, { results: 5 },
+  { results: null }, { results: [] }, { tokens: { length: 1e9 } }, { text: 5 }, { count: 'x' },
+  { embeddings: [5], dimensions: 1, prompt_tokens: 1 }, { embeddings: [] }, { generation: {} },
+  { compatible: true, errors: [], warnings: [], details: { primary_model: SIDE } },
+];
+
+test('an answer of the wrong shape is a TransportError that names its method', async (t) => {
+  let wrong: unknown;
+  const engine = makeEngine(t, { config: {
+    json_rpc: { circuit_breaker: { failure_threshold: 1000 } },
+  } }, { runner: () => new ScriptedTransport((request, transport) => {
+    if (request.method === 'load_model' && request.params['model_id'] === 'm') return LOADED;
+    if (['runtime/info', 'list_models'].includes(request.method) && wrong === undefined) {
+      return undefined;
+    }
+    queueMicrotask(() => transport.say({ id: request.id, result: wrong }));
+    return NOTHING;
+  }) });
+  await engine.loadModel('m');
+  const calls: Record<string, () => Promise<unknown>> = {
+    tokenize: () => engine.tokenize({ model: 'm', text: 'a' }),
+    batch_tokenize: () => Promise.all([
+      engine.tokenize({ model: 'm', text: 'a' }), engine.tokenize({ model: 'm', text: 'b' }),
+    ]),
+    detokenize: () => engine.detokenize({ model: 'm', tokens: [1] }),
+    count_tokens: () => engine.countTokens({ model: 'm', text: 'a' }),
+    embed: () => engine.embed({ model: 'm', input: 'a' }),
+    generate: () => engine.generate(PARAMS),
+    load_model: () => engine.loadModel('other'),
+    check_draft: () => engine.isDraftModelCompatible('m', 'm'),
+    'runtime/info': () => engine.getRuntimeInfo(),
+    'runtime/telemetry': () => engine.getTelemetryReport(),
+  };
+  for (wrong of WRONG_ANSWERS) {
+    for (const [method, call] of Object.entries(calls)) {
+      const error = await failure(call(), 'TransportError');
+      assert.ok(error.message.startsWith(`${method}: `), `${method}: ${error.message}`);
+    }
+    const { stateErrors } = await engine.healthCheck();
+    assert.match(stateErrors?.join() ?? '', /runtime\/state/);
+  }
+});
+
+test('of a batch only the items of the wrong shape fail', async (t) => {
+  const results = [
+    { success: true, result: { tokens: [1] } }, null, { success: true, result: { tokens: 5 } },
+    { success: false, error: 5 }, { success: false, error: { code: -32003, message: 'no' } },
+  ];
+  const engine = makeEngine(t, {}, { runner: () => new ScriptedTransport(({ method }) => (
+    method === 'load_model' ? LOADED : method === 'batch_tokenize' ? { results } : undefined)) });
+  await engine.loadModel('m');
+  const texts = await Promise.allSettled(results.map((_, i) => engine.tokenize(
+    { model: 'm', text: String(i) })));
+  assert.deepEqual(texts.map((text) => (text.status === 'fulfilled' ? text.value.tokens
+    : (text.reason as EngineClientError).code)),
+  [[1], 'TransportError', 'TransportError', 'TransportError', 'TokenizerError']);
+});
+
+test('a start whose answers make no sense says which', async (t) => {
+  for (const method of ['runtime/info', 'list_models']) {
+    for (const wrong of [null, 5, 'x', {}, { models: [null] }, { models: [{ state: 'ready' }] }]) {
+      const engine = makeEngine(t, {}, { runner: () => new ScriptedTransport((request, itself) => {
+        if (request.method !== method) return undefined;
+        queueMicrotask(() => itself.say({ id: request.id, result: wrong }));
+        return NOTHING;
+      }) });
+      const error = await failure(engine.start(), 'TransportError');
+      assert.ok(error.message.startsWith(`${method}: `), error.message);
+    }
+  }
+});

@@ -132,10 +132,11 @@ test('kill -9 of the child leaves no segment, neither ours nor its', { skip }, a
     const { transport, connection } = await connect(t, make('child'), 4096);
     const pid = transport.pid ?? 0;
     transport.giveShared?.(new Uint8Array(100_000)); // that nobody takes
-    // Answers that nobody takes: past the connection, which would.
+    // Answers that nobody takes: past the connection, which would. To it they are no tokens.
     connection.tensors = undefined;
     for (let k = 0; k < 3; k += 1) {
-      await connection.call('tokenize', { model_id: 'tiny', text: 'a b '.repeat(5000) }, LIMIT);
+      await failure(connection.call('tokenize',
+        { model_id: 'tiny', text: 'a b '.repeat(5000) }, LIMIT), 'TransportError');
     }
     assert.deepEqual([left(pid).length, left(process.pid).length], [3, 1]);
     const closed = new Promise<void>((resolve) => {

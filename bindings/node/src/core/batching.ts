@@ -1,7 +1,9 @@
 // Which calls travel together: one queue for tokenize, one for check_draft. Each item of a batch
 // has its own outcome, with its own error code.
-import { TimeoutError, cancelled, errorOfWire } from '../errors.js';
+import { TimeoutError, cancelled, errorOfWire, malformed } from '../errors.js';
 import type { Config } from '../config.js';
+import { isObject } from '../objects.js';
+import { isAnswer } from '../rpc/answers.js';
 import type { RpcClient } from '../rpc/client.js';
 import { BatchQueue, BatchQueues } from '../services/index.js';
 import type { BatchDispatch, BatchOutcome } from '../services/index.js';
@@ -14,17 +16,18 @@ export interface DraftPair {
   draftId: string;
 }
 
-interface WireItem<T> {
-  success: boolean;
-  result: T | null;
-  error: unknown;
-}
-
 export type Queues = BatchQueues<
   BatchQueue<TokenizeRequest, WireTokens>, BatchQueue<DraftPair, WireReport>>;
 
 const pairToWire = (pair: DraftPair): Record<string, unknown> =>
   ({ primary_id: pair.primaryId, draft_id: pair.draftId });
+
+function outcomeOf<Result>(method: string, item: unknown): BatchOutcome<Result> {
+  if (!isObject(item)) return { ok: false, error: malformed(method) };
+  if (item['success'] !== true) return { ok: false, error: errorOfWire(item['error'], method) };
+  return isAnswer(method, item['result']) ? { ok: true, value: item['result'] as Result }
+    : { ok: false, error: malformed(method) };
+}
 
 /** A model of its own does not open the circuit of the others. */
 function makeQueue<Request, Result>(client: RpcClient, config: Config, method: string,
@@ -35,11 +38,10 @@ function makeQueue<Request, Result>(client: RpcClient, config: Config, method: s
   return new BatchQueue<Request, Result>({
     name: method,
     sendBatch: async (requests) => {
-      const answer = await client.call<{ results: WireItem<Result>[] }>(`batch_${method}`,
+      const { results } = await client.call<{ results: unknown[] }>(`batch_${method}`,
         { requests: requests.map(toWire) });
-      return answer.results.map((item): BatchOutcome<Result> => (item.success
-        ? { ok: true, value: item.result as Result }
-        : { ok: false, error: errorOfWire(item.error, method) }));
+      if (results.length !== requests.length) throw malformed(`batch_${method}`);
+      return results.map((item) => outcomeOf<Result>(method, item));
     },
     sendOne: (request, signal) => client.call<Result>(method, toWire(request),
       { model: modelOf(request), signal }),

@@ -3,7 +3,7 @@
 // cancelled in between, the place goes back and the runtime is told if it knows.
 import { randomUUID } from 'node:crypto';
 import { checkGeneratorOptions, checkGeneratorParams } from '../check.js';
-import { TimeoutError, cancelled, toEngineError } from '../errors.js';
+import { TimeoutError, cancelled, malformed, toEngineError } from '../errors.js';
 import type { EngineClientError } from '../errors.js';
 import type { RequestOptions } from '../rpc/client.js';
 import { renderTemplate } from '../template.js';
@@ -160,7 +160,7 @@ class Generation implements StreamOwner {
     if (!isStreaming) request.timeoutMs = this.timeoutMs + ANSWER_GRACE_MS;
     try {
       const answer = await call<Record<string, unknown>>(method, wire, request);
-      if (!isStreaming) this.takeWhole(stream, answer);
+      if (!isStreaming) this.takeWhole(stream, method, answer);
       else registry.cancelSettled(stream);
     } catch (thrown) {
       registry.leaveWire(stream);
@@ -168,14 +168,16 @@ class Generation implements StreamOwner {
     }
   }
 
-  private takeWhole(stream: GenerationStream, answer: Record<string, unknown>): void {
+  private takeWhole(stream: GenerationStream, method: string,
+    answer: Record<string, unknown>): void {
     this.factory.registry.leaveWire(stream);
-    stream.push({ token: answer['text'] as string, is_final: true });
-    const reason = answer['finish_reason'] as FinishReason;
-    stream.settle({
-      kind: 'completed',
-      stats: statsOfWire(answer['stats'] as WireStats, stream.modelId, reason),
-    });
+    const { text, finish_reason, stats } = answer;
+    const reason = typeof finish_reason === 'string' ? finish_reason as FinishReason : undefined;
+    const isWhole = typeof text === 'string' && typeof stats === 'object' && stats !== null;
+    if (!isWhole) throw malformed(method);
+    const whole = statsOfWire(stats as WireStats, stream.modelId, reason);
+    stream.push({ token: text, is_final: true });
+    stream.settle({ kind: 'completed', stats: whole });
   }
 
   /** A time limit met inside the runtime is one of the stream, not of the call. */

@@ -2,8 +2,9 @@
 // Each call is settled exactly once, by its answer, its time limit, its signal or the end of the
 // connection, and leaves nothing behind.
 import {
-  EngineClientError, TimeoutError, cancelled, errorOfWire, toEngineError,
+  EngineClientError, TimeoutError, cancelled, errorOfWire, malformed,
 } from '../errors.js';
+import { isAnswer } from './answers.js';
 import { fieldWithLoneSurrogate, mayHoldLoneSurrogate } from './surrogates.js';
 import type { Transport } from '../transport/transport.js';
 import type { Tensors } from './tensors.js';
@@ -169,7 +170,9 @@ export class RpcConnection {
     try {
       this.tensors?.resolve(message.result); // also of a call that was given up: it is ours to free
     } catch (error) {
-      call?.finish(toEngineError(error), undefined);
+      if (call === undefined) return;
+      const { method } = call;
+      call.finish(error instanceof EngineClientError ? error : malformed(method, error), undefined);
       return;
     }
     if (call === undefined) {
@@ -179,8 +182,10 @@ export class RpcConnection {
     }
     if (message.error !== undefined && message.error !== null) {
       call.finish(errorOfWire(message.error, call.method), undefined);
-    } else {
+    } else if (isAnswer(call.method, message.result)) {
       call.finish(undefined, message.result);
+    } else {
+      call.finish(malformed(call.method), undefined);
     }
   }
 }

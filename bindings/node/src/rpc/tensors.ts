@@ -1,5 +1,6 @@
 // Large arrays of messages in shared memory, where a transport has it: agreed on behind the start,
 // then put into requests and taken out of answers. All above sees ordinary arrays.
+import { isObject } from '../objects.js';
 import type { Transport, SharedDescriptor } from '../transport/transport.js';
 import type { Params } from './connection.js';
 
@@ -13,10 +14,6 @@ export interface TensorCounts {
   shared: number;
   /** Arrays of MIN_BYTES or more that went as JSON. */
   fallbacks: number;
-}
-
-function isObject(value: unknown): value is Record<string, unknown> {
-  return typeof value === 'object' && value !== null && !Array.isArray(value);
 }
 
 function isDescriptor(value: unknown): value is SharedDescriptor {

@@ -1,0 +1,4 @@
+// What is an object and neither null nor an array.
+export function isObject(value: unknown): value is Record<string, unknown> {
+  return typeof value === 'object' && value !== null && !Array.isArray(value);
+}
