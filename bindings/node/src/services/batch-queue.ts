@@ -258,8 +258,8 @@ export class BatchQueue<Request, Result> {
   private look(): void {
     const n = this.queueSize();
     if (n === 0) return;
-    if (this.nBatchesUnderWay === 0) this.planFlush();
-    else if (n >= this.size.current && this.nBatchesUnderWay < IN_FLIGHT_MAX) this.sendNext();
+    const isFull = n >= this.size.current && this.nBatchesUnderWay < IN_FLIGHT_MAX;
+    if (this.nBatchesUnderWay === 0 || isFull) this.planFlush();
     this.rearm();
   }
 
@@ -268,8 +268,17 @@ export class BatchQueue<Request, Result> {
     this.isFlushPlanned = true;
     queueMicrotask(() => {
       this.isFlushPlanned = false;
-      this.sendAll();
+      this.sendTick();
     });
+  }
+
+  /** What has gathered in this run of microtasks, in messages that are no smaller than at first:
+   * a size that has shrunk says when one leaves, not how many there are. */
+  private sendTick(): void {
+    const limit = Math.max(this.size.current, this.size.initial);
+    const nMin = this.nBatchesUnderWay === 0 ? 1 : this.size.current;
+    while (this.queueSize() >= nMin && this.nBatchesUnderWay < IN_FLIGHT_MAX) this.sendNext(limit);
+    this.rearm();
   }
 
   private sendAll(): void {
@@ -290,8 +299,8 @@ export class BatchQueue<Request, Result> {
     this.cancelTimer = this.clock.after(Math.max(wait, 0), () => this.sendAll());
   }
 
-  private takeBatch(): Item<Request, Result>[] {
-    const limit = this.isEnabled && (this.options.canBatch?.() ?? true) ? this.size.current : 1;
+  private takeBatch(nMax: number): Item<Request, Result>[] {
+    const limit = this.isEnabled && (this.options.canBatch?.() ?? true) ? nMax : 1;
     const taken: Item<Request, Result>[] = [];
     let bytes = 0;
     for (const priority of ORDER) {
@@ -310,8 +319,8 @@ export class BatchQueue<Request, Result> {
     return taken;
   }
 
-  private sendNext(): void {
-    const items = this.takeBatch();
+  private sendNext(nMax = this.size.current): void {
+    const items = this.takeBatch(nMax);
     const sentAt = this.clock.now();
     for (const item of items) {
       this.underWay.add(item);

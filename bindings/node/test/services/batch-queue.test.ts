@@ -75,6 +75,25 @@ test('a hundred calls are five messages of twenty', async () => {
   assert.equal((await Promise.all(answers))[99], '9999');
 });
 
+test('a hundred calls are five messages when the size has shrunk and another call ends, too',
+  async () => {
+    const { clock, queue, sent } = setUp({ targetBatchTimeMs: 10 });
+    while (queue.stats().currentMaxBatchSize > 1) {
+      const pair = [queue.enqueue('a'), queue.enqueue('b')];
+      await settled();
+      await clock.advance(200);
+      for (const one of sent.splice(0)) await one.answer();
+      await Promise.all(pair);
+    }
+    const lone = queue.enqueue('lone').then(() => // the queue has not yet looked at its end
+      Promise.all(Array.from({ length: 100 }, (_, i) => queue.enqueue(String(i)))));
+    await settled();
+    await sent.splice(0)[0]?.answer();
+    assert.deepEqual(sent.map((one) => one.requests.length), [20, 20, 20, 20, 20]);
+    for (const one of sent) await one.answer();
+    assert.equal((await lone)[99], '9999');
+  });
+
 test('what comes while a batch is under way leaves when that ends (lesson 27)', async () => {
   const { clock, queue, sent } = setUp();
   const first = queue.enqueue('a');
@@ -113,6 +132,7 @@ test('a full batch does not wait for the one under way', async () => {
   void queue.enqueue('stuck');
   await settled();
   const pair = Promise.all([queue.enqueue('b'), queue.enqueue('c')]);
+  await settled();
   assert.deepEqual(sent[1]?.requests, ['b', 'c']);
   await sent[1]?.answer();
   assert.deepEqual(await pair, ['bb', 'cc']);
