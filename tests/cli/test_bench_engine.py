@@ -88,8 +88,13 @@ class Throughput(EngineTest):
 
 class Modes(EngineTest):
     def test_mixed_compares_with_fixed_chunks(self):
-        report = self.report("--mode", "mixed", "-p", "256", "-r", "3", "--streams", "4",
-                             "--max-stall-ms", "40")
+        # Streams are as long as the prompt needs: a machine that stops the program for so long
+        # that they end before the prompt comes leaves no gaps. Then again.
+        for _ in range(20):
+            report = self.report("--mode", "mixed", "-p", "256", "-r", "3", "--streams", "4",
+                                 "--max-stall-ms", "40")
+            if min(report["gaps"], report["fixed"]["gaps"]) >= 4 * 3:
+                break
         self.assertEqual((report["streams"], report["max_stall_ms"]), (4, 40))
         for side in (report, report["fixed"]):
             self.assert_percentiles(side, "gap")
