@@ -27,7 +27,8 @@ before(() => {
   // nothing comes from the registry, what it needs is lent.
   const source = join(scratch(), 'source');
   mkdirSync(source);
-  for (const name of ['src', 'prebuilds', 'package.json', 'tsconfig.json', 'README.md']) {
+  for (const name of ['src', 'prebuilds', 'package.json', 'tsconfig.json', 'esm.cjs',
+    'README.md']) {
     if (existsSync(join(PACKAGE, name))) {
       cpSync(join(PACKAGE, name), join(source, name), { recursive: true });
     }

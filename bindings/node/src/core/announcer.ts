@@ -83,9 +83,10 @@ export class Announcer {
       started: (stream, prompt) => this.tell('generation:started',
         { streamId: stream.id, modelId: stream.modelId, prompt }),
       token: (stream, chunk) => {
-        if (this.has('onTokenGenerated')) {
+        if (this.hooks.length > 0 && this.has('onTokenGenerated')) {
           this.hook('onTokenGenerated', chunk.token, stream.localStats());
         }
+        if (this.emitter.listenerCount('generation:token') === 0) return;
         this.tell('generation:token', {
           streamId: stream.id, token: chunk.token,
           ...(chunk.logprob !== undefined && { logprob: chunk.logprob }),

@@ -32,6 +32,7 @@ export interface WireToken {
   is_final?: boolean;
 }
 
+type Writable<T> = { -readonly [K in keyof T]: T[K] };
 type Step = IteratorResult<GeneratorChunk, void>;
 interface Waiter {
   resolve(step: Step): void;
@@ -102,15 +103,9 @@ export class GenerationStream implements AsyncGenerator<GeneratorChunk, void, un
     if (wire.token_id !== undefined) this.nTokens += 1;
     this.firstTokenAt ??= performance.now();
     if (this.keepsText) this.text += token;
-    const chunk: TokenChunk = Object.freeze({
-      type: 'token', token,
-      ...(wire.token_id !== undefined && { tokenId: wire.token_id }),
-      ...(wire.logprob !== undefined && { logprob: wire.logprob ?? -Infinity }),
-      ...(wire.top_logprobs !== undefined && { topLogprobs: likeliest(wire.top_logprobs) }),
-      isFinal: wire.is_final === true,
-      ...(this.keepsText && { cumulativeText: this.text }),
-    });
-    this.deliver(chunk);
+    const chunk = chunkOf(wire, token);
+    if (this.keepsText) chunk.cumulativeText = this.text;
+    this.deliver(Object.freeze(chunk));
     this.owner.token(this, chunk);
   }
 
@@ -188,6 +183,17 @@ function isToken(value: unknown): value is WireToken {
 
 function isLikely(value: unknown): boolean {
   return isToken(value) && value.logprob !== undefined;
+}
+
+/** Of each token: nothing is made that is not kept. */
+function chunkOf(wire: WireToken, token: string): Writable<TokenChunk> {
+  const isFinal = wire.is_final === true;
+  const chunk: Writable<TokenChunk> = wire.token_id === undefined
+    ? { type: 'token', token, isFinal }
+    : { type: 'token', token, tokenId: wire.token_id, isFinal };
+  if (wire.logprob !== undefined) chunk.logprob = wire.logprob ?? -Infinity;
+  if (wire.top_logprobs !== undefined) chunk.topLogprobs = likeliest(wire.top_logprobs);
+  return chunk;
 }
 
 function likeliest(list: NonNullable<WireToken['top_logprobs']>): readonly TopLogprob[] {
