@@ -1,5 +1,6 @@
 // The contract: every public method of an engine. A type-level test pins the class to these keys,
 // and each camelCase name to its snake_case twin.
+import type { Named } from './aliases.js';
 import type {
   BatchStats, CoalescerStats, QosReport, ResponseCacheStats,
 } from './services/index.js';
@@ -22,27 +23,27 @@ export interface ReuseStats {
 
 /** The methods in camelCase. */
 export interface EngineMethods {
-  loadModel(options: LoadModelOptions | string): Promise<ModelHandle>;
-  loadDraftModel(options: LoadModelOptions | string): Promise<ModelHandle>;
+  loadModel(options: Named<LoadModelOptions> | string): Promise<ModelHandle>;
+  loadDraftModel(options: Named<LoadModelOptions> | string): Promise<ModelHandle>;
   unloadModel(id: string): Promise<void>;
   unloadDraftModel(id?: string): Promise<void>;
   isDraftModelCompatible(primaryId: string, draftId: string): Promise<CompatibilityReport>;
-  createGenerator(params: GeneratorParams, options?: CreateGeneratorOptions):
+  createGenerator(params: Named<GeneratorParams>, options?: CreateGeneratorOptions):
   AsyncGenerator<GeneratorChunk, void>;
-  generate(params: GeneratorParams, options?: CreateGeneratorOptions): Promise<string>;
-  chat(params: ChatParams | ChatMessage[], options?: CreateGeneratorOptions): Promise<string>;
+  generate(params: Named<GeneratorParams>, options?: CreateGeneratorOptions): Promise<string>;
+  chat(params: Named<ChatParams> | ChatMessage[], options?: CreateGeneratorOptions): Promise<string>;
   cancel(streamId: string): Promise<boolean>;
-  tokenize(request: TokenizeRequest, options?: TokenizeOptions): Promise<TokenizeResponse>;
-  detokenize(request: DetokenizeRequest): Promise<DetokenizeResponse>;
-  countTokens(request: CountTokensRequest): Promise<number>;
-  embed(request: EmbedRequest): Promise<EmbedResponse>;
+  tokenize(request: Named<TokenizeRequest>, options?: TokenizeOptions): Promise<TokenizeResponse>;
+  detokenize(request: Named<DetokenizeRequest>): Promise<DetokenizeResponse>;
+  countTokens(request: Named<CountTokensRequest>): Promise<number>;
+  embed(request: Named<EmbedRequest>): Promise<EmbedResponse>;
   listModels(): ModelHandle[];
   getModelInfo(id: string): ModelHandle | undefined;
   getRuntimeInfo(): Promise<RuntimeInfo>;
   getTelemetryReport(): Promise<TelemetryReport>;
   reloadConfig(): Promise<ReloadReport>;
   healthCheck(): Promise<HealthStatus>;
-  warmupModel(options: LoadModelOptions | string): Promise<void>;
+  warmupModel(options: Named<LoadModelOptions> | string): Promise<void>;
   getCacheStats(): Promise<ModelCacheStats>;
   getArtifactCacheHealth(): Promise<CacheHealth>;
   loadVisionModel(options: LoadVisionModelOptions): Promise<VisionModelHandle>;

@@ -142,9 +142,9 @@ const INERT = new Set([
   'mlx', 'model_concurrency_limiter', 'python_bridge', 'object_pooling', 'outlines', 'performance',
   'development',
 ]);
-const RENAMED: Record<string, string> = {
-  python_runtime: 'runtime', request_deduplication: 'request_coalescing',
-};
+const RENAMED: ReadonlyMap<string, string> = new Map([
+  ['python_runtime', 'runtime'], ['request_deduplication', 'request_coalescing'],
+]);
 
 function readFile(path: string): unknown {
   try {
@@ -162,17 +162,17 @@ export function loadConfig(input: string | ConfigInput | undefined,
   if (!isObject(raw)) {
     throw new EngineClientError('InvalidParams', 'config must be an object', { field: 'config' });
   }
-  const known: Record<string, unknown> = {};
+  const known = new Map<string, unknown>();
   for (const [key, value] of Object.entries(raw)) {
     if (INERT.has(key)) {
       warn(`config: '${key}' has no effect`);
       continue;
     }
-    const name = RENAMED[key] ?? key;
+    const name = RENAMED.get(key) ?? key;
     if (name !== key) warn(`config: '${key}' is called '${name}' now`);
-    known[name] = value;
+    known.set(name, value);
   }
-  const parsed = ConfigSchema.safeParse(known);
+  const parsed = ConfigSchema.safeParse(Object.fromEntries(known));
   if (!parsed.success) throw failOfIssues('config', parsed.error.issues, 'config');
   return parsed.data;
 }

@@ -1,6 +1,7 @@
 // The engine: the public methods over the parts. It starts its runtime on first use, may be used
 // again after shutdown(), and never throws out of an event.
 import { EventEmitter } from 'node:events';
+import type { Named } from './aliases.js';
 import type {
   EngineEventMethods, EngineListener, EngineMethods, ReuseStats, SnakeMethods,
 } from './api.js';
@@ -98,11 +99,11 @@ export class Engine extends EventEmitter implements EngineMethods, EngineEventMe
 
   // ---- models ----
 
-  async loadModel(options: LoadModelOptions | string): Promise<ModelHandle> {
+  async loadModel(options: Named<LoadModelOptions> | string): Promise<ModelHandle> {
     return this.parts.models.load(checkLoadModelOptions(options));
   }
 
-  async loadDraftModel(options: LoadModelOptions | string): Promise<ModelHandle> {
+  async loadDraftModel(options: Named<LoadModelOptions> | string): Promise<ModelHandle> {
     return this.parts.models.load({ ...checkLoadModelOptions(options), draft: true });
   }
 
@@ -136,7 +137,7 @@ export class Engine extends EventEmitter implements EngineMethods, EngineEventMe
   }
 
   /** A load and one token, so that the first request finds everything in place. */
-  async warmupModel(options: LoadModelOptions | string): Promise<void> {
+  async warmupModel(options: Named<LoadModelOptions> | string): Promise<void> {
     const handle = await this.loadModel(options);
     const model = handle.descriptor.id;
     const release = await this.parts.models.acquire(model);
@@ -152,19 +153,20 @@ export class Engine extends EventEmitter implements EngineMethods, EngineEventMe
 
   // ---- generations ----
 
-  createGenerator(params: GeneratorParams, options?: CreateGeneratorOptions):
+  createGenerator(params: Named<GeneratorParams>, options?: CreateGeneratorOptions):
   AsyncGenerator<GeneratorChunk, void> {
     return this.parts.generators.create(params, options);
   }
 
-  async generate(params: GeneratorParams, options?: CreateGeneratorOptions): Promise<string> {
+  async generate(params: Named<GeneratorParams>,
+    options?: CreateGeneratorOptions): Promise<string> {
     const checked = checkGeneratorParams(params);
     return this.parts.reuse.text(checked, checkGeneratorOptions(options),
       (own) => this.parts.generators.collect(checked, own));
   }
 
   /** Messages alone go to the only model that is loaded. */
-  async chat(params: ChatParams | ChatMessage[],
+  async chat(params: Named<ChatParams> | ChatMessage[],
     options?: CreateGeneratorOptions): Promise<string> {
     if (!Array.isArray(params)) return this.generate(params as GeneratorParams, options);
     await this.parts.supervisor.connect();
@@ -183,7 +185,8 @@ export class Engine extends EventEmitter implements EngineMethods, EngineEventMe
 
   // ---- text ----
 
-  async tokenize(request: TokenizeRequest, options?: TokenizeOptions): Promise<TokenizeResponse> {
+  async tokenize(request: Named<TokenizeRequest>,
+    options?: TokenizeOptions): Promise<TokenizeResponse> {
     const checked = checkTokenizeRequest(request);
     const { priority, signal, timeoutMs } = checkTokenizeOptions(options);
     return this.holding(checked.model, async () => tokensOfWire(
@@ -193,7 +196,7 @@ export class Engine extends EventEmitter implements EngineMethods, EngineEventMe
       })));
   }
 
-  async detokenize(request: DetokenizeRequest): Promise<DetokenizeResponse> {
+  async detokenize(request: Named<DetokenizeRequest>): Promise<DetokenizeResponse> {
     const { model, tokens, skipSpecialTokens } = checkDetokenizeRequest(request);
     return this.holding(model, () => this.parts.client.call('detokenize', {
       model_id: model, tokens,
@@ -201,7 +204,7 @@ export class Engine extends EventEmitter implements EngineMethods, EngineEventMe
     }, { model }));
   }
 
-  async countTokens(request: CountTokensRequest): Promise<number> {
+  async countTokens(request: Named<CountTokensRequest>): Promise<number> {
     const checked = checkCountRequest(request);
     const answer = await this.holding(checked.model, () => this.parts.client.call<{
       count: number;
@@ -209,7 +212,7 @@ export class Engine extends EventEmitter implements EngineMethods, EngineEventMe
     return answer.count;
   }
 
-  async embed(request: EmbedRequest): Promise<EmbedResponse> {
+  async embed(request: Named<EmbedRequest>): Promise<EmbedResponse> {
     const checked = checkEmbedRequest(request);
     return this.holding(checked.model, async () => embeddingsOfWire(
       await this.parts.client.call<WireEmbeddings>('embed', embedToWire(checked),

@@ -1,4 +1,5 @@
 // Small conveniences over an engine; none knows more than its public methods.
+import type { Named } from './aliases.js';
 import type { EngineMethods } from './api.js';
 import { Engine, createEngine } from './engine.js';
 import { EngineClientError, TimeoutError, isRetryable } from './errors.js';
@@ -15,11 +16,11 @@ const sleep = (ms: number): Promise<void> => new Promise((resolve) => {
 type Loader = Pick<EngineMethods, 'loadModel' | 'getModelInfo'>;
 
 export const generateText = (engine: Pick<EngineMethods, 'generate'>,
-  params: GeneratorParams): Promise<string> => engine.generate(params);
+  params: Named<GeneratorParams>): Promise<string> => engine.generate(params);
 
 /** The whole text and its statistics; `onToken` sees each piece as it comes. */
 export async function generateTextStreaming(engine: Pick<EngineMethods, 'createGenerator'>,
-  params: GeneratorParams, onToken: (token: string) => void,
+  params: Named<GeneratorParams>, onToken: (token: string) => void,
 ): Promise<{ text: string; stats?: GenerationStats }> {
   let text = '';
   let stats: GenerationStats | undefined;
@@ -43,7 +44,7 @@ EngineClientError {
 }
 
 export async function ensureModelLoaded(engine: Loader,
-  options: LoadModelOptions | string): Promise<ModelHandle> {
+  options: Named<LoadModelOptions> | string): Promise<ModelHandle> {
   const model = normalizeLoadModelOptions(options)?.['model'];
   const isDescriptor = typeof model === 'object' && model !== null;
   const id = isDescriptor ? (model as { id: string }).id : String(model);
@@ -57,7 +58,7 @@ export const batchTokenize = (engine: Pick<EngineMethods, 'tokenize'>, model: st
   Promise.all(texts.map((text) => engine.tokenize({ model, text })));
 
 export async function collectChunks(engine: Pick<EngineMethods, 'createGenerator'>,
-  params: GeneratorParams): Promise<GeneratorChunk[]> {
+  params: Named<GeneratorParams>): Promise<GeneratorChunk[]> {
   const chunks: GeneratorChunk[] = [];
   for await (const chunk of engine.createGenerator(params)) chunks.push(chunk);
   return chunks;
@@ -94,7 +95,8 @@ export async function getTotalTokenCount(engine: Pick<EngineMethods, 'tokenize'>
 /** Up to maxRetries attempts; the wait between them doubles. What cannot get better is not tried
  * again. */
 export async function retryLoadModel(engine: Pick<EngineMethods, 'loadModel'>,
-  options: LoadModelOptions | string, maxRetries = 3, initialDelayMs = 1000): Promise<ModelHandle> {
+  options: Named<LoadModelOptions> | string, maxRetries = 3, initialDelayMs = 1000,
+): Promise<ModelHandle> {
   for (let attempt = 1; ; attempt += 1) {
     try {
       return await engine.loadModel(options);

@@ -1,6 +1,7 @@
 // kr-serve: the public surface. What is exported here is documented and tested.
 export { Engine, createEngine } from './engine.js';
 export type { EngineDependencies } from './engine.js';
+export type { Aliases, Named } from './aliases.js';
 export { ENGINE_API_SNAPSHOT_VERSION } from './api.js';
 export type {
   EngineEventMethods, EngineListener, EngineMethods, EnginePublicAPI, ReuseStats, SnakeCase,

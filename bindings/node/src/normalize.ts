@@ -1,45 +1,27 @@
 // Aliases: what callers may write, and what the engine reads. Camel case wins over its snake form,
 // undefined never overrides, unknown keys survive (the schemas refuse them), anything that is no
 // object becomes undefined.
+import { DETOKENIZE, EMBED, GENERATOR, LOAD, TOKENIZE } from './aliases.js';
 import { isObject } from './objects.js';
 
 type Fields = Record<string, unknown>;
 
-const GENERATOR: Record<string, string> = {
-  model_id: 'model', prompt_tokens: 'promptTokens', max_tokens: 'maxTokens', top_p: 'topP',
-  top_k: 'topK', min_p: 'minP', typical_p: 'typicalP', presence_penalty: 'presencePenalty',
-  frequency_penalty: 'frequencyPenalty', repetition_penalty: 'repetitionPenalty',
-  logit_bias: 'logitBias', stop_sequences: 'stopSequences', stop_token_ids: 'stopTokenIds',
-  stream: 'streaming', top_logprobs: 'topLogprobs', ignore_eos: 'ignoreEos',
-  cache_prompt: 'cachePrompt', draft_model: 'draftModel',
-};
-const GENERATOR_NAMES = new Set([
+const GENERATOR_NAMES: ReadonlySet<string> = new Set([
   ...Object.keys(GENERATOR), ...Object.values(GENERATOR), 'prompt', 'messages', 'temperature',
   'seed', 'logprobs', 'structured', 'multimodal', 'hints',
 ]);
-const LOAD: Record<string, string> = {
-  model_id: 'model', local_path: 'localPath', params: 'parameters',
-  context_length: 'contextLength', trust_remote_code: 'trustRemoteCode',
-};
-const TOKENIZE: Record<string, string> = {
-  model_id: 'model', add_bos: 'addBos', add_special_tokens: 'addBos', addSpecialTokens: 'addBos',
-};
-const DETOKENIZE: Record<string, string> = {
-  model_id: 'model', skip_special_tokens: 'skipSpecialTokens',
-};
-const EMBED: Record<string, string> = { model_id: 'model', timeout_ms: 'timeoutMs' };
 
 function rename(input: unknown, aliases: Record<string, string>): Fields | undefined {
   if (!isObject(input)) return undefined;
-  const output: Fields = {};
+  const output = new Map<string, unknown>();
   for (const [key, value] of Object.entries(input)) {
-    if (value !== undefined && !Object.hasOwn(aliases, key)) output[key] = value;
+    if (value !== undefined && !Object.hasOwn(aliases, key)) output.set(key, value);
   }
   for (const [alias, name] of Object.entries(aliases)) {
     const value = Object.hasOwn(input, alias) ? input[alias] : undefined;
-    if (value !== undefined && output[name] === undefined) output[name] = value;
+    if (value !== undefined && !output.has(name)) output.set(name, value);
   }
-  return output;
+  return Object.fromEntries(output); // where `__proto__` is a key like any other
 }
 
 export const normalizeGeneratorParams = (input: unknown): Fields | undefined =>
@@ -56,12 +38,10 @@ export function normalizeLoadModelOptions(input: unknown): Fields | undefined {
   if (typeof input === 'string') return { model: input };
   const renamed = rename(input, LOAD);
   if (renamed === undefined) return undefined;
-  const output: Fields = {};
-  const inline: Fields = {};
-  for (const [key, value] of Object.entries(renamed)) {
-    const isInline = key !== 'model' && GENERATOR_NAMES.has(key);
-    (isInline ? inline : output)[key] = value;
-  }
+  const isInline = (key: string): boolean => key !== 'model' && GENERATOR_NAMES.has(key);
+  const fields = Object.entries(renamed);
+  const output: Fields = Object.fromEntries(fields.filter(([key]) => !isInline(key)));
+  const inline: Fields = Object.fromEntries(fields.filter(([key]) => isInline(key)));
   const own = output['parameters'];
   if (Object.keys(inline).length > 0 || isObject(own)) {
     output['parameters'] = {
@@ -74,12 +54,12 @@ export function normalizeLoadModelOptions(input: unknown): Fields | undefined {
 function invert(input: unknown, aliases: Record<string, string>): Fields | undefined {
   const normal = rename(input, aliases);
   if (normal === undefined) return undefined;
-  const output: Fields = {};
   const snake = new Map<string, string>();
   for (const [alias, name] of Object.entries(aliases)) {
     if (!snake.has(name)) snake.set(name, alias);
   }
-  for (const [key, value] of Object.entries(normal)) output[snake.get(key) ?? key] = value;
+  const output: Fields = Object.fromEntries(
+    Object.entries(normal).map(([key, value]) => [snake.get(key) ?? key, value]));
   if (normal['model'] !== undefined) output['model'] = normal['model'];
   return output;
 }

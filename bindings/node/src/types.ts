@@ -1,5 +1,8 @@
 // The types of the public surface. Names, fields and defaults are a contract (docs/kr-serve.md): a
 // field that is not listed as working is refused by name, never accepted and ignored.
+import type {
+  Aliases, DETOKENIZE, EMBED, GENERATOR, LOAD, TOKENIZE,
+} from './aliases.js';
 import type { EngineClientError, EngineErrorObject } from './errors.js';
 import type { ConfigInput } from './config.js';
 import type { QosViolation } from './services/index.js';
@@ -19,7 +22,7 @@ export interface ModelDescriptor {
   family: 'kr' | 'mlx-lm' | 'mlx-vlm';
 }
 
-export interface LoadModelOptions {
+export interface LoadModelFields {
   /** An alias, a path, or an id whose file `localPath` names. */
   model: string | ModelDescriptor;
   draft?: boolean;
@@ -33,6 +36,9 @@ export interface LoadModelOptions {
   localPath?: string;
   /** Tokens of context; the model's own, at most the runtime's limit, when absent. */
   contextLength?: number;
+}
+export interface LoadModelOptions
+  extends LoadModelFields, Aliases<LoadModelFields, typeof LOAD> {
   [key: string]: unknown;
 }
 
@@ -95,7 +101,7 @@ export type PromptInput =
   | { template: string; variables?: Record<string, unknown> }
   | { tokens: number[] };
 
-export interface GeneratorParams {
+export interface GeneratorFields {
   model: string;
   /** One of prompt, promptTokens and messages. */
   prompt?: PromptInput;
@@ -130,6 +136,8 @@ export interface GeneratorParams {
   /** Refused: there is no router that would look at hints. */
   hints?: Record<string, unknown>;
 }
+export interface GeneratorParams
+  extends GeneratorFields, Aliases<GeneratorFields, typeof GENERATOR> {}
 
 export type Priority = 'urgent' | 'default' | 'background';
 
@@ -186,17 +194,20 @@ export interface ErrorChunk {
 }
 export type GeneratorChunk = TokenChunk | MetadataChunk | ErrorChunk;
 
-export type ChatParams = Omit<GeneratorParams, 'prompt' | 'promptTokens' | 'messages'> & {
+export type ChatParams = Omit<GeneratorParams,
+  'prompt' | 'promptTokens' | 'prompt_tokens' | 'messages'> & {
   messages: ChatMessage[];
 };
 
 // ---- text -------------------------------------------------------------------------------------
 
-export interface TokenizeRequest {
+export interface TokenizeFields {
   model: string;
   text: string;
   addBos?: boolean;
 }
+export interface TokenizeRequest
+  extends TokenizeFields, Aliases<TokenizeFields, typeof TOKENIZE> {}
 export interface TokenizeResponse {
   tokens: number[];
   tokenStrings?: string[];
@@ -206,27 +217,33 @@ export interface TokenizeOptions {
   timeoutMs?: number;
   priority?: Priority;
 }
-export interface DetokenizeRequest {
+export interface DetokenizeFields {
   model: string;
   tokens: number[];
   skipSpecialTokens?: boolean;
 }
+export interface DetokenizeRequest
+  extends DetokenizeFields, Aliases<DetokenizeFields, typeof DETOKENIZE> {}
 export interface DetokenizeResponse {
   text: string;
 }
-export interface CountTokensRequest {
+export interface CountTokensFields {
   model: string;
   text?: string;
   messages?: ChatMessage[];
   addBos?: boolean;
 }
-export interface EmbedRequest {
+export interface CountTokensRequest
+  extends CountTokensFields, Aliases<CountTokensFields, typeof TOKENIZE> {}
+export interface EmbedFields {
   model: string;
   input: string | string[];
   pooling?: 'mean' | 'last';
   normalize?: boolean;
   timeoutMs?: number;
 }
+export interface EmbedRequest
+  extends EmbedFields, Aliases<EmbedFields, typeof EMBED> {}
 export interface EmbedResponse {
   embeddings: number[][];
   dimensions: number;

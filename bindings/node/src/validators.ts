@@ -1,4 +1,5 @@
 // The validators of the surface: {valid, errors[]} and the throwing form of each.
+import type { Named } from './aliases.js';
 import {
   checkGeneratorParams, checkLoadModelOptions, checkTokenizeRequest,
 } from './check.js';
@@ -31,13 +32,15 @@ export const validateTokenizeRequest = (input: unknown): ValidationResult =>
   validate(() => checkTokenizeRequest(input));
 
 export function assertValidLoadModelOptions(input: unknown):
-  asserts input is string | LoadModelOptions {
+  asserts input is string | Named<LoadModelOptions> {
   checkLoadModelOptions(input);
 }
-export function assertValidGeneratorParams(input: unknown): asserts input is GeneratorParams {
+export function assertValidGeneratorParams(input: unknown):
+  asserts input is Named<GeneratorParams> {
   checkGeneratorParams(input);
 }
-export function assertValidTokenizeRequest(input: unknown): asserts input is TokenizeRequest {
+export function assertValidTokenizeRequest(input: unknown):
+  asserts input is Named<TokenizeRequest> {
   checkTokenizeRequest(input);
 }
 
@@ -46,9 +49,9 @@ export const isValidModelIdFormat = (id: unknown): boolean => ModelIdSchema.safe
 
 /** The id without surrounding white space, or an error that names what is wrong with it. */
 export function sanitizeModelId(id: string): string {
-  const trimmed = id.trim();
-  if (isValidModelIdFormat(trimmed)) return trimmed;
-  throw new EngineClientError('InvalidParams', `'${trimmed}' is no model id`, { field: 'model' });
+  const trimmed = typeof id === 'string' ? id.trim() : undefined;
+  if (trimmed !== undefined && isValidModelIdFormat(trimmed)) return trimmed;
+  throw new EngineClientError('InvalidParams', `'${trimmed ?? typeof id}' is no model id`, { field: 'model' });
 }
 
 export function clamp(value: number, min: number, max: number): number {

@@ -47,7 +47,7 @@ test('text, tokens, counts, embeddings, chat, in both spellings', async (t) => {
   assert.equal(await engine.chat(chat), await engine.generate(chat));
   assert.equal(typeof await engine.chat(messages, { timeoutMs: WAIT }), 'string');
   assert.ok(await engine.countTokens({ model: 'tiny', messages }) > 0);
-  const snake = await engine.create_generator({ ...GREEDY, max_tokens: 3 } as never).next();
+  const snake = await engine.create_generator({ ...GREEDY, max_tokens: 3 }).next();
   assert.equal(snake.value?.type, 'token');
 });
 const WAIT = 120_000;
@@ -272,6 +272,8 @@ test('equal deterministic generations share one, and texts are kept, when asked 
   assert.equal(coalescing.executions, 1);
   assert.equal(coalescing.coalesced, 2);
   assert.equal(responseCache.hits, 1);
+  await failure(engine.generate(params, { signal: AbortSignal.abort() }), 'Cancelled');
+  assert.equal(engine.getReuseStats().responseCache.hits, 1);
   assert.equal(engine.getStreamMetrics().totalStreams, 1);
   await engine.unloadModel('tiny');
   await failure(engine.generate(params), 'ModelNotLoaded'); // what is gone answers no more

@@ -105,6 +105,7 @@ test('lesson 41: strict TypeScript compiles against it, as a module and as Commo
         const known: GeneratorChunk = chunk;
         if (known.type === 'token') n += known.token.length;
       }
+      await engine.generate({ model, prompt: '', max_tokens: 4, stop_sequences: ['x'] });
       // @ts-expect-error a method of the ancestor's guides that never was
       engine.close();
       return n;

@@ -4,6 +4,7 @@ import { test } from 'node:test';
 import {
   checkGeneratorParams, checkLoadModelOptions, checkTokenizeRequest,
 } from '../src/check.js';
+import { loadConfig } from '../src/config.js';
 import { wireParams } from '../src/core/generator-factory.js';
 import { EngineClientError } from '../src/errors.js';
 import type { FieldIssue } from '../src/issues.js';
@@ -152,7 +153,9 @@ test('lesson 40: ids of all forms, a zero is a zero, empty lists are refused', (
     assert.ok(isValidModelIdFormat(id), id);
   }
   assert.equal(sanitizeModelId(' org/name '), 'org/name');
-  assert.throws(() => sanitizeModelId(''), { code: 'InvalidParams' });
+  for (const id of ['', ' ', undefined, null, 5, {}, Symbol('a')]) {
+    assert.throws(() => sanitizeModelId(id as string), { code: 'InvalidParams' });
+  }
   assert.deepEqual(checkLoadModelOptions('org/name@main'), { model: 'org/name', revision: 'main' });
   refusal(() => checkLoadModelOptions('org/name@v2'), 'InvalidParams', 'revision');
   assert.equal(checkLoadModelOptions('/models/a@b.gguf').model, '/models/a@b.gguf');
@@ -194,4 +197,26 @@ test('validators say what is wrong, their asserting forms throw it', () => {
   assert.equal(normalizeTemperature(), 0.7);
   assert.equal(normalizeTopP(0), 1);
   assert.equal(normalizeTopP(0.5), 0.5);
+});
+
+test('a key that names a prototype is an unknown field like any other', () => {
+  const parse = (text: string): unknown => JSON.parse(text);
+  refusal(() => checkGeneratorParams(parse(
+    '{"model": "m", "prompt": "p", "__proto__": {"maxTokens": 2}}')), 'InvalidParams', '__proto__');
+  refusal(() => checkGeneratorParams(parse('{"__proto__": {"model": "m", "prompt": "p"}}')),
+    'InvalidParams', 'model');
+  refusal(() => checkTokenizeRequest(parse(
+    '{"model": "m", "__proto__": {"text": "x"}}')), 'InvalidParams', 'text');
+  refusal(() => checkLoadModelOptions(parse(
+    '{"model": "m", "__proto__": {"draft": true}}')), 'InvalidParams', '__proto__');
+  refusal(() => checkLoadModelOptions(parse(
+    '{"model": "m", "parameters": {"__proto__": {"maxTokens": 2}}}')), 'InvalidParams',
+  'parameters.__proto__');
+  refusal(() => loadConfig(parse('{"__proto__": {"qos": {"enabled": true}}}') as object, () => {}),
+    'InvalidParams', 'config.__proto__');
+  const back = denormalizeGeneratorParams(parse('{"model": "m", "__proto__": {"a": 1}}'));
+  assert.equal(Object.getPrototypeOf(back), Object.prototype);
+  // What is inherited is not given.
+  const inherits = Object.create({ maxTokens: 2 }) as object;
+  assert.equal(checkGeneratorParams(Object.assign(inherits, GOOD)).maxTokens, undefined);
 });
