@@ -90,8 +90,13 @@ test('why it does not start is what the call says', { skip }, async () => {
     assert.equal(nClosed, 0);
   }
   const config = loadConfig(undefined, () => {});
-  assert.throws(() => makeTransport({ ...IN_PROCESS, runtime: { cwd: '/' } }, config,
-    new SilentLogger()), /runtime\.cwd/);
+  for (const [field, options] of [
+    ['runtime.cwd', { runtime: { cwd: '/' } }], ['runtime.env', { runtime: { env: {} } }],
+    ['krPath', { krPath: '/usr/bin/kr' }],
+  ] as const) {
+    assert.throws(() => makeTransport({ ...IN_PROCESS, ...options }, config, new SilentLogger()),
+      { code: 'InvalidParams', details: { field } });
+  }
 });
 
 test('ending it ends what runs, once', { skip }, async (t) => {

@@ -70,8 +70,9 @@ export function makeEngine(t: Context, options: EngineOptions = {},
   dependencies: EngineDependencies = {}): Engine {
   const args = ['--no-cache', '--threads', '1', ...options.runtime?.args ?? []];
   const isInProcess = process.env['KR_SERVE_TEST_TRANSPORT'] === 'in-process';
+  const transport = options.transport ?? (isInProcess ? 'in-process' : 'child');
   const engine = new Engine({
-    krPath: KR, transport: isInProcess ? 'in-process' : 'child', ...options,
+    ...(transport === 'child' && { krPath: KR }), transport, ...options,
     runtime: { ...options.runtime, args },
   }, { logger: new SilentLogger(), ...dependencies });
   t.after(() => engine.dispose());

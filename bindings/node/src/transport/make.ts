@@ -29,8 +29,11 @@ export function makeTransport(options: EngineOptions, config: Config, logger: Lo
   }
   if (options.transport === 'in-process') {
     const { env, cwd } = options.runtime ?? {};
-    if (env !== undefined || cwd !== undefined) {
-      const field = env !== undefined ? 'runtime.env' : 'runtime.cwd';
+    const childs = Object.entries({
+      krPath: options.krPath, 'runtime.env': env, 'runtime.cwd': cwd,
+    }).find(([, value]) => value !== undefined);
+    if (childs !== undefined) {
+      const [field] = childs;
       throw new EngineClientError('InvalidParams',
         `${field} is of a child process: transport 'in-process' has this one's`, { field });
     }
