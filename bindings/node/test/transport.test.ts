@@ -210,6 +210,32 @@ test('a program that is not there is named', async (t) => {
   const error = await failure(transport.start(), 'RuntimeError');
   assert.equal(error.name, 'PythonEnvironmentError');
   assert.match(error.message, /\/no\/such\/kr.*krPath/);
+  for (const krPath of [join(process.execPath, 'kr'), 'k\0r']) { // which spawn() throws of
+    await failure(connect(t, krPath).transport.start(), 'RuntimeError');
+  }
+});
+
+test('a folder that is not there is named, not the program', async () => {
+  for (const cwd of ['/no/such/folder', process.execPath]) {
+    const transport = new ChildTransport({
+      krPath: process.execPath, cwd, maxMessageBytes: 1 << 20, shutdownTimeoutMs: 1000,
+    });
+    const error = await failure(transport.start(), 'InvalidParams');
+    assert.ok(error.message.includes(cwd) && error.message.includes('runtime.cwd'), error.message);
+  }
+});
+
+test('a program that is no runtime: how it ended, and its last words', async (t) => {
+  for (let n = 0; n < 10; n += 1) { // whatever comes first, its end or a write that fails
+    const { connection, transport } = connect(t, '/bin/true');
+    await transport.start();
+    const error = await failure(connection.call('a', {}, LIMIT), 'TransportError');
+    assert.match(error.message, /it ended with 0/);
+  }
+  const { connection, transport } = connect(t, '/bin/ls');
+  await transport.start();
+  const error = await failure(connection.call('a', {}, LIMIT), 'TransportError');
+  assert.match(error.message, /it ended with 2; its last words: .*ls: /);
 });
 
 test('what ignores a polite end is ended', async (t) => {

@@ -3,6 +3,7 @@
 // with it.
 import { spawn } from 'node:child_process';
 import type { ChildProcessWithoutNullStreams } from 'node:child_process';
+import { existsSync } from 'node:fs';
 import { EngineClientError, RuntimeNotFoundError } from '../errors.js';
 import { findAddon } from './addon.js';
 import type { Addon, SharedData } from './addon.js';
@@ -34,6 +35,7 @@ export class ChildTransport implements Transport {
   private isStopping = false;
   private isOver = false;
   private logTail = '';
+  private writeError: Error | undefined;
   private drained: Promise<void> | undefined;
   private ended: Promise<void> | undefined;
 
@@ -58,15 +60,12 @@ export class ChildTransport implements Transport {
   }
 
   async start(): Promise<void> {
-    const { krPath, args = [], env, cwd } = this.options;
-    const child = spawn(krPath, ['runtime', ...args], {
-      cwd, env: { ...process.env, ...env }, stdio: ['pipe', 'pipe', 'pipe'], windowsHide: true,
-    });
+    const { krPath, cwd } = this.options;
+    const child = this.spawn();
     this.child = child;
     await new Promise<void>((resolve, reject) => {
       child.once('spawn', resolve);
-      child.once('error', (error) => reject(new RuntimeNotFoundError(
-        `cannot run '${krPath}': ${error.message}; give its path as krPath or in KR_PATH`, error)));
+      child.once('error', (error) => reject(notStarted(krPath, cwd, error)));
     });
     this.ended = new Promise((resolve) => this.watch(child, resolve));
   }
@@ -93,6 +92,18 @@ export class ChildTransport implements Transport {
     clearTimeout(timer);
   }
 
+  /** Some of what is wrong is thrown, the rest comes as an event. */
+  private spawn(): ChildProcessWithoutNullStreams {
+    const { krPath, args = [], env, cwd } = this.options;
+    try {
+      return spawn(krPath, ['runtime', ...args], {
+        cwd, env: { ...process.env, ...env }, stdio: ['pipe', 'pipe', 'pipe'], windowsHide: true,
+      });
+    } catch (error) {
+      throw notStarted(krPath, cwd, error as Error);
+    }
+  }
+
   private waitForDrain(input: ChildProcessWithoutNullStreams['stdin']): Promise<void> {
     return new Promise((resolve) => {
       const done = (): void => {
@@ -112,10 +123,12 @@ export class ChildTransport implements Transport {
     child.stdout.on('data', (data: Buffer) => reader.push(data));
     child.stderr.setEncoding('utf8').on('data', (text: string) => this.log(text));
     // A failed write breaks the chain: what follows must not arrive, so it is the end. Why there is
-    // nobody to read is said by the exit, which is near.
+    // nobody to read is said by the exit, which is near; only what does not even die is not waited
+    // for.
     child.stdin.on('error', (error) => {
+      this.writeError = error;
       child.kill('SIGKILL');
-      setTimeout(() => this.end(error.message, error), DRAIN_MS).unref();
+      setTimeout(() => this.end(error.message, error), this.options.shutdownTimeoutMs).unref();
     });
     child.on('error', (error) => this.end(error.message, error));
     child.once('exit', (code, signal) => {
@@ -123,9 +136,10 @@ export class ChildTransport implements Transport {
         clearTimeout(timer);
         this.shared?.end(); // it has been reaped: what it had made is nobody's
         resolve();
-        this.end(this.describe(code, signal));
+        this.end(this.describe(code, signal), this.writeError);
       };
-      const timer = setTimeout(over, DRAIN_MS);
+      // Behind a read, however late the timer is.
+      const timer = setTimeout(() => setImmediate(over), DRAIN_MS);
       child.once('close', over);
     });
   }
@@ -144,12 +158,26 @@ export class ChildTransport implements Transport {
   }
 
   private describe(code: number | null, signal: NodeJS.Signals | null): string {
-    const how = signal === null ? `ended with ${code}` : `was ended by ${signal}`;
+    // Killed here, because it had stopped reading.
+    const isOurs = signal === 'SIGKILL' && this.writeError !== undefined;
+    const how = isOurs ? `does not read (${this.writeError?.message})`
+      : signal === null ? `ended with ${code}` : `was ended by ${signal}`;
     const lines = this.logTail.trimEnd().split('\n')
       .filter((line) => !line.endsWith('runtime ready'));
     const last = lines.at(-1);
     return last === undefined || last === '' ? `it ${how}` : `it ${how}; its last words: ${last}`;
   }
+}
+
+/** Of a folder that is not there the system says what it says of a program that is not there. */
+function notStarted(krPath: string, cwd: string | undefined, error: Error): EngineClientError {
+  if (cwd !== undefined && !existsSync(`${cwd}/.`)) {
+    return new EngineClientError('InvalidParams',
+      `cannot run '${krPath}' in '${cwd}' (runtime.cwd): there is no such folder`,
+      { field: 'runtime.cwd' }, error);
+  }
+  return new RuntimeNotFoundError(
+    `cannot run '${krPath}': ${error.message}; give its path as krPath or in KR_PATH`, error);
 }
 
 function closed(what: string, cause?: unknown): EngineClientError {
