@@ -351,11 +351,12 @@ export class Engine extends EventEmitter implements EngineMethods, EngineEventMe
   }
 
   private async stop(): Promise<void> {
-    const { supervisor, streams, models, queues, qos, reuse } = this.parts;
+    const { supervisor, client, streams, models, queues, qos, reuse } = this.parts;
     const error = new EngineClientError('Cancelled', 'the engine was shut down');
     qos.stop();
     models.clear();
     const stopped = supervisor.stop();
+    client.end(error);
     streams.end(error);
     queues.cleanup(error);
     await stopped;

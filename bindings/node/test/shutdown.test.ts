@@ -141,3 +141,35 @@ test('a call that waited for its turn while the runtime died waits for its model
   await first;
   assert.deepEqual(await late, { tokens: [1] });
 });
+
+test('a pause between two attempts ends with the engine and brings no runtime back', async (t) => {
+  const transports: ScriptedTransport[] = [];
+  const retried: string[] = [];
+  const hooks = { onRetry: (method: string) => retried.push(method) };
+  const retry = { initial_delay_ms: 3_600_000, max_delay_ms: 3_600_000 };
+  const engine = makeEngine(t, {
+    config: { json_rpc: { retry } }, telemetry: { enabled: true, hooks },
+  }, { runner: () => {
+    const transport = new ScriptedTransport((request, itself) => {
+      if (request.method === 'load_model') return LOADED;
+      if (!['detokenize', 'tokenize'].includes(request.method)) return undefined;
+      itself.fail(request, -32000, 'full', { kr_status: 14 });
+      return NOTHING;
+    });
+    transports.push(transport);
+    return transport;
+  } });
+  await engine.loadModel('tiny');
+  const gone = new AbortController();
+  const ends = [
+    engine.detokenize({ model: 'tiny', tokens: [1] }),
+    engine.tokenize({ model: 'tiny', text: '' }, { signal: gone.signal }),
+  ].map((call) => failure(call, 'Cancelled'));
+  await eventually('both pause', () => retried.length === 2);
+  gone.abort();
+  await ends[1];
+  await engine.shutdown();
+  await Promise.all(ends);
+  await new Promise(setImmediate);
+  assert.equal(transports.length, 1);
+});

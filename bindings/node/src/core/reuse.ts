@@ -28,6 +28,7 @@ export class Reuse {
    * or has a limit of its own is nobody else's. */
   async text(params: GeneratorParams, options: CreateGeneratorOptions,
     compute: (options: CreateGeneratorOptions) => Promise<string>): Promise<string> {
+    if (options.signal?.aborted) throw cancelled('generate', options.signal.reason);
     const mayKeep = this.config.prompt_cache.enabled;
     const mayShare = this.config.request_coalescing.enabled
       && options.streamId === undefined && options.timeoutMs === undefined;

@@ -2,7 +2,7 @@
 // connection. Only calls that change nothing are asked again, and only where the first attempt
 // cannot have done anything or ran out of the default time: a call that was lost with the runtime
 // fails at once.
-import { CircuitBreakerOpenError, EngineClientError, TimeoutError } from '../errors.js';
+import { CircuitBreakerOpenError, EngineClientError, TimeoutError, cancelled } from '../errors.js';
 import type { CircuitBreakers } from './breaker.js';
 import type { Params, RpcConnection } from './connection.js';
 
@@ -58,20 +58,16 @@ export function isBusy(error: EngineClientError): boolean {
   return error.code === 'ServerError' && details?.data?.kr_status === KR_E_BUSY;
 }
 
-function delay(ms: number, signal: AbortSignal | undefined): Promise<void> {
-  return new Promise((resolve) => {
-    const done = (): void => {
-      clearTimeout(timer);
-      signal?.removeEventListener('abort', done);
-      resolve();
-    };
-    const timer = setTimeout(done, ms);
-    signal?.addEventListener('abort', done, { once: true });
-  });
-}
-
 export class RpcClient {
+  /** Ends of the pauses between two attempts. */
+  private readonly pauses = new Set<(error: EngineClientError) => void>();
+
   constructor(private readonly options: ClientOptions) {}
+
+  /** The engine ends: what would be asked again is not. */
+  end(error: EngineClientError): void {
+    for (const end of [...this.pauses]) end(error);
+  }
 
   async call<T>(method: string, params: Params, request: RequestOptions = {}): Promise<T> {
     const { retry, observer } = this.options;
@@ -83,12 +79,31 @@ export class RpcClient {
         const again = attempt < nAttempts && this.mayRetry(error, request);
         if (!again || request.signal?.aborted) throw error;
         observer?.retried?.(method);
-        await delay(this.pause(attempt), request.signal);
+        await this.pause(this.pauseMs(attempt), method, request.signal);
       }
     }
   }
 
-  private pause(attempt: number): number {
+  private pause(ms: number, method: string, signal: AbortSignal | undefined): Promise<void> {
+    return new Promise((resolve, reject) => {
+      const over = (): void => {
+        clearTimeout(timer);
+        signal?.removeEventListener('abort', onAbort);
+        this.pauses.delete(end);
+        resolve();
+      };
+      const end = (error: EngineClientError): void => {
+        reject(error);
+        over();
+      };
+      const onAbort = (): void => end(cancelled(method, signal?.reason));
+      const timer = setTimeout(over, ms);
+      signal?.addEventListener('abort', onAbort, { once: true });
+      this.pauses.add(end);
+    });
+  }
+
+  private pauseMs(attempt: number): number {
     const { initialDelayMs, multiplier, maxDelayMs, jitter } = this.options.retry;
     const base = Math.min(initialDelayMs * multiplier ** (attempt - 1), maxDelayMs);
     return base * (1 + jitter * (2 * Math.random() - 1));
