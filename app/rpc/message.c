@@ -113,13 +113,18 @@ static bool fail_parse(rpc_error_t *error, const char *text) {
     return false;
 }
 
+static bool refuse(rpc_error_t *error, const char *param, const char *text) {
+    rpc_error_set(error, RPC_E_REQUEST, KR_E_PROTOCOL, param, "%s", text);
+    return false;
+}
+
 /* Lines over the ordinary size come only where that was asked for: numbers need no more. */
 static size_t values_max(size_t n_bytes) {
     return n_bytes > LINE_BYTES ? n_bytes / 8 : VALUES_MAX;
 }
 
-/* A batch is read as a member of an object: that is what json_parse takes. */
-static bool parse_batch(const char *line, size_t n_bytes, json_t **root, rpc_error_t *error) {
+/* What is no object is read as a member of one: that is what json_parse takes. */
+static bool parse_value(const char *line, size_t n_bytes, json_t **value, rpc_error_t *error) {
     static const char head[] = "{\"a\":";
     json_mistake_t mistake = {0};
     json_t *object = NULL;
@@ -136,38 +141,39 @@ static bool parse_batch(const char *line, size_t n_bytes, json_t **root, rpc_err
     const bool is_json = json_parse_values(text.data, text.n_bytes, values_max(n_bytes), &object,
                                            &mistake);
     kri_buffer_deinit(&text);
-    json_t *array = is_json && json_object_size(object) == 1 ? json_object_get(object, "a") : NULL;
-    if (!json_is_array(array)) {
-        json_decref(object);
-        return fail_parse(error, mistake.is_set ? mistake.message : "this line is not JSON");
-    }
-    const size_t n = json_array_size(array);
-    if (n < 1 || n > RPC_BATCH_MAX) {
+    *value = is_json && json_object_size(object) == 1 ? json_object_get(object, "a") : NULL;
+    if (*value != NULL) (void)json_incref(*value);
+    json_decref(object);
+    if (*value != NULL) return true;
+    return fail_parse(error, mistake.is_set ? mistake.message : "this line is not JSON");
+}
+
+/* A batch, or what is JSON and no message. */
+static bool parse_other(const char *line, size_t n_bytes, json_t **root, rpc_error_t *error) {
+    if (!parse_value(line, n_bytes, root, error)) return false;
+    const size_t n = json_array_size(*root);
+    if (json_is_array(*root) && n >= 1 && n <= RPC_BATCH_MAX) return true;
+    if (!json_is_array(*root)) {
+        (void)refuse(error, NULL, "a message is an object");
+    } else {
         rpc_error_set(error, RPC_E_REQUEST, n < 1 ? KR_E_PROTOCOL : KR_E_LIMIT, NULL,
                       "a batch holds 1 to %u messages, not %zu", RPC_BATCH_MAX, n);
-        json_decref(object);
-        return false;
     }
-    *root = json_incref(array);
-    json_decref(object);
-    return true;
+    json_decref(*root);
+    *root = NULL;
+    return false;
 }
 
 bool rpc_line_parse(const char *line, size_t n_bytes, json_t **root, rpc_error_t *error) {
     size_t i = 0;
     while (i < n_bytes && (line[i] == ' ' || line[i] == '\t' || line[i] == '\r')) i++;
-    if (i < n_bytes && line[i] == '[') return parse_batch(line, n_bytes, root, error);
+    if (i < n_bytes && line[i] != '{') return parse_other(line, n_bytes, root, error);
     json_mistake_t mistake = {0};
     if (json_parse_values(line, n_bytes, values_max(n_bytes), root, &mistake)) return true;
     return fail_parse(error, mistake.message);
 }
 
 /* ---- messages -------------------------------------------------------------------------------- */
-
-static bool refuse(rpc_error_t *error, const char *param, const char *text) {
-    rpc_error_set(error, RPC_E_REQUEST, KR_E_PROTOCOL, param, "%s", text);
-    return false;
-}
 
 static bool read_id(const json_t *value, rpc_message_t *message, rpc_error_t *error) {
     message->has_id = value != NULL;

@@ -23,6 +23,7 @@ def sessions():
     yield "batch_method", call(9, "batch_tokenize", requests=[{"model_id": "m", "text": "a"}] * 3)
     yield "batch", "[" + tokenize.strip() + "," + call("x", "shutdown").strip() + ",5]\n"
     yield "batch_empty", "[]\n[1]\n[[]]\n"
+    yield "scalars", '7\nnull\n"x"\n true\n-1.5e3 \n1,"b":2\n7}\n' + tokenize
     yield "batch_65", "[" + ",".join(["{}"] * 65) + "]\n"
     yield "batch_escape", '[1],"b":[2]\n[]}\n{"a":[]}\n'
     yield "ids", "".join('{"jsonrpc":"2.0","id":%s,"method":"x"}\n' % text for text in (

@@ -51,6 +51,8 @@ class Lines(RuntimeTest, unittest.TestCase):
             self.client.send_line(line + "\n")
             self.assertEqual(self.client.other()["error"]["code"], -32600)
             self.assert_alive()
+        for line in ("7", "null", "true", '"x"', " -1.5e3 ", "[]", "[" + "1," * 64 + "1]"):
+            self.assertEqual(self.refuse(line + "\n", -32600)["data"]["type"], "InvalidRequest")
         self.client.send_line('{"jsonrpc":"2.0","id":"list","method":"runtime/info","params":[]}'
                               "\n")
         with self.assertRaises(RpcError) as caught:

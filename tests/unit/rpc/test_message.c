@@ -31,12 +31,16 @@ TEST(message_lines) {
     assert_int_equal(json_array_size(root), 2);
     json_decref(root);
     json_decref(parse("{}"));
-    const char *const refused[] = {"", "1", "null", "[", "[1", "[1]]", "[1],2", "[1],\"b\":[2]",
-                                   "{} {}", "[]}", "{\"a\":1,\"a\":2}", "[1]{"};
+    const char *const refused[] = {"", "1 2", "nul", "1,\"b\":2", "7}", "[", "[1", "[1]]", "[1],2",
+                                   "[1],\"b\":[2]", "{} {}", "[]}", "{\"a\":1,\"a\":2}",
+                                   "[1]{"};
     for (size_t i = 0; i < sizeof refused / sizeof refused[0]; i++) {
         assert_no_line(refused[i], RPC_E_PARSE, KR_E_BAD_FORMAT);
     }
-    assert_no_line("[]", RPC_E_REQUEST, KR_E_PROTOCOL);
+    const char *const others[] = {"[]", "1", "null", "true", " \"x\"\r"};
+    for (size_t i = 0; i < sizeof others / sizeof others[0]; i++) {
+        assert_no_line(others[i], RPC_E_REQUEST, KR_E_PROTOCOL);
+    }
     kri_buffer_t text;
     kri_buffer_init(&text, 4096);
     put_batch(&text, RPC_BATCH_MAX);
