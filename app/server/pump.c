@@ -13,7 +13,8 @@
 #include "base/os.h"
 #include "job_impl.h"
 
-#define EVENTS_MAX 512u
+#define EVENTS_MAX 32u         /* taken at once; few, since each look touches them all */
+#define BATCH_EVENTS_MAX 512u  /* before what they give is sent */
 
 struct pump_s {
     server_t *server;
@@ -91,15 +92,17 @@ static int sooner(int a_ms, int b_ms) {
     return a_ms < b_ms ? a_ms : b_ms;
 }
 
-static void take_batch(pump_t *pump, uint32_t n_events) {
-    const uint64_t begin_ns = kri_clock_ns();
+static void take_events(pump_t *pump, uint32_t n_events) {
     bool has_token = false;
     for (uint32_t i = 0; i < n_events; i++) {
         has_token = has_token || pump->events[i].type == KR_EVENT_TOKEN;
         pump_user_t *user = pump->events[i].user;
         if (user != NULL) user->take(user, pump, &pump->events[i]);
     }
-    if (has_token) atomic_store(&pump->server->token_ns, begin_ns);
+    if (has_token) atomic_store(&pump->server->token_ns, kri_clock_ns());
+}
+
+static void send_batch(pump_t *pump, uint64_t begin_ns) {
     job_t *next = NULL;
     for (job_t *job = pump->touched; job != NULL; job = next) {
         next = job->run->touched_next;
@@ -116,12 +119,21 @@ static void take_batch(pump_t *pump, uint32_t n_events) {
 }
 
 static void drain_events(pump_t *pump) {
+    uint32_t n_batch = 0;
+    uint64_t begin_ns = 0;
     for (;;) {
         uint32_t n_events = 0;
         const kr_status_t status = kr_engine_poll(pump->server->engine, pump->events, EVENTS_MAX,
                                                   0, &n_events);
-        if (status != KR_OK || n_events == 0) return;
-        take_batch(pump, n_events);
+        const bool is_last = status != KR_OK || n_events == 0;
+        if (n_batch == 0) begin_ns = kri_clock_ns();
+        if (!is_last) take_events(pump, n_events);
+        n_batch += n_events;
+        if (n_batch > 0 && (n_events < EVENTS_MAX || n_batch >= BATCH_EVENTS_MAX)) {
+            send_batch(pump, begin_ns);
+            n_batch = 0;
+        }
+        if (is_last) return;
     }
 }
 
