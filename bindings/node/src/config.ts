@@ -20,6 +20,10 @@ const RuntimeSection = z.strictObject({
   restart_delay_base_ms: ms().default(100),
   restart_delay_max_ms: ms().default(500),
   healthy_after_ms: ms(1).default(60_000),
+  /** A child that leaves health_failures_max questions in a row unanswered, for this long each,
+   * counts as crashed; 0: nobody asks. */
+  health_interval_ms: ms().default(0),
+  health_failures_max: count(1, 1_000).default(3),
 });
 
 const RetrySection = z.strictObject({

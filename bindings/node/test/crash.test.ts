@@ -131,3 +131,17 @@ test('a host that dies takes its runtime along', async () => {
     }
   });
 });
+
+test('a child that is stopped and answers no more is replaced, when that is watched', async (t) => {
+  const engine = await makeTinyEngine(t, { config: { runtime: {
+    health_interval_ms: 2000, health_failures_max: 2, shutdown_timeout_ms: 100,
+  } } });
+  const pid = (await engine.getRuntimeInfo()).pid as number;
+  process.kill(pid, 'SIGSTOP');
+  await eventually('another one answers', async () => {
+    // A slow machine may lose one more; none of them stays.
+    const info = await engine.getRuntimeInfo().catch(() => undefined);
+    return info !== undefined && info.pid !== pid;
+  });
+  assert.throws(() => process.kill(pid, 0), { code: 'ESRCH' });
+});

@@ -36,7 +36,7 @@ function rig(answers: Answers = () => undefined, more: Partial<SupervisorOptions
     },
     limits: { maxPending: 10, maxWaiting: 10 },
     startupTimeoutMs: 60_000, maxRestarts: 3, restartDelayBaseMs: 1, restartDelayMaxMs: 4,
-    healthyAfterMs: 60_000, logger: new SilentLogger(),
+    healthyAfterMs: 60_000, healthIntervalMs: 0, healthFailuresMax: 3, logger: new SilentLogger(),
     onStatus: (status, previous) => events.push(`${previous} > ${status}`),
     onReady: () => events.push('connected'),
     onLost: () => events.push('lost'),
@@ -300,5 +300,28 @@ test('restarts that fail are given up with the last error, for all who wait', as
     .map((promise) => failure(promise, 'RuntimeError')));
   assert.ok(errors.every((error: EngineClientError) => error.message === 'broken'));
   await eventually('error', () => supervisor.status === 'error');
+  await supervisor.stop();
+});
+
+test('a child that answers no more is ended and started anew, when it is asked', async () => {
+  let isHung = false;
+  const { supervisor, transports, events } = rig(({ method }, transport) => {
+    if (method !== 'runtime/state') return undefined;
+    return isHung && transport === transports[0] ? NOTHING : { loaded_models: [] };
+  }, { healthIntervalMs: 20 });
+  const first = await supervisor.connect();
+  const [transport] = transports;
+  await eventually('it is asked', () => (transport?.of('runtime/state').length ?? 0) > 3);
+  assert.equal(supervisor.live, first);
+  const call = failure(first.call('generate', {}, { timeoutMs: 120_000 }), 'TransportError');
+  isHung = true;
+  assert.match((await call).message, /3 questions unanswered/);
+  assert.ok(transport?.isStopped);
+  const second = await supervisor.connect();
+  assert.notEqual(second, first);
+  const asked = transports[1];
+  await eventually('so is the next one', () => (asked?.of('runtime/state').length ?? 0) > 3);
+  assert.equal(supervisor.live, second);
+  assert.deepEqual(events.filter((event) => event === 'lost'), ['lost']);
   await supervisor.stop();
 });

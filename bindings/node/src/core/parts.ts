@@ -109,6 +109,8 @@ export function makeParts(options: EngineOptions, logger: Logger, listener: Anno
     restartDelayBaseMs: config.runtime.restart_delay_base_ms,
     restartDelayMaxMs: config.runtime.restart_delay_max_ms,
     healthyAfterMs: config.runtime.healthy_after_ms,
+    healthIntervalMs: config.runtime.health_interval_ms,
+    healthFailuresMax: config.runtime.health_failures_max,
     logger,
     onStatus: (status, previous) => listener.status(status, previous),
     onReady: (connection, found) => {

@@ -4,7 +4,7 @@
 // answered a call is left alone until the next call. Whoever asks for a connection gets a live one
 // or an error, always.
 import type { WireModel } from '../core/model-manager.js';
-import { EngineClientError, toEngineError } from '../errors.js';
+import { EngineClientError, TimeoutError, toEngineError } from '../errors.js';
 import type { Logger, RuntimeStatus } from '../types.js';
 import { agreeOnShared, sharedRequest } from './tensors.js';
 import type { Transport } from '../transport/transport.js';
@@ -19,6 +19,9 @@ export interface SupervisorOptions {
   restartDelayBaseMs: number;
   restartDelayMaxMs: number;
   healthyAfterMs: number;
+  /** 0: nobody asks whether it still answers. */
+  healthIntervalMs: number;
+  healthFailuresMax: number;
   logger: Logger;
   onStatus: (status: RuntimeStatus, previous: RuntimeStatus) => void;
   /** A connection is there, with these models; called before anybody gets it. */
@@ -152,6 +155,7 @@ export class Supervisor {
       this.readyAt = performance.now();
       this.options.onReady(connection, models);
       this.change('ready');
+      if (this.options.healthIntervalMs > 0) void this.watch(connection);
       return connection;
     } catch (error) {
       connection.lose(toEngineError(error));
@@ -175,7 +179,32 @@ export class Supervisor {
     return (list as { models: WireModel[] }).models;
   }
 
-  private lost(connection: RpcConnection, reason: Error | null): void {
+  /** One that is there and does not answer is ended like one that crashed. Only of a child: what
+   * hangs in this process cannot be ended. */
+  private async watch(connection: RpcConnection): Promise<void> {
+    const { healthIntervalMs: timeoutMs, healthFailuresMax } = this.options;
+    const { transport } = connection;
+    if (transport.kind !== 'child') return;
+    for (let nFailed = 0; nFailed < healthFailuresMax;) {
+      await new Promise((resolve) => {
+        setTimeout(resolve, nFailed === 0 ? timeoutMs : 0).unref();
+      });
+      try {
+        await connection.call('runtime/state', {}, { timeoutMs, isUrgent: true });
+        nFailed = 0;
+      } catch (error) {
+        if (connection.isLost) return;
+        nFailed = error instanceof TimeoutError ? nFailed + 1 : 0;
+      }
+    }
+    const error = new EngineClientError('TransportError',
+      `the runtime is gone: it left ${healthFailuresMax} questions unanswered`);
+    connection.lose(error);
+    this.lost(connection, error, () => transport.stop());
+  }
+
+  /** `end`: of what is there still, before another one starts. */
+  private lost(connection: RpcConnection, reason: Error | null, end?: () => Promise<void>): void {
     if (this.connection !== connection) return;
     this.connection = undefined;
     const error = toEngineError(reason ?? stopped());
@@ -185,7 +214,14 @@ export class Supervisor {
     this.nBarren += 1;
     // What waits for a connection from here on waits for the new one.
     const isTried = this.nBarren <= this.options.maxRestarts;
-    if (isTried) this.track(() => this.restart(this.epoch)).catch(() => {});
+    const { epoch } = this;
+    const gone = end?.();
+    if (isTried) {
+      this.track(async () => {
+        if (gone !== undefined) await gone;
+        return this.restart(epoch);
+      }).catch(() => {});
+    }
     this.change('error');
     this.options.onLost(error);
   }
