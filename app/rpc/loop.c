@@ -31,8 +31,11 @@ struct rpc_loop_s {
     uint32_t n_fds;
 };
 
+/* The loop whose events this thread takes: it looks at everything before it sleeps again. */
+static _Thread_local const rpc_loop_t *awake;
+
 void rpc_loop_wake(rpc_t *rpc) {
-    if (rpc->loop != NULL) kri_event_fd_set(rpc->loop->wake_fd);
+    if (rpc->loop != NULL && rpc->loop != awake) kri_event_fd_set(rpc->loop->wake_fd);
 }
 
 void rpc_loop_end(rpc_t *rpc) {
@@ -295,7 +298,9 @@ void rpc_loop_run(rpc_t *rpc) {
         if (is_over(rpc)) return;
         gather_fds(rpc);
         const int n = poll(loop->fds, loop->n_fds, wait_ms(loop, now_ns));
+        awake = loop;
         if (n > 0) take_events(rpc);
+        awake = NULL;
     }
 }
 
