@@ -22,7 +22,7 @@ function engineOf(options = {}) {
   const { transport = 'child', words: more = [], ...rest } = options;
   const isa = args.isa ? ['--isa', args.isa] : [];
   return createEngine({
-    krPath: args.kr, transport,
+    transport, ...(transport === 'child' && { krPath: args.kr }),
     runtime: { args: ['-t', String(args.threads), '-c', String(args.ctx), ...isa, ...more] }, ...rest,
   });
 }
