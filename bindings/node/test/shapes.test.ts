@@ -107,6 +107,15 @@ test('an error of any shape is an error with a code', async (t) => {
   assert.match(error.message, /load_model/);
 });
 
+test('an answer that names another stream is none', async (t) => {
+  const engine = makeEngine(t, {}, { runner: () => new ScriptedTransport(({ method }) => (
+    method === 'load_model' ? LOADED : method === 'generate' ? { stream_id: 'x' } : undefined)) });
+  await engine.loadModel('m');
+  const error = await failure(engine.createGenerator(PARAMS).next(), 'TransportError');
+  assert.match(error.message, /^generate: /);
+  assert.equal(engine.getStreamMetrics().activeStreams, 0);
+});
+
 const SIDE = { id: 'm', vocab_size: 1, parameter_count: 1, architecture: 'x' };
 const WRONG_ANSWERS = [
   null, 5, 'x', [], {}, { tokens: null }, { tokens: 'x' }, { tokens: [null] }, { results: 5 },

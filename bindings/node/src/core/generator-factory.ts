@@ -161,6 +161,7 @@ class Generation implements StreamOwner {
     try {
       const answer = await call<Record<string, unknown>>(method, wire, request);
       if (!isStreaming) this.takeWhole(stream, method, answer);
+      else if (answer['stream_id'] !== stream.id) throw malformed(method);
       else registry.cancelSettled(stream);
     } catch (thrown) {
       registry.leaveWire(stream);
