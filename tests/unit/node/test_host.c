@@ -55,8 +55,9 @@ static bool post(void *user, host_event_t *event) {
         if (event->kind == HOST_LINES) {
             assert_int_equal(event->text.data[event->text.n_bytes - 1], '\n');
             seen->text = realloc(seen->text, seen->n_bytes + event->text.n_bytes + 1);
-            memcpy(seen->text + seen->n_bytes, event->text.data, event->text.n_bytes + 1);
+            memcpy(seen->text + seen->n_bytes, event->text.data, event->text.n_bytes);
             seen->n_bytes += event->text.n_bytes;
+            seen->text[seen->n_bytes] = '\0';
         }
         host_event_free(event);
         (void)pthread_cond_broadcast(&seen->changed);
