@@ -82,11 +82,12 @@ void kri_events_wake(kr_engine_t e) {
     if (atomic_load(&e->n_eaters_asleep)) kri_futex_wake(&e->event_word, UINT32_MAX);
     if (e->event_fd < 0) return;
     kri_mutex_lock(&e->mutex);
-    if (e->ready_head && !e->fd_is_set) {
-        e->fd_is_set = true;
-        kri_event_fd_set(e->event_fd);
-    }
+    const bool sets = e->ready_head && !e->fd_is_set;
+    if (sets) e->fd_is_set = true;
     kri_mutex_unlock(&e->mutex);
+    /* Not with the mutex: whoever wakes wants it at once. One who looks before he is woken takes the
+     * events and finds the descriptor readable for nothing, once. */
+    if (sets) kri_event_fd_set(e->event_fd);
 }
 
 void kri_events_wait(kr_engine_t e, uint32_t seen, uint32_t timeout_ms) {
@@ -138,7 +139,7 @@ static uint32_t take_events(kr_engine_t e, kr_event_t *events, uint32_t capacity
         kri_mutex_lock(&e->mutex);
         if (r->ring.n_taken != r->ring.n_published) kri_events_ready(e, r);
     }
-    if (!e->ready_head && e->fd_is_set) {
+    if (!e->ready_head && (e->fd_is_set || (n == 0 && e->event_fd >= 0))) {
         e->fd_is_set = false;
         kri_event_fd_clear(e->event_fd);
     }
