@@ -85,8 +85,8 @@ void kri_events_wake(kr_engine_t e) {
     const bool sets = e->ready_head && !e->fd_is_set;
     if (sets) e->fd_is_set = true;
     kri_mutex_unlock(&e->mutex);
-    /* Not with the mutex: whoever wakes wants it at once. One who looks before he is woken takes the
-     * events and finds the descriptor readable for nothing, once. */
+    /* Not with the mutex: whoever wakes wants it at once. One who looks before being woken takes
+     * the events, and then the descriptor is readable for nothing, once. */
     if (sets) kri_event_fd_set(e->event_fd);
 }
 
