@@ -823,9 +823,9 @@ KR_API kr_status_t kr_engine_explain(kr_engine_t engine, const kr_request_params
  *         KR_E_UNSUPPORTED (several events of a size that is not this library's). */
 KR_API kr_status_t kr_engine_poll(kr_engine_t engine, kr_event_t *events, uint32_t capacity,
                                   uint32_t timeout_ms, uint32_t *n_events);
-/* kr_engine_event_fd: a descriptor that is readable while events wait (for poll, epoll), and now and
- * then although another poll took them: kr_engine_poll with timeout 0 then says 0 events. Owned by
- * the engine, not to be read. KR_E_INVALID_ARG (engine with callback). */
+/* kr_engine_event_fd: a descriptor that is readable while events wait (for poll, epoll), and at
+ * times although another poll took them: kr_engine_poll with timeout 0 says 0 events. Owned by the
+ * engine, not to be read. KR_E_INVALID_ARG (engine with callback). */
 KR_API kr_status_t kr_engine_event_fd(kr_engine_t engine, int32_t *fd);
 
 /* ---- machine ------------------------------------------------------------------------------ */
