@@ -287,6 +287,13 @@ def run_figures(args, figures, name, about=None):
     sys.exit(1 if failed else 0)
 
 
+def about_threads(bench, model):
+    """The machine, and as many threads as the engine takes."""
+    report = bench.engine(model, "-p", 16, "-n", 2, "-r", 1, "--streams", 1)
+    bench.args.threads = report["threads"]
+    return report
+
+
 def main():
     parser = parser_of(__doc__)
     parser.add_argument("--off-build", default=ROOT / "build-telemetry-off", type=Path)

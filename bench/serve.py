@@ -29,7 +29,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from engine import parse, parser_of, run_figures
+from engine import about_threads, parse, parser_of, run_figures
 from run import ROOT, TIMEOUT_S, Failed, say
 
 FILES = Path(__file__).resolve().parent
@@ -211,13 +211,6 @@ FIGURES = {"roundtrip": roundtrip, "tensor": tensor, "batch": batch, "inprocess"
            "child": child, "session": session, "streams": streams, "kill": kill}
 
 
-def about(bench, model):
-    """The machine, and as many threads as the engine takes."""
-    report = bench.engine(model, "-p", 16, "-n", 2, "-r", 1, "--streams", 1)
-    bench.args.threads = report["threads"]
-    return report
-
-
 def main():
     parser = parser_of(__doc__)
     parser.set_defaults(models="smollm2")
@@ -231,7 +224,7 @@ def main():
                        "cmake --build build --target make_tiny_gguf")):
         if not path.is_file():
             parser.error(f"no {path}; `{how}` makes it")
-    run_figures(args, FIGURES, "serve", about)
+    run_figures(args, FIGURES, "serve", about_threads)
 
 
 if __name__ == "__main__":

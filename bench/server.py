@@ -30,7 +30,7 @@ import tempfile
 import time
 
 import peers
-from engine import parse, parser_of, run_figures
+from engine import about_threads, parse, parser_of, run_figures
 from run import ROOT, Failed, call, say
 from sse import Loop, Stream, fetch, request
 
@@ -451,17 +451,10 @@ FIGURES = {"total": total, "ttft": ttft, "turns": turns, "metrics": metrics,
            "disconnect": disconnect}
 
 
-def about(bench, model):
-    """The machine, and as many threads as the engine takes."""
-    report = bench.engine(model, "-p", 16, "-n", 2, "-r", 1, "--streams", 1)
-    bench.args.threads = report["threads"]
-    return report
-
-
 def main():
     parser = parser_of(__doc__)
     parser.add_argument("--ctx", type=int, default=1024)
-    run_figures(parse(parser, FIGURES), FIGURES, "server", about)
+    run_figures(parse(parser, FIGURES), FIGURES, "server", about_threads)
 
 
 if __name__ == "__main__":

@@ -206,18 +206,8 @@ ssize_t rpc_shared_send_locked(rpc_conn_t *conn, const char *data, size_t n_byte
     if (shared == NULL || shared->n_to_send == 0) {
         return send(conn->out_fd, data, n_bytes, MSG_DONTWAIT | MSG_NOSIGNAL);
     }
-    union { char bytes[CMSG_SPACE(sizeof shared->to_send)]; struct cmsghdr align; } control;
-    const size_t fds_bytes = shared->n_to_send * sizeof shared->to_send[0];
-    struct iovec part = {.iov_base = (void *)(uintptr_t)data, .iov_len = n_bytes};
-    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control.bytes,
-                             .msg_controllen = CMSG_SPACE(fds_bytes)};
-    memset(&control, 0, sizeof control);
-    struct cmsghdr *head = CMSG_FIRSTHDR(&message);
-    head->cmsg_level = SOL_SOCKET;
-    head->cmsg_type = SCM_RIGHTS;
-    head->cmsg_len = CMSG_LEN(fds_bytes);
-    memcpy(CMSG_DATA(head), shared->to_send, fds_bytes);
-    const ssize_t n = sendmsg(conn->out_fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+    const ssize_t n = rpc_shm_send(conn->out_fd, data, n_bytes, shared->to_send,
+                                   shared->n_to_send);
     if (n <= 0) return n;
     close_waiting(shared);
     for (uint32_t i = 0; i < shared->n_given; i++) {
@@ -251,20 +241,10 @@ static void keep(rpc_conn_t *conn, int fd) {
 }
 
 ssize_t rpc_shared_receive(rpc_conn_t *conn, char *data, size_t cap) {
-    int fds[RPC_SHARED_SEGMENTS_MAX];
-    union { char bytes[CMSG_SPACE(sizeof fds)]; struct cmsghdr align; } control;
-    struct iovec part = {.iov_base = data, .iov_len = cap};
-    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control.bytes,
-                             .msg_controllen = sizeof control.bytes};
-    const ssize_t n = recvmsg(conn->in_fd, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
-    if (n < 0) return n;
-    for (struct cmsghdr *head = CMSG_FIRSTHDR(&message); head != NULL;
-         head = CMSG_NXTHDR(&message, head)) {
-        if (head->cmsg_level != SOL_SOCKET || head->cmsg_type != SCM_RIGHTS) continue;
-        const size_t n_fds = (head->cmsg_len - CMSG_LEN(0)) / sizeof fds[0];
-        memcpy(fds, CMSG_DATA(head), n_fds * sizeof fds[0]);
-        for (size_t i = 0; i < n_fds; i++) keep(conn, fds[i]);
-    }
+    int fds[RPC_SHM_FDS_MAX];
+    size_t n_fds = 0;
+    const ssize_t n = rpc_shm_receive(conn->in_fd, data, cap, fds, &n_fds);
+    for (size_t i = 0; i < n_fds; i++) keep(conn, fds[i]);
     return n;
 }
 

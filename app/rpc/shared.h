@@ -10,7 +10,8 @@
 #include "inner.h"
 #include "shm.h"
 
-#define RPC_SHARED_SEGMENTS_MAX 64u  /* of a client: given and not taken; come and not used */
+/* Of a client: given and not taken; come and not used. */
+#define RPC_SHARED_SEGMENTS_MAX RPC_SHM_FDS_MAX
 #define RPC_SHARED_BYTES_MAX ((size_t)512 << 20) /* given and not yet taken */
 #define RPC_SHARED_MIN_BYTES 1000000u
 #define RPC_SHARED_MIN_BYTES_LEAST 4096u

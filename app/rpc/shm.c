@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/random.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -310,4 +311,44 @@ const char *rpc_shm_load_head(int fd, rpc_shm_head_t *head) {
 
 bool rpc_shm_load(int fd, const rpc_shm_head_t *head, void *out) {
     return read_all(fd, out, (size_t)head->n_bytes, RPC_SHM_HEADER_BYTES);
+}
+
+/* ---- descriptors ----------------------------------------------------------------------------- */
+
+typedef union control_u {
+    char bytes[CMSG_SPACE(RPC_SHM_FDS_MAX * sizeof(int))];
+    struct cmsghdr align;
+} control_t;
+
+ssize_t rpc_shm_send(int socket, const char *data, size_t n_bytes, const int *fds, size_t n_fds) {
+    control_t control;
+    const size_t fds_bytes = n_fds * sizeof fds[0];
+    struct iovec part = {.iov_base = (void *)(uintptr_t)data, .iov_len = n_bytes};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control.bytes,
+                             .msg_controllen = CMSG_SPACE(fds_bytes)};
+    memset(&control, 0, sizeof control);
+    struct cmsghdr *head = CMSG_FIRSTHDR(&message);
+    head->cmsg_level = SOL_SOCKET;
+    head->cmsg_type = SCM_RIGHTS;
+    head->cmsg_len = CMSG_LEN(fds_bytes);
+    memcpy(CMSG_DATA(head), fds, fds_bytes);
+    return sendmsg(socket, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+ssize_t rpc_shm_receive(int socket, char *data, size_t cap, int *fds, size_t *n_fds) {
+    control_t control;
+    struct iovec part = {.iov_base = data, .iov_len = cap};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control.bytes,
+                             .msg_controllen = sizeof control.bytes};
+    *n_fds = 0;
+    const ssize_t n = recvmsg(socket, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+    if (n < 0) return n;
+    for (struct cmsghdr *head = CMSG_FIRSTHDR(&message); head != NULL;
+         head = CMSG_NXTHDR(&message, head)) {
+        if (head->cmsg_level != SOL_SOCKET || head->cmsg_type != SCM_RIGHTS) continue;
+        const size_t n_come = (head->cmsg_len - CMSG_LEN(0)) / sizeof fds[0];
+        memcpy(fds + *n_fds, CMSG_DATA(head), n_come * sizeof fds[0]);
+        *n_fds += n_come;
+    }
+    return n;
 }

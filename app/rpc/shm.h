@@ -14,6 +14,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "kr.h"
 
@@ -22,6 +23,7 @@
 #define RPC_SHM_BYTES_MAX ((size_t)256 << 20) /* of a payload */
 #define RPC_SHM_NAME_MAX 128u
 #define RPC_SHM_DIMS_MAX 2u
+#define RPC_SHM_FDS_MAX 64u    /* descriptors that go with one part of a stream */
 
 typedef enum rpc_shm_kind_e { RPC_SHM_POSIX, RPC_SHM_MEMFD } rpc_shm_kind_t;
 typedef enum rpc_dtype_e { RPC_DTYPE_U8 = 1, RPC_DTYPE_I32, RPC_DTYPE_F32 } rpc_dtype_t;
@@ -77,6 +79,13 @@ void rpc_shm_unlink(const char *name);
 const char *rpc_shm_load_head(int fd, rpc_shm_head_t *head);
 /* Copies the payload to out [head->n_bytes]. False: it was cut meanwhile. */
 bool rpc_shm_load(int fd, const rpc_shm_head_t *head, void *out);
+/* ---- descriptors beside the bytes of a Unix socket (SCM_RIGHTS) ------------------------------ */
+
+/* Without waiting; as send and recv, errno too. fds [n_fds], 1..RPC_SHM_FDS_MAX, stay the caller's. */
+ssize_t rpc_shm_send(int socket, const char *data, size_t n_bytes, const int *fds, size_t n_fds);
+/* fds [RPC_SHM_FDS_MAX]: *n_fds of them have come and are the caller's. */
+ssize_t rpc_shm_receive(int socket, char *data, size_t cap, int *fds, size_t *n_fds);
+
 /* Removes the segments of makers that have died; how many. */
 uint32_t rpc_shm_sweep(void);
 

@@ -21,7 +21,6 @@
 #define AHEAD_BYTES ((size_t)4 << 20)  /* handed on and not yet dealt with: then nothing is read */
 #define LINE_BYTES_MAX ((size_t)1 << 30)
 #define STACK_BYTES ((size_t)4 << 20)
-#define FDS_MAX 64u
 
 /* The names of the commands are needed by the parser of options; none can be run from here. */
 const cli_command_t cli_commands[CLI_N_COMMANDS] = {
@@ -57,9 +56,9 @@ struct host_s {
     kri_buffer_t out;          /* [out_at, n_bytes) is to be written */
     size_t out_at;
     size_t ahead_bytes;
-    int to_send[FDS_MAX];
+    int to_send[RPC_SHM_FDS_MAX];
     uint32_t n_to_send;
-    got_t got[FDS_MAX];
+    got_t got[RPC_SHM_FDS_MAX];
     uint32_t n_got;
 };
 
@@ -148,27 +147,17 @@ static void keep_fd(host_t *host, int fd) {
     rpc_shm_head_t head;
     bool is_kept = rpc_shm_load_head(fd, &head) == NULL;
     (void)pthread_mutex_lock(&host->mutex);
-    is_kept = is_kept && host->n_got < FDS_MAX;
+    is_kept = is_kept && host->n_got < RPC_SHM_FDS_MAX;
     if (is_kept) host->got[host->n_got++] = (got_t){.fd = fd, .generation = head.generation};
     (void)pthread_mutex_unlock(&host->mutex);
     if (!is_kept) (void)close(fd);
 }
 
 static ssize_t receive(host_t *host, char *data, size_t cap) {
-    int fds[FDS_MAX];
-    union { char bytes[CMSG_SPACE(sizeof fds)]; struct cmsghdr align; } control;
-    struct iovec part = {.iov_base = data, .iov_len = cap};
-    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control.bytes,
-                             .msg_controllen = sizeof control.bytes};
-    const ssize_t n = recvmsg(host->fd, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
-    if (n < 0) return n;
-    for (struct cmsghdr *head = CMSG_FIRSTHDR(&message); head != NULL;
-         head = CMSG_NXTHDR(&message, head)) {
-        if (head->cmsg_level != SOL_SOCKET || head->cmsg_type != SCM_RIGHTS) continue;
-        const size_t n_fds = (head->cmsg_len - CMSG_LEN(0)) / sizeof fds[0];
-        memcpy(fds, CMSG_DATA(head), n_fds * sizeof fds[0]);
-        for (size_t i = 0; i < n_fds; i++) keep_fd(host, fds[i]);
-    }
+    int fds[RPC_SHM_FDS_MAX];
+    size_t n_fds = 0;
+    const ssize_t n = rpc_shm_receive(host->fd, data, cap, fds, &n_fds);
+    for (size_t i = 0; i < n_fds; i++) keep_fd(host, fds[i]);
     return n;
 }
 
@@ -207,18 +196,7 @@ static bool read_some(host_t *host, kri_buffer_t *in, char *chunk) {
 
 static ssize_t write_part_locked(host_t *host, const char *data, size_t n_bytes) {
     if (host->n_to_send == 0) return send(host->fd, data, n_bytes, MSG_DONTWAIT | MSG_NOSIGNAL);
-    union { char bytes[CMSG_SPACE(sizeof host->to_send)]; struct cmsghdr align; } control;
-    const size_t fds_bytes = host->n_to_send * sizeof host->to_send[0];
-    struct iovec part = {.iov_base = (void *)(uintptr_t)data, .iov_len = n_bytes};
-    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control.bytes,
-                             .msg_controllen = CMSG_SPACE(fds_bytes)};
-    memset(&control, 0, sizeof control);
-    struct cmsghdr *head = CMSG_FIRSTHDR(&message);
-    head->cmsg_level = SOL_SOCKET;
-    head->cmsg_type = SCM_RIGHTS;
-    head->cmsg_len = CMSG_LEN(fds_bytes);
-    memcpy(CMSG_DATA(head), host->to_send, fds_bytes);
-    const ssize_t n = sendmsg(host->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+    const ssize_t n = rpc_shm_send(host->fd, data, n_bytes, host->to_send, host->n_to_send);
     if (n <= 0) return n;
     while (host->n_to_send > 0) (void)close(host->to_send[--host->n_to_send]);
     return n;
@@ -418,7 +396,7 @@ void host_taken(host_t *host, size_t n_bytes) {
 
 bool host_give(host_t *host, int fd) {
     (void)pthread_mutex_lock(&host->mutex);
-    const bool is_taken = !host->is_over && !host->is_ending && host->n_to_send < FDS_MAX;
+    const bool is_taken = !host->is_over && !host->is_ending && host->n_to_send < RPC_SHM_FDS_MAX;
     if (is_taken) host->to_send[host->n_to_send++] = fd;
     (void)pthread_mutex_unlock(&host->mutex);
     if (!is_taken) (void)close(fd);

@@ -84,32 +84,6 @@ export class CircuitBreakerOpenError extends Error {
   }
 }
 
-export type ImageEncodingErrorCode =
-  | 'INVALID_IMAGE_INPUT' | 'IMAGE_FILE_NOT_FOUND' | 'UNSUPPORTED_IMAGE_FORMAT'
-  | 'IMAGE_ENCODING_FAILED' | 'IMAGE_FETCH_FAILED' | 'UNSAFE_IMAGE_PATH';
-
-export class ImageEncodingError extends Error {
-  override name = 'ImageEncodingError';
-  readonly code: ImageEncodingErrorCode;
-
-  constructor(code: ImageEncodingErrorCode, message: string) {
-    super(message);
-    this.code = code;
-  }
-}
-
-export type ModelDownloadErrorCode = 'DOWNLOAD_ERROR' | 'LIST_ERROR' | 'CACHE_ERROR';
-
-export class ModelDownloadError extends Error {
-  override name = 'ModelDownloadError';
-  readonly code: ModelDownloadErrorCode;
-
-  constructor(code: ModelDownloadErrorCode, message: string) {
-    super(message);
-    this.code = code;
-  }
-}
-
 /** The runtime's program or addon is not there. The name is the one that monitors of the ancestor
  * know; no Python is involved. */
 export class RuntimeNotFoundError extends EngineClientError {

@@ -8,11 +8,11 @@ export type {
   SnakeMethods,
 } from './api.js';
 export {
-  CircuitBreakerOpenError, ENGINE_ERROR_CODES, EngineClientError, ImageEncodingError, JsonRpcError,
-  ModelDownloadError, PythonEnvironmentError, RuntimeNotFoundError, TimeoutError, isRetryable,
+  CircuitBreakerOpenError, ENGINE_ERROR_CODES, EngineClientError, JsonRpcError,
+  PythonEnvironmentError, RuntimeNotFoundError, TimeoutError, isRetryable,
 } from './errors.js';
 export type {
-  CircuitState, EngineErrorCode, EngineErrorObject, ImageEncodingErrorCode, ModelDownloadErrorCode,
+  CircuitState, EngineErrorCode, EngineErrorObject,
 } from './errors.js';
 export * from './types.js';
 export * from './helpers.js';
