@@ -81,7 +81,8 @@ const char *rpc_shm_load_head(int fd, rpc_shm_head_t *head);
 bool rpc_shm_load(int fd, const rpc_shm_head_t *head, void *out);
 /* ---- descriptors beside the bytes of a Unix socket (SCM_RIGHTS) ------------------------------ */
 
-/* Without waiting; as send and recv, errno too. fds [n_fds], 1..RPC_SHM_FDS_MAX, stay the caller's. */
+/* Without waiting; as send and recv, errno too. fds [n_fds], 1..RPC_SHM_FDS_MAX, stay the
+ * caller's. */
 ssize_t rpc_shm_send(int socket, const char *data, size_t n_bytes, const int *fds, size_t n_fds);
 /* fds [RPC_SHM_FDS_MAX]: *n_fds of them have come and are the caller's. */
 ssize_t rpc_shm_receive(int socket, char *data, size_t cap, int *fds, size_t *n_fds);
