@@ -108,7 +108,7 @@ def print_table(report):
 
 
 def parse():
-    p = argparse.ArgumentParser(usage=__doc__)
+    p = argparse.ArgumentParser(usage=__doc__.replace("%", "%%"))
     p.add_argument("--models", default="smollm2,qwen25", type=lambda t: t.split(","))
     p.add_argument("--streams", default=[8, 32], type=lambda t: [int(s) for s in t.split(",")])
     p.add_argument("--prompt", type=int, default=128)

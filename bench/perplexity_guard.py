@@ -70,7 +70,7 @@ def judge(name, nll, truth, bar):
 
 
 def main():
-    p = argparse.ArgumentParser(usage=__doc__)
+    p = argparse.ArgumentParser(usage=__doc__.replace("%", "%%"))
     p.add_argument("--kr", default=str(ROOT / "build" / "kr"))
     p.add_argument("--models", default="smollm2")
     p.add_argument("--chunks", type=int, default=40)

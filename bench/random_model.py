@@ -88,7 +88,7 @@ def key(name, kind, value):
 
 
 def main():
-    p = argparse.ArgumentParser(usage=__doc__)
+    p = argparse.ArgumentParser(usage=__doc__.replace("%", "%%"))
     p.add_argument("--vocab-from", required=True)
     p.add_argument("--shape", choices=SHAPES, default="1b")
     p.add_argument("--type", choices=TYPES, default="q4_k")

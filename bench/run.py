@@ -254,7 +254,7 @@ def table(report):
 
 
 def parse():
-    p = argparse.ArgumentParser(usage=__doc__)
+    p = argparse.ArgumentParser(usage=__doc__.replace("%", "%%"))
     p.add_argument("--quick", action="store_true")
     p.add_argument("--models")
     p.add_argument("--rounds", type=int)
