@@ -3,6 +3,7 @@
 
 usage: engine.py [FIGURE...] [--quick] [--models smollm2,qwen25] [--rounds 5] [--threads N]
                  [--isa LEVEL] [--kr build/kr] [--out bench/out] [--off-build DIR]
+                 [--off-kr PROGRAM]
 Figures (all without arguments):
   throughput  total decode of 8 and 32 streams beside llama.cpp's batched bench
   mixed       8 streams while a prompt of 4096 tokens arrives: p99 gap, prefill beside fixed chunks
@@ -11,12 +12,14 @@ Figures (all without arguments):
   growth      bytes moved per token while one context grows to 8k
   prefix      time to the first token with 95 % of 2048 tokens cached; cost without hits
   sched       the scheduler's time per step with 256 sequences
-  telemetry   throughput of this build beside one with KR_TELEMETRY=OFF (made in --off-build)
+  telemetry   this build beside one with KR_TELEMETRY=OFF (--off-kr, or made in --off-build):
+              throughput of 8 streams and CPU time for a token, in slices (bench/slices.py)
   --quick     small sizes, one model, one round: shows that all works, no figures
 Sides take turns, in one process where the question allows it (`kr bench engine`), else process by
 process. Figures are medians of the rounds; a spread of ratios over 5 % is inconclusive.
 Environment: KR_PEERS_DIR (bench/peers.py), KR_MODELS_DIR. Writes engine.json and engine.md."""
 import argparse
+import contextlib
 import json
 import statistics
 import subprocess
@@ -25,11 +28,13 @@ import time
 from pathlib import Path
 
 import peers
+import slices
 from batched import llama_batched
 from run import ROOT, ROUNDS_MIN, SPREAD_MAX, Failed, call, model_paths, say
 
 STALL_MS = {"smollm2": 100, "qwen25": 750}
 KV_STREAMS = {"smollm2": 1, "qwen25": 8}
+QUADS = 40  # of a round of `telemetry`
 
 
 def verdict(values):
@@ -192,20 +197,55 @@ def build_without_telemetry(args):
     return args.off_build / "kr"
 
 
+class Slices:
+    """A running `kr bench engine --mode slices`."""
+
+    def __init__(self, args, program, model):
+        words = [program, "bench", "engine", "-m", model, "--mode", "slices", "-p", 1, "-n", 9,
+                 "--streams", 8, "-t", args.threads, *(["--isa", args.isa] if args.isa else [])]
+        self.process = subprocess.Popen([str(word) for word in words], stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def take(self):
+        """(tokens a second while all decode, CPU seconds for a token of the whole slice)"""
+        cpu = slices.cpu_s(self.process)
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(b"\n")
+            self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            said = self.process.stderr.read().decode("utf-8", "replace").strip()
+            raise Failed(f"{self.process.args[0]} ended: {said[-1000:]}")
+        found = json.loads(line)
+        cpu = slices.cpu_s(self.process) - cpu
+        return (found["tokens_decode"] / found["decode_s"],
+                cpu / (found["tokens_prompt"] + found["tokens_decode"]))
+
+    def __enter__(self):
+        self.take()
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.communicate()
+
+
 def telemetry(bench, models):
-    args, model = bench.args, models[0]
-    say(f"telemetry: building {args.off_build}")
-    without = build_without_telemetry(args)
-    words = ("-p", 128, "-n", 16 if args.quick else 128, "-r", 1, "--streams", 8)
-    pairs = []
-    for turn in range(args.rounds if args.quick else 2 * args.rounds + 1):
-        pair = [None, None]
-        for side in (0, 1) if turn % 2 == 0 else (1, 0):
-            report = bench.engine(model, *words, program=(args.kr, without)[side])
-            pair[side] = report["decode_tps_total"]
-        pairs.append(pair)
-    bench.ratios("throughput with telemetry / without", model, [a / b for a, b in pairs], "≥ 0.99",
-                 lambda ratio: ratio >= 0.99)
+    args, model, rounds = bench.args, models[0], []
+    if not args.off_kr:
+        say(f"telemetry: building {args.off_build}")
+    programs = (args.kr, args.off_kr or build_without_telemetry(args))
+    about_threads(bench, model)  # packs the weights, too: both sides map the same file
+    n_rounds, n_quads = (args.rounds, 1) if args.quick else (5 * args.rounds, QUADS)
+    for turn in range(n_rounds):
+        say(f"telemetry: {turn + 1} of {n_rounds}")
+        first = turn % 2  # to be started
+        with Slices(args, programs[first], model) as a, \
+                Slices(args, programs[1 - first], model) as b:
+            pair = (b, a) if first else (a, b)
+            rounds.append(slices.quads(pair, Slices.take, n_quads))
+    slices.lines(bench, model, rounds, ("throughput with telemetry / without",
+                                        "CPU time for a token without telemetry / with"))
 
 
 FIGURES = {"throughput": throughput, "mixed": mixed, "kv": kv, "memory": memory, "growth": growth,
@@ -297,6 +337,7 @@ def about_threads(bench, model):
 def main():
     parser = parser_of(__doc__)
     parser.add_argument("--off-build", default=ROOT / "build-telemetry-off", type=Path)
+    parser.add_argument("--off-kr", type=Path)
     run_figures(parse(parser, FIGURES), FIGURES, "engine")
 
 

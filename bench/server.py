@@ -8,9 +8,7 @@ Figures (all without arguments):
   ttft        first token of an idle server after a new prompt of 512 tokens, kr / llama-server
   turns       second turn of a chat (512 tokens, then at most 32 more): first token, second / first
   metrics     8 clients: with metrics and a scrape a second beside --metrics off, throughput and
-              the server's CPU time for a token. Slices of seconds in pairs, on servers that are
-              started anew for each round (where a process has its memory makes a difference);
-              mean over rounds and its 95 % interval, inconclusive when the bar lies in it
+              the server's CPU time for a token, in slices (bench/slices.py); CPU time of a scrape
   disconnect  from a client's close until the engine has freed it: in the queue, in prefill, in
               decode, not streamed
   --quick     one model, one round, few tokens: shows that all works, no figures
@@ -27,9 +25,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 import peers
+import slices
 from engine import about_threads, parse, parser_of, run_figures
 from run import ROOT, Failed, call, say
 from sse import Loop, Stream, fetch, request
@@ -38,10 +38,8 @@ CLIENTS = 8
 START_S = 600
 LOCAL = re.compile(rb"http://127\.0\.0\.1:(\d+)")
 LIMIT_MS = 100        # of a disconnect, beside one step
-SLICE_S, PAIRS = 2.5, 4  # of a round of `metrics`
-# Student's t, two-sided, for 1, 2, ... degrees of freedom; from 15 on the last one.
-STUDENT_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179,
-              2.160, 2.145, 2.131)
+SLICE_S = 0.1          # of `metrics`, about
+ROUNDS, QUADS = 4, 20  # for each of --rounds; of a round
 
 
 def free_port():
@@ -288,74 +286,64 @@ def turns(bench, models):
                      n_added=max(added), llama_ratio=statistics.median(pairs["llama"]))
 
 
-def cpu_s(process):
-    """CPU time of another process: its clock has a number of its own (clock_getcpuclockid(3))."""
-    return time.clock_gettime(~process.pid << 3 | 2)
+def short_slice(server, prompts, is_scraped):
+    """Tokens a second and CPU seconds for a token; with a scrape while it decodes."""
+    answers, cpu = [], slices.cpu_s(server.process)
+    scrape = threading.Timer(SLICE_S / 2, lambda: answers.append(
+        fetch(server.port, "GET", "/metrics")[0]))
+    if is_scraped:
+        scrape.start()
+    found = eight_clients(server, prompts, 4, 16)
+    if is_scraped:
+        scrape.join()
+        if answers != [200]:
+            raise Failed(f"a scrape failed: {answers}")
+    return found["tps"], (slices.cpu_s(server.process) - cpu) / found["n_tokens"]
 
 
-def slice_of(server, prompts, n_generate):
-    """Tokens a second, and the server's CPU seconds for a token."""
-    server.wake()
-    cpu = cpu_s(server.process)
-    found = eight_clients(server, prompts, 16, n_generate)
-    cpu = cpu_s(server.process) - cpu
-    server.sleep()
-    return found["tps"], cpu / found["n_tokens"]
+def scrape_cost(bench, model, server):
+    """CPU time of the process for a scrape while it does nothing else."""
+    n, sizes = 4 if bench.args.quick else 400, []
+    cpu = slices.cpu_s(server.process)
+    for _ in range(n):
+        sizes.append(len(fetch(server.port, "GET", "/metrics")[1]))
+    ms = 1000 * (slices.cpu_s(server.process) - cpu) / n
+    bench.line("CPU time of one scrape, ms", model, ms, "≤ 10", ms <= 10, n_bytes=max(sizes))
 
 
-def metrics_round(args, model, prompts, n_pairs):
-    """New servers: [(tps on / off, CPU off / on) of each pair]. The scraper asks the server that
-    has metrics once a second whenever it is awake."""
-    pairs = []
-    with Kr(args, model) as having, Kr(args, model, "--metrics", "off") as without:
-        for server in (having, without):
-            server.sleep()
-        scraper = subprocess.Popen([sys.executable, __file__, "scrape", str(having.port)])
-        try:
-            tps = [slice_of(server, prompts, 16)[0] for server in (having, without)]  # warms up
-            n_generate = int(SLICE_S * max(tps) / CLIENTS)
-            n_generate = 16 if args.quick else max(16, min(512, n_generate))
-            for turn in range(n_pairs):
-                order = (having, without) if turn % 2 else (without, having)
-                found = {server: slice_of(server, prompts, n_generate) for server in order}
-                on, off = found[having], found[without]
-                pairs.append((on[0] / off[0], off[1] / on[1]))
-        finally:
-            scraper.kill()
-            scraper.wait()
-    return pairs
-
-
-def mean_line(bench, figure, model, ratios):
-    """The geometric mean of independent rounds, and its 95 % interval."""
-    logs, n = [math.log(ratio) for ratio in ratios], len(ratios)
-    value, details = statistics.geometric_mean(ratios), {"verdict": "inconclusive"}
-    if n > 1:
-        wide = STUDENT_95[min(n - 1, len(STUDENT_95)) - 1] * statistics.stdev(logs) / n ** 0.5
-        low, high = value * math.exp(-wide), value * math.exp(wide)
-        details = {"spread": high - low, "low": low, "high": high,
-                   "verdict": "inconclusive" if low < 0.99 <= high else "steady"}
-    bench.line(figure, model, value, "≥ 0.99", value >= 0.99, rounds=ratios, **details)
+def metrics_round(having, without, prompts, n_quads):
+    """Logarithms of (rate with / without, CPU without / with): what counting costs, and the part
+    that one scrape a second has of what a scrape in every slice costs."""
+    def take(side):
+        server, is_scraped = side
+        return short_slice(server, prompts, is_scraped)
+    for server in (having, without, having, without):
+        short_slice(server, prompts, False)  # warms up
+    counting = slices.quads(((having, False), (without, False)), take, n_quads)
+    begin, n_scraped = time.monotonic(), max(1, n_quads // 10)
+    scraping = slices.quads(((having, True), (having, False)), take, n_scraped)
+    slice_s = (time.monotonic() - begin) / (4 * n_scraped)
+    return [a + b * slice_s for a, b in zip(counting, scraping)], scraping, slice_s
 
 
 def metrics(bench, models):
-    args, model = bench.args, models[0]
-    prompts, rounds = Prompts(args, model), []
-    n_rounds, n_pairs = (args.rounds, 1) if args.quick else (2 * args.rounds, PAIRS)
+    args, model, found = bench.args, models[0], []
+    prompts = Prompts(args, model)
+    n_rounds, n_quads = (args.rounds, 1) if args.quick else (ROUNDS * args.rounds, QUADS)
     for turn in range(n_rounds):
         say(f"metrics: {turn + 1} of {n_rounds}")
-        rounds.append(metrics_round(args, model, prompts, n_pairs))
-    bench.reports.append({"figure": "metrics", "model": model.stem, "rounds": rounds})
-    for at, figure in enumerate(("throughput, metrics scraped each second / off",
-                                 "CPU time for a token, metrics off / scraped each second")):
-        mean_line(bench, figure, model, [statistics.geometric_mean(pair[at] for pair in pairs)
-                                         for pairs in rounds])
-
-
-def scrape(port):
-    while True:
-        fetch(port, "GET", "/metrics")
-        time.sleep(1)
+        words = ([], ["--metrics", "off"])[::-1 if turn % 2 else 1]
+        with Kr(args, model, *words[0]) as a, Kr(args, model, *words[1]) as b:
+            having, without = (b, a) if turn % 2 else (a, b)
+            found.append(metrics_round(having, without, prompts, n_quads))
+            if turn == 0:
+                scrape_cost(bench, model, having)
+    bench.reports.append({"figure": "metrics", "model": model.stem, "rounds": found})
+    slices.lines(bench, model, [row[0] for row in found], (
+        "throughput, metrics scraped each second / off",
+        "CPU time for a token, metrics off / scraped each second"),
+        scraped_slice=math.exp(statistics.fmean(row[1][0] for row in found)),
+        slice_ms=1000 * statistics.fmean(row[2] for row in found))
 
 
 # ---- disconnects --------------------------------------------------------------------------------
@@ -459,8 +447,6 @@ def main():
 
 if __name__ == "__main__":
     try:
-        if sys.argv[1:2] == ["scrape"]:
-            scrape(int(sys.argv[2]))
         main()
     except KeyboardInterrupt:
         sys.exit(130)

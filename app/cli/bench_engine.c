@@ -29,6 +29,7 @@ static const bench_mode_t modes[] = {
     {"prefix", cli_engine_bench_prefix, 2048, 32, 5, "8", false, true, false, true, true},
     {"kv", cli_engine_bench_kv, 7936, 32, 7, "1", false, true, false, false, false},
     {"growth", cli_engine_bench_growth, 16, 2031, 0, NULL, false, true, false, true, true},
+    {"slices", cli_engine_bench_slices, 16, 32, 0, "8", true, true, true, true, true},
 };
 #define N_MODES (sizeof modes / sizeof modes[0])
 

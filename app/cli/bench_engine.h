@@ -23,6 +23,7 @@ int cli_engine_bench_mixed(cli_engine_bench_t *bench, json_t *reports);
 int cli_engine_bench_prefix(cli_engine_bench_t *bench, json_t *reports);
 int cli_engine_bench_kv(cli_engine_bench_t *bench, json_t *reports);
 int cli_engine_bench_growth(cli_engine_bench_t *bench, json_t *reports);
+int cli_engine_bench_slices(cli_engine_bench_t *bench, json_t *reports);
 
 /* KR_E_CONTEXT_LENGTH is reported when n tokens are more than the model's context. */
 int cli_engine_bench_check_ctx(const cli_engine_bench_t *bench, uint64_t n_tokens);

@@ -133,35 +133,48 @@ static void make_name(const row_t *row, char *name, size_t cap) {
     snprintf(name, cap, "kr_%s%s", row->name, suffix);
 }
 
-static void put_stage(const server_t *server, uint32_t metric, const char *name,
-                      const char *labels, kri_buffer_t *out) {
-    const bounds_t *bounds = bounds_of(metric);
-    double bounds_ms[BOUNDS_MAX], sum_ms = 0;
-    uint64_t counts[BOUNDS_MAX] = {0}, count = 0;
-    for (uint32_t i = 0; i < bounds->n; i++) bounds_ms[i] = bounds->s[i] * 1000;
-    (void)kr_telemetry_histogram(server->telemetry, rows[metric].name, bounds_ms, bounds->n,
-                                 counts, &count, &sum_ms);
-    const histogram_t h = {name, labels, bounds->s, counts, bounds->n, count, sum_ms / 1000};
-    put_histogram(out, &h);
+/* What one metric says, taken once: both its names say the same. */
+typedef struct sample_s {
+    uint64_t counts[BOUNDS_MAX], count;
+    double sum_s, value;
+} sample_t;
+
+static void take_sample(const server_t *server, uint32_t metric, sample_t *sample) {
+    const row_t *row = &rows[metric];
+    memset(sample, 0, sizeof *sample);
+    if (row->kind == KIND_HISTOGRAM) {
+        const bounds_t *bounds = bounds_of(metric);
+        double bounds_ms[BOUNDS_MAX], sum_ms = 0;
+        for (uint32_t i = 0; i < bounds->n; i++) bounds_ms[i] = bounds->s[i] * 1000;
+        (void)kr_telemetry_histogram(server->telemetry, row->name, bounds_ms, bounds->n,
+                                     sample->counts, &sample->count, &sum_ms);
+        sample->sum_s = sum_ms / 1000;
+        return;
+    }
+    kr_telemetry_report_t report;
+    kr_telemetry_report_init(&report);
+    (void)kr_telemetry_report(server->telemetry, row->name, &report);
+    sample->count = report.count;
+    sample->value = report.value;
 }
 
 /* One metric under one name. labels: as for histograms. */
-static void put_metric(const server_t *server, uint32_t metric, const char *name,
+static void put_metric(const sample_t *sample, uint32_t metric, const char *name,
                        const char *labels, kri_buffer_t *out) {
     static const char *const types[] = {"histogram", "counter", "gauge"};
     const row_t *row = &rows[metric];
     put_head(out, name, types[row->kind], row->help);
     if (row->kind == KIND_HISTOGRAM) {
-        put_stage(server, metric, name, labels, out);
+        const bounds_t *bounds = bounds_of(metric);
+        const histogram_t h = {name, labels, bounds->s, sample->counts, bounds->n, sample->count,
+                               sample->sum_s};
+        put_histogram(out, &h);
         return;
     }
     char braces[LABELS_BYTES + 2] = "";
     if (labels[0] != '\0') snprintf(braces, sizeof braces, "{%s}", labels);
-    kr_telemetry_report_t report;
-    kr_telemetry_report_init(&report);
-    (void)kr_telemetry_report(server->telemetry, row->name, &report);
-    if (row->kind == KIND_COUNTER) put_count(out, name, braces, report.count);
-    else put_value(out, name, braces, report.value);
+    if (row->kind == KIND_COUNTER) put_count(out, name, braces, sample->count);
+    else put_value(out, name, braces, sample->value);
 }
 
 static void put_telemetry(const server_t *server, kri_buffer_t *out) {
@@ -171,10 +184,12 @@ static void put_telemetry(const server_t *server, kri_buffer_t *out) {
               server->n_models == 1 ? server->models[0].name : "all");
     for (uint32_t metric = 0; metric < KRI_N_METRICS; metric++) {
         char name[96];
+        sample_t sample;
         make_name(&rows[metric], name, sizeof name);
-        put_metric(server, metric, name, "", out);
+        take_sample(server, metric, &sample);
+        put_metric(&sample, metric, name, "", out);
         if (rows[metric].alias[0] != '\0') {
-            put_metric(server, metric, rows[metric].alias, model, out);
+            put_metric(&sample, metric, rows[metric].alias, model, out);
         }
     }
 }

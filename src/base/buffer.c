@@ -52,17 +52,24 @@ kr_status_t kri_buffer_append(kri_buffer_t *buffer, const void *data, size_t n_b
     return KR_OK;
 }
 
+/* Into the room that is there; what does not fit is formatted a second time. */
 kr_status_t kri_buffer_printf(kri_buffer_t *buffer, const char *format, ...) {
+    const size_t room = buffer->data != NULL ? buffer->capacity - buffer->n_bytes : 0;
     va_list args;
     va_start(args, format);
-    const int n_chars = vsnprintf(NULL, 0, format, args);
+    const int n_chars =
+        vsnprintf(room > 0 ? buffer->data + buffer->n_bytes : NULL, room, format, args);
     va_end(args);
-    if (n_chars < 0) return KR_E_INVALID_ARG;
-    const kr_status_t status = reserve(buffer, (size_t)n_chars);
-    if (status != KR_OK) return status;
-    va_start(args, format);
-    (void)vsnprintf(buffer->data + buffer->n_bytes, (size_t)n_chars + 1, format, args);
-    va_end(args);
+    const kr_status_t status = n_chars < 0 ? KR_E_INVALID_ARG : reserve(buffer, (size_t)n_chars);
+    if (status != KR_OK) {
+        if (room > 0) buffer->data[buffer->n_bytes] = '\0';
+        return status;
+    }
+    if ((size_t)n_chars >= room) {
+        va_start(args, format);
+        (void)vsnprintf(buffer->data + buffer->n_bytes, (size_t)n_chars + 1, format, args);
+        va_end(args);
+    }
     buffer->n_bytes += (size_t)n_chars;
     return KR_OK;
 }

@@ -17,21 +17,47 @@ static double bucket_middle_ns(uint32_t bucket) {
     return low + (ldexp(1.0, shift) - 1.0) / 2.0;
 }
 
-/* One histogram of all slots. */
+/* One histogram of the slots that have recorded into it. A record widens its slot's extremes before
+ * it is counted, so all that was counted before `merge` lies in the buckets [begin, end): a report
+ * reads some dozens of them and not the megabytes of all slots. */
 typedef struct merged_s {
-    struct kr_telemetry_s *telemetry;
-    uint32_t histogram;
-    uint64_t count, min_ns, max_ns;
+    const histogram_t *parts[N_SLOTS];
+    uint32_t n_parts, begin, end;
+    uint64_t min_ns, max_ns;
 } merged_t;
+
+static void merge(struct kr_telemetry_s *telemetry, uint32_t histogram, merged_t *merged) {
+    *merged = (merged_t){.min_ns = UINT64_MAX};
+    for (uint32_t s = 0; s < N_SLOTS; s++) {
+        const histogram_t *part = &telemetry->slots[s].histograms[histogram];
+        const uint64_t min_ns = kri_telemetry_load(&part->min_ns);
+        const uint64_t max_ns = kri_telemetry_load(&part->max_ns);
+        if (min_ns == UINT64_MAX) continue;
+        merged->parts[merged->n_parts++] = part;
+        if (min_ns < merged->min_ns) merged->min_ns = min_ns;
+        if (max_ns > merged->max_ns) merged->max_ns = max_ns;
+    }
+    /* Of first records that have not raised their maximum yet nothing is counted. */
+    if (merged->min_ns > merged->max_ns) return;
+    merged->begin = kri_telemetry_bucket(merged->min_ns);
+    merged->end = kri_telemetry_bucket(merged->max_ns) + 1;
+}
 
 static uint64_t merged_bucket(const merged_t *merged, uint32_t bucket) {
     uint64_t n = 0;
-    for (uint32_t s = 0; s < N_SLOTS; s++) {
-        n += atomic_load_explicit(
-            &merged->telemetry->slots[s].histograms[merged->histogram].buckets[bucket],
-            memory_order_acquire);
+    for (uint32_t i = 0; i < merged->n_parts; i++) {
+        n += atomic_load_explicit(&merged->parts[i]->buckets[bucket], memory_order_acquire);
     }
     return n;
+}
+
+/* After the counts: what they hold is in it. */
+static double merged_sum_ms(const merged_t *merged) {
+    double sum_ns = 0.0;
+    for (uint32_t i = 0; i < merged->n_parts; i++) {
+        sum_ns += (double)kri_telemetry_load(&merged->parts[i]->sum_ns);
+    }
+    return sum_ns / 1e6;
 }
 
 static double clamp(double value, double low, double high) {
@@ -50,10 +76,10 @@ static void fill_percentiles(const merged_t *merged, kr_telemetry_report_t *repo
     double *const targets[] = {&report->p50_ms, &report->p95_ms, &report->p99_ms};
     uint64_t n_passed = 0;
     uint32_t next = 0;
-    for (uint32_t bucket = 0; bucket < N_BUCKETS && next < 3; bucket++) {
+    for (uint32_t bucket = merged->begin; bucket < merged->end && next < 3; bucket++) {
         n_passed += merged_bucket(merged, bucket);
         while (next < 3) {
-            if (n_passed == 0 || n_passed < rank_of(merged->count, percents[next])) break;
+            if (n_passed == 0 || n_passed < rank_of(report->count, percents[next])) break;
             const double ns =
                 bucket == N_BUCKETS - 1 ? (double)merged->max_ns : bucket_middle_ns(bucket);
             *targets[next] = clamp(ns, (double)merged->min_ns, (double)merged->max_ns) / 1e6;
@@ -64,24 +90,13 @@ static void fill_percentiles(const merged_t *merged, kr_telemetry_report_t *repo
 
 static void fill_histogram(struct kr_telemetry_s *telemetry, uint32_t histogram,
                            kr_telemetry_report_t *report) {
-    merged_t merged = {telemetry, histogram, 0, UINT64_MAX, 0};
-    double sum_ns = 0.0;
-    for (uint32_t bucket = 0; bucket < N_BUCKETS; bucket++) {
-        merged.count += merged_bucket(&merged, bucket);
+    merged_t merged;
+    merge(telemetry, histogram, &merged);
+    for (uint32_t bucket = merged.begin; bucket < merged.end; bucket++) {
+        report->count += merged_bucket(&merged, bucket);
     }
-    if (merged.count == 0) return;
-    for (uint32_t s = 0; s < N_SLOTS; s++) {
-        const histogram_t *part = &telemetry->slots[s].histograms[histogram];
-        const uint64_t min_ns = kri_telemetry_load(&part->min_ns);
-        const uint64_t max_ns = kri_telemetry_load(&part->max_ns);
-        sum_ns += (double)kri_telemetry_load(&part->sum_ns);
-        if (min_ns < merged.min_ns) merged.min_ns = min_ns;
-        if (max_ns > merged.max_ns) merged.max_ns = max_ns;
-    }
-    /* A reset during this report can empty the minimum after the count was taken. */
-    if (merged.min_ns > merged.max_ns) merged.min_ns = merged.max_ns;
-    report->count = merged.count;
-    report->sum_ms = sum_ns / 1e6;
+    if (report->count == 0) return;
+    report->sum_ms = merged_sum_ms(&merged);
     report->min_ms = (double)merged.min_ns / 1e6;
     report->max_ms = (double)merged.max_ns / 1e6;
     fill_percentiles(&merged, report);
@@ -153,12 +168,11 @@ kr_status_t kr_telemetry_histogram(kr_telemetry_t telemetry, const char *name,
     if (metric == KRI_N_METRICS || kri_telemetry_rows[metric].kind != KIND_HISTOGRAM) {
         return KR_E_NOT_FOUND;
     }
-    const merged_t merged = {.telemetry = telemetry,
-                             .histogram = kri_telemetry_rows[metric].histogram};
+    merged_t merged;
+    merge(telemetry, kri_telemetry_rows[metric].histogram, &merged);
     uint64_t n_passed = 0;
-    double sum_ns = 0.0;
     uint32_t bound = 0;
-    for (uint32_t bucket = 0; bucket < N_BUCKETS; bucket++) {
+    for (uint32_t bucket = merged.begin; bucket < merged.end; bucket++) {
         /* To whole nanoseconds, as durations are recorded: one of exactly a bound is under it. */
         const double last_ns = bucket_last_ns(bucket);
         while (bound < n_bounds && floor(bounds_ms[bound] * 1e6 + 0.5) < last_ns) {
@@ -167,11 +181,7 @@ kr_status_t kr_telemetry_histogram(kr_telemetry_t telemetry, const char *name,
         n_passed += merged_bucket(&merged, bucket);
     }
     while (bound < n_bounds) counts[bound++] = n_passed;
-    for (uint32_t s = 0; s < N_SLOTS; s++) {
-        sum_ns += (double)kri_telemetry_load(
-            &telemetry->slots[s].histograms[merged.histogram].sum_ns);
-    }
     *count = n_passed;
-    *sum_ms = sum_ns / 1e6;
+    *sum_ms = merged_sum_ms(&merged);
     return KR_OK;
 }

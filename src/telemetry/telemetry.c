@@ -55,14 +55,6 @@ static void add(_Atomic uint64_t *value, uint64_t n) {
     }
 }
 
-static uint32_t bucket_of(uint64_t ns) {
-    if (ns < N_SUB) return (uint32_t)ns;
-    const uint32_t exponent = 63u - (uint32_t)__builtin_clzll(ns);
-    if (exponent >= EXPONENT_END) return N_BUCKETS - 1;
-    const uint32_t sub = (uint32_t)(ns >> (exponent - SUB_BITS)) & (N_SUB - 1);
-    return (exponent - SUB_BITS + 1) * N_SUB + sub;
-}
-
 static slot_t *own_slot(struct kr_telemetry_s *telemetry) {
     static _Atomic uint32_t next_thread;
     static _Thread_local uint32_t thread_number; /* from 1; 0 = not given yet */
@@ -91,7 +83,8 @@ void kri_telemetry_record_ns(kr_telemetry_t telemetry, kri_metric_t metric, uint
                                                                memory_order_relaxed)) {
     }
     /* Last, and seen only after the sum: who counts it finds it in the sum too. */
-    atomic_fetch_add_explicit(&histogram->buckets[bucket_of(ns)], 1, memory_order_release);
+    atomic_fetch_add_explicit(&histogram->buckets[kri_telemetry_bucket(ns)], 1,
+                              memory_order_release);
 }
 
 void kri_telemetry_add(kr_telemetry_t telemetry, kri_metric_t metric, uint64_t n) {

@@ -38,6 +38,14 @@ uint32_t kri_telemetry_find(const char *name);
 #define EXPONENT_END 47
 #define N_BUCKETS ((uint32_t)(EXPONENT_END - SUB_BITS + 1) * N_SUB + 1)
 
+static inline uint32_t kri_telemetry_bucket(uint64_t ns) {
+    if (ns < N_SUB) return (uint32_t)ns;
+    const uint32_t exponent = 63u - (uint32_t)__builtin_clzll(ns);
+    if (exponent >= EXPONENT_END) return N_BUCKETS - 1;
+    const uint32_t sub = (uint32_t)(ns >> (exponent - SUB_BITS)) & (N_SUB - 1);
+    return (exponent - SUB_BITS + 1) * N_SUB + sub;
+}
+
 #define N_SLOTS 16u
 #define LINE_BYTES 64
 

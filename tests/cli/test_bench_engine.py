@@ -138,12 +138,36 @@ class Modes(EngineTest):
         self.assertLess(report["kv_bytes_int8"], report["kv_bytes_f16"])
 
 
+class Slices(EngineTest):
+    WORDS = ("--mode", "slices", "-p", "8", "-n", "4", "--streams", "3")
+
+    def test_each_line_is_answered_by_one_slice(self):
+        done = self.assert_done(*self.bench(*self.WORDS, "--json"), stdin=b"\nagain\n\nno line")
+        *lines, rest = done.out.decode().split("\n", 3)
+        for line in lines:
+            line = json.loads(line)
+            self.assertEqual((line["tokens_prompt"], line["tokens_decode"]), (3 * 8, 3 * 3))
+            self.assertGreater(line["prefill_s"], 0)
+            self.assertGreater(line["decode_s"], 0)
+        report = json.loads(rest)
+        for field in COMMON:
+            self.assertIn(field, report)
+        self.assertEqual((report["mode"], report["slices"]), ("slices", 3))
+        self.assertGreater(report["decode_tps_total"], 0)
+
+    def test_without_a_line_there_is_no_slice(self):
+        report = json.loads(self.assert_done(*self.bench(*self.WORDS, "--json"), stdin=b"").out)
+        self.assertEqual(report["slices"], 0)
+        self.assertNotIn("decode_tps_total", report)
+
+
 class Words(EngineTest):
     def test_options_of_other_modes_are_refused(self):
         for mode, words in (("mixed", ["-n", "4"]), ("mixed", ["--prefix-cache", "on"]),
                             ("prefix", ["--max-stall-ms", "9"]), ("kv", ["--kv", "f16"]),
                             ("kv", ["--sampling", "greedy"]), ("growth", ["--streams", "2"]),
-                            ("growth", ["-r", "2"]), ("kv", ["--telemetry", "off"])):
+                            ("growth", ["-r", "2"]), ("slices", ["-r", "2"]),
+                            ("kv", ["--telemetry", "off"])):
             self.assert_fails(2, f"--mode {mode}` does not take",
                               *self.bench("--mode", mode, *words))
         for words in (["--mode", "nosuch"], ["--max-stall-ms", "0"], ["--chunk", "8"],
@@ -166,7 +190,7 @@ class Words(EngineTest):
 
 
 class Script(EngineTest):
-    """bench/engine.py; its figure `telemetry` builds a second program and is left out."""
+    """bench/engine.py; its figure `telemetry` has this program on both sides."""
 
     def run_script(self, *words):
         rival = self.scratch / "peers" / "llama" / "bin" / "llama-batched-bench"
@@ -197,6 +221,23 @@ class Script(EngineTest):
         self.assertEqual(done.stdout, (out / "engine.md").read_text(encoding="utf-8"))
         self.assertEqual(len((self.scratch / "log").read_text().splitlines()), 1)
         self.assertIn("-npp 32 -ntg 16 -npl 4 -t 2", (self.scratch / "log").read_text())
+
+    def test_telemetry_takes_turns_in_slices(self):
+        done, out = self.run_script("telemetry", "--rounds", "8", "--off-kr", KR)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        report = json.loads((out / "engine.json").read_text(encoding="utf-8"))
+        self.assertEqual([line["must"] for line in report["lines"]], ["≥ 0.99", "≥ 0.99"])
+        for line in report["lines"]:
+            self.assertEqual(len(line["rounds"]), 8)
+            self.assertLessEqual(line["low"], line["value"])
+            self.assertLessEqual(line["value"], line["high"])
+            self.assertEqual(line["met"], line["verdict"] == "reached")
+            self.assertEqual(line["met"], line["low"] >= 0.99)
+
+    def test_a_side_that_does_not_run_is_told(self):
+        done, _ = self.run_script("telemetry", "--off-kr", "/bin/false")
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("/bin/false ended", done.stderr)
 
     def test_an_unknown_figure_is_named(self):
         done, _ = self.run_script("nosuch")

@@ -489,6 +489,46 @@ TEST(telemetry_is_exact_and_allocates_nothing_when_threads_compete) {
     kr_telemetry_destroy(telemetry);
 }
 
+typedef struct one_record_s {
+    kr_telemetry_t telemetry;
+    uint64_t ns;
+} one_record_t;
+
+static void *write_one(void *arg) {
+    const one_record_t *one = arg;
+    kri_telemetry_record_ns(one->telemetry, KRI_METRIC_decode, one->ns);
+    return NULL;
+}
+
+/* Each thread has a slot of its own, and no two slots have a bucket in common. */
+TEST(telemetry_merges_slots_that_lie_far_apart) {
+    static const uint64_t values[] = {5000000, 0, UINT64_C(1) << 50, 40};
+    static const double bounds[] = {0.0, 0.00004, 5.2, 1.4e8};
+    static const uint64_t under[] = {1, 2, 3, 3};
+    kr_telemetry_t telemetry = create();
+    uint64_t counts[4], count = 0;
+    double sum = 0.0, sum_ms = 0.0;
+    for (uint32_t i = 0; i < 4; i++) {
+        one_record_t one = {telemetry, values[i]};
+        pthread_t thread;
+        assert_int_equal(pthread_create(&thread, NULL, write_one, &one), 0);
+        pthread_join(thread, NULL);
+        sum += (double)values[i];
+        assert_int_equal(report_of(telemetry, "decode").count, i + 1);
+    }
+    assert_status(kr_telemetry_histogram(telemetry, "decode", bounds, 4, counts, &count, &sum_ms),
+                  KR_OK);
+    assert_int_equal(count, 4);
+    for (uint32_t b = 0; b < 4; b++) assert_int_equal(counts[b], under[b]);
+    assert_close(sum_ms, sum / 1e6, 1e-12);
+    const kr_telemetry_report_t report = report_of(telemetry, "decode");
+    assert_true(report.min_ms < 1e-9);
+    assert_close(report.max_ms, (double)values[2] / 1e6, 1e-12);
+    assert_close(report.p50_ms, 40e-6, 1.0 / 32);
+    assert_close(report.p99_ms, report.max_ms, 1e-12);
+    kr_telemetry_destroy(telemetry);
+}
+
 static void *write_equal_records(void *arg) {
     for (uint64_t i = 1; i <= N_RECORDS; i++) {
         kri_telemetry_record_ns(arg, KRI_METRIC_decode, 1000);
