@@ -27,7 +27,7 @@ BAR = 0.003
 BAR_INT8 = 0.015  # opt-in: eight bits a score cost Qwen 0.6 to 0.9 %
 BAR_KV = 0.005
 LEVELS = ("avx2", "avx512", "amx", "neon", "dotprod", "i8mm")
-VARIANTS = ((), ("--attn-qk", "int16"), ("--attn-qk", "int8"))
+VARIANTS = (("--attn-qk", "f32"), ("--attn-qk", "int16"), ("--attn-qk", "int8"))
 
 
 def likelihoods(kr, model, paths, ctx, *words):
@@ -94,7 +94,8 @@ def main():
                   f"{math.exp(statistics.mean(truth)):.4f}", flush=True)
             broken = judge("--kv int8", nll, truth, BAR_KV) or broken
         for model in () if args.kv else args.models.split(","):
-            truth = likelihoods(args.kr, model, parts, args.c, "--isa", "ref")
+            truth = likelihoods(args.kr, model, parts, args.c, "--isa", "ref",
+                                "--attn-qk", "f32")
             print(f"{model}: ref, {len(parts)} chunks of {args.c}, perplexity "
                   f"{math.exp(statistics.mean(truth)):.4f}", flush=True)
             for level in LEVELS:

@@ -428,6 +428,8 @@ enum { KR_INVARIANT_DEFAULT = 0, KR_INVARIANT_ON = 1, KR_INVARIANT_OFF = 2 };
  * and each key of a head to integers with one scale, which is faster for long prompts: INT16 (about
  * 12 bits are used) moves logits no more than f16 keys do, INT8 more: perplexity by up to 1 %. All
  * are batch-invariant. Measurements: docs/perf-log.md.
+ * DEFAULT = INT16 for a KV cache of KR_DTYPE_F16 on the levels avx512 and amx, which multiply pairs
+ * of 16-bit integers as fast as single floats; F32 on other levels, for KR_DTYPE_F32 and for CUDA.
  * A KV cache of KR_DTYPE_I8 holds 8-bit keys and always multiplies them by 15-bit integers made of
  * the query: there DEFAULT and INT16 mean that, F32 and INT8 are KR_E_UNSUPPORTED. */
 enum { KR_ATTN_QK_DEFAULT = 0, KR_ATTN_QK_F32 = 1, KR_ATTN_QK_INT8 = 2, KR_ATTN_QK_INT16 = 3 };
@@ -447,7 +449,7 @@ typedef struct kr_session_params_s {
     kr_dtype_t kv_dtype;     /* KR_DTYPE_F16 (0 = this), KR_DTYPE_F32 or KR_DTYPE_I8: about half
                               * the bytes of f16, perplexity within 0.5 % */
     int32_t invariant;       /* KR_INVARIANT_* */
-    int32_t attn_qk;         /* KR_ATTN_QK_*; 0 = F32, with KR_DTYPE_I8 INT16 */
+    int32_t attn_qk;         /* KR_ATTN_QK_*; 0 = what is fastest: see there */
     const char *isa;         /* C string; level to use ("ref", "avx2", ...), NULL = best; one that
                               * the machine has not got is KR_E_UNSUPPORTED */
     kr_telemetry_t telemetry; /* kept by reference; NULL = none */
@@ -531,8 +533,9 @@ KR_API kr_status_t kr_session_fork(kr_session_t session, uint32_t src, uint32_t 
                                    uint32_t n_tokens);
 /* kr_session_save: keys and values of a sequence as bytes: *n_bytes receives the size, also when
  * it is over capacity (then KR_E_LIMIT, buf unspecified); buf may be NULL with capacity 0. The
- * bytes are for the same model, kv_dtype, attn_qk and layout; kr_session_restore checks that and a
- * hash. The format may change with the library's version, which is checked too.
+ * bytes are for the same model, kv_dtype and layout, with KR_ATTN_QK_INT8 or without;
+ * kr_session_restore checks that and a hash. The format may change with the library's version,
+ * which is checked too.
  * Errors KR_E_INVALID_ARG, KR_E_LIMIT. Since 0.1 */
 KR_API kr_status_t kr_session_save(kr_session_t session, uint32_t seq, void *buf, size_t capacity,
                                    size_t *n_bytes);

@@ -211,7 +211,7 @@ int cli_bench_flash(const cli_options_t *options) {
     json_t *report = cli_bench_header(run.isa, run.n_threads);
     run.rows = json_array();
     const char *attn_qk = cli_text(options, CLI_OPT_attn_qk);
-    json_object_set_new(report, "attn_qk", json_string(attn_qk != NULL ? attn_qk : "f32"));
+    json_object_set_new(report, "attn_qk", json_string(attn_qk != NULL ? attn_qk : "default"));
     json_object_set_new(report, "kv", json_string(kr_dtype_name(run.kv_dtype)));
     json_object_set_new(report, "rounds", json_integer(run.n_rounds));
     json_object_set_new(report, "results", run.rows);

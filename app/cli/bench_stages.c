@@ -125,7 +125,8 @@ static int open_attention(const cli_baseline_t *baseline, const char *name, stag
         cli_suite_name(row, config, sizeof config);
         if (strcmp(config, name + strlen("attention/")) != 0) continue;
         kri_bench_attn_shape_t shape = {1, row->n_seqs, 0, row->n_rows, row->n_heads,
-                                        row->n_heads, row->head_dim, KR_ATTN_QK_F32, KR_DTYPE_F16};
+                                        row->n_heads, row->head_dim, KR_ATTN_QK_DEFAULT,
+                                        KR_DTYPE_F16};
         kr_status_t status = kri_bench_attn_create(&shape, baseline->isa, baseline->n_threads,
                                                    false, &stage->attn);
         return status == KR_OK ? 0 : no_memory(name, status);

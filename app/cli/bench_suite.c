@@ -62,7 +62,7 @@ static void summarise(const cli_suite_row_t *row, double *times, uint32_t n_runs
 static int measure(const cli_suite_row_t *row, const char *name, const char *isa,
                    uint32_t n_threads, uint32_t n_runs, result_t *result) {
     kri_bench_attn_shape_t shape = {1, row->n_seqs, 0, row->n_rows, row->n_heads, row->n_heads,
-                                    row->head_dim, KR_ATTN_QK_F32, KR_DTYPE_F16};
+                                    row->head_dim, KR_ATTN_QK_DEFAULT, KR_DTYPE_F16};
     kri_bench_attn_t *attn = NULL;
     double *times = calloc(n_runs, sizeof *times);
     kr_status_t status = times != NULL ? kri_bench_attn_create(&shape, isa, n_threads, false, &attn)

@@ -72,7 +72,7 @@ void cli_session_params(const cli_options_t *options, uint32_t n_ctx, uint32_t n
                                                      : KR_DTYPE_F16;
     }
     const char *attn_qk = cli_text(options, CLI_OPT_attn_qk);
-    if (cli_given(options, CLI_OPT_attn_qk)) { /* the default depends on the KV cache's type */
+    if (attn_qk != NULL) { /* the default depends on the KV cache's type and the level */
         params->attn_qk = strcmp(attn_qk, "int8") == 0    ? KR_ATTN_QK_INT8
                           : strcmp(attn_qk, "int16") == 0 ? KR_ATTN_QK_INT16
                                                           : KR_ATTN_QK_F32;

@@ -24,6 +24,7 @@ static void table_fill(kri_isa_t isa, kri_kernels_t *kernels) {
     kernels->isa = kri_isa_name(isa);
 #if defined(__x86_64__)
     kernels->has_tiles = isa >= KRI_ISA_AMX;
+    kernels->has_dot16 = isa >= KRI_ISA_AVX512; /* vpdpwssd */
 #endif
 }
 

@@ -36,10 +36,10 @@ static uint64_t get(const uint8_t *bytes, uint32_t n) {
 static uint64_t fingerprint(const struct kr_session_s *s) {
     const struct kr_model_s *model = s->model;
     const kri_hparams_t *hp = &model->hp;
-    uint32_t attn_qk = (uint32_t)s->exec.attn_qk; /* int8 keeps its keys rotated */
-    if (attn_qk == KR_ATTN_QK_DEFAULT) {
-        attn_qk = s->info.kv_dtype == KR_DTYPE_I8 ? KR_ATTN_QK_INT16 : KR_ATTN_QK_F32;
-    }
+    /* What the pages hold: INT8 keeps its keys rotated, the others do not. */
+    const uint32_t attn_qk = s->info.kv_dtype == KR_DTYPE_I8         ? KR_ATTN_QK_INT16
+                             : s->exec.attn_qk == KR_ATTN_QK_INT8 ? KR_ATTN_QK_INT8
+                                                                  : KR_ATTN_QK_F32;
     const uint32_t numbers[] = {
         hp->n_layers, hp->n_embd, hp->n_ff, hp->n_vocab, hp->n_heads, hp->n_kv_heads,
         hp->head_dim, hp->n_rot, hp->window, hp->window_period, model->n_kv_groups,
@@ -96,7 +96,7 @@ static kr_status_t read_header(const struct kr_session_s *s, const uint8_t *byte
     }
     if (get(bytes + AT_FINGERPRINT, 8) != fingerprint(s)) {
         return KRI_FAIL_AT(error, KR_E_UNSUPPORTED, "buf", AT_FINGERPRINT,
-                           "saved with another model, kv_dtype or attn_qk");
+                           "saved with another model or kv_dtype, or one with attn_qk int8");
     }
     extent->n_tokens = (uint32_t)get(bytes + 40, 4);
     for (uint32_t g = 0; g < KRI_KV_GROUPS_MAX; g++) {

@@ -369,12 +369,15 @@ static kri_attention_fn *choose_kernel(const kri_exec_t *exec, kr_dtype_t dtype,
                                        uint32_t head_dim) {
     const kri_kernels_t *kernels = exec->kernels;
     bool is_vector = head_dim % 16 == 0, is_f32 = dtype == KR_DTYPE_F32;
+    int32_t attn_qk = exec->attn_qk;
+    if (attn_qk == KR_ATTN_QK_DEFAULT && kernels->has_dot16 && !is_f32)
+        attn_qk = KR_ATTN_QK_INT16;
     if (dtype == KR_DTYPE_I8) return is_vector ? kernels->attention_i8 : kri_attention_i8_ref;
-    if (exec->attn_qk == KR_ATTN_QK_INT8) {
+    if (attn_qk == KR_ATTN_QK_INT8) {
         if (!is_vector) return is_f32 ? kri_attention_f32_qk8_ref : kri_attention_f16_qk8_ref;
         return is_f32 ? kernels->attention_f32_qk8 : kernels->attention_f16_qk8;
     }
-    if (exec->attn_qk == KR_ATTN_QK_INT16) {
+    if (attn_qk == KR_ATTN_QK_INT16) {
         if (!is_vector) return is_f32 ? kri_attention_f32_qk16_ref : kri_attention_f16_qk16_ref;
         return is_f32 ? kernels->attention_f32_qk16 : kernels->attention_f16_qk16;
     }

@@ -259,6 +259,8 @@ static inline void kri_attn_spans(uint32_t pos_begin, uint32_t n_rows, uint32_t 
 typedef struct kri_kernels_s {
     const char *isa;     /* level of the table, static C string */
     uint32_t has_tiles;  /* 1: tile_pack and tile_linear are faster than linear for many tokens */
+    uint32_t has_dot16;  /* 1: attention_f16_qk16 is faster than attention_f16 for many rows and
+                          * no slower for one */
 #define KR_OP(slot, type, family, tolerance) type *slot;
 #include "ops/ops.def"
 } kri_kernels_t;

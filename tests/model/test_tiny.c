@@ -155,13 +155,15 @@ static void check_integer_scores(const char *preset, const char *isa, kr_dtype_t
     kr_token_t ids[N_TOKENS];
     some_tokens(ids, N_TOKENS, 1);
     kr_model_t model = open_tiny(preset);
-    kr_session_t session = tiny_session(model, KR_DTYPE_F16, isa, 1, 1);
+    kr_session_params_t params;
+    kr_session_params_init(&params);
+    params.isa = isa;
+    params.n_threads = 1;
+    params.attn_qk = KR_ATTN_QK_F32;
+    kr_session_t session = open_session(model, &params);
     decode_chunks(session, ids, N_TOKENS, 512, 0, N_VOCAB, plain);
     kr_session_destroy(session);
     for (uint32_t c = 0; c < 3; c++) {
-        kr_session_params_t params;
-        kr_session_params_init(&params);
-        params.isa = isa;
         params.n_threads = c + 1;
         params.kv_dtype = kv;
         params.attn_qk = attn_qk;

@@ -567,6 +567,7 @@ static void check_step(run_t *run, rng_t *rng, const uint32_t *pos_begin, const 
             expect_row(run, seq->seq, seq->pos_begin + i, rotated, row);
             double bound = c->dtype == KR_DTYPE_F32 ? 1e-5 : 1e-3; /* a half may round apart */
             if (c->attn_qk == KR_ATTN_QK_INT16) bound = 2e-3;
+            if (c->attn_qk == KR_ATTN_QK_DEFAULT && c->dtype == KR_DTYPE_F16) bound = 2e-3;
             if (is_mixed(c)) bound = 3e-2;
             assert_true(row_error(out + r * out_floats, row, out_floats) < bound);
         }
@@ -615,6 +616,8 @@ TEST(op_attention_matches_the_formula_when_heads_are_grouped) {
     attn_case_t f16 = {6, 2, 64, 64, false, false, 0, 0.0f, KR_DTYPE_F16, KR_ATTN_QK_DEFAULT};
     check_attention(&f32);
     check_attention(&f16);
+    f16.attn_qk = KR_ATTN_QK_F32;
+    check_attention(&f16);
 }
 
 TEST(op_attention_matches_the_formula_when_windowed_and_capped) {
@@ -648,6 +651,8 @@ TEST(op_attention_gives_the_same_bits_when_threads_cut_the_keys_into_spans) {
     check_long_attention(&f32);
     check_long_attention(&f16);
     check_long_attention(&odd);
+    f16.attn_qk = KR_ATTN_QK_F32;
+    check_long_attention(&f16);
 }
 
 TEST(op_attention_is_close_to_the_formula_when_scores_are_taken_in_integers) {

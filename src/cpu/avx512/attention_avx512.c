@@ -72,20 +72,40 @@ KRI_INLINE void load_page(const attn_tile_t *tile, size_t page, const size_t ele
     }
 }
 
+/* Largest magnitudes of the 16 keys of a page. Those of f16 are compared as bits. */
+KRI_INLINE __m512 largest_page(const attn_tile_t *tile, const uint8_t *from,
+                               const size_t elem_bytes) {
+    const int is_half = elem_bytes == sizeof(uint16_t);
+    const reduce_t op = is_half ? REDUCE_MAX_HALVES : REDUCE_MAX_BITS;
+    const __m512i magnitude = _mm512_set1_epi32(is_half ? 0x7fff7fff : 0x7fffffff);
+    const size_t row_bytes = tile->head_dim * elem_bytes, whole = row_bytes / 64u * 64u;
+    __m512 most[LANES];
+    KRI_UNROLL
+    for (size_t j = 0; j < LANES; j++) {
+        const uint8_t *row = from + j * row_bytes;
+        __m512i x = _mm512_setzero_si512();
+        if (whole != row_bytes) {
+            x = _mm512_zextsi256_si512(_mm256_loadu_si256((const void *)(row + whole)));
+        }
+        most[j] = _mm512_castsi512_ps(_mm512_and_si512(x, magnitude));
+        for (size_t at = 0; at < whole; at += 64u) {
+            x = _mm512_and_si512(_mm512_loadu_si512(row + at), magnitude);
+            most[j] = combine(most[j], _mm512_castsi512_ps(x), op);
+        }
+    }
+    const __m512 largest = reduce_16(most, op);
+    if (!is_half) {
+        return largest;
+    }
+    const __m512i pairs = _mm512_castps_si512(largest);
+    return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(
+        _mm512_max_epu16(pairs, _mm512_srli_epi32(pairs, 16))));
+}
+
 /* Inverse scales of the 16 keys of a page, and their scales to tile->key_scale. */
 KRI_INLINE void scale_page(const attn_tile_t *tile, size_t page, const uint8_t *from,
                            const size_t elem_bytes, float *inverse) {
-    const __m512 magnitude = _mm512_castsi512_ps(_mm512_set1_epi32(0x7fffffff));
-    __m512 most[LANES];
-    for (size_t j = 0; j < LANES; j++) {
-        most[j] = _mm512_setzero_ps();
-        for (size_t d = 0; d < tile->head_dim; d += LANES) {
-            const uint8_t *at = from + (j * tile->head_dim + d) * elem_bytes;
-            const __m512 x = _mm512_and_ps(load_elements(at, elem_bytes), magnitude);
-            most[j] = combine(most[j], x, REDUCE_MAX_BITS);
-        }
-    }
-    const __m512 amax = reduce_16(most, REDUCE_MAX_BITS);
+    const __m512 amax = largest_page(tile, from, elem_bytes);
     const __mmask16 finite = _mm512_cmp_ps_mask(amax, _mm512_set1_ps(FLT_MAX), _CMP_LE_OQ);
     const __mmask16 used = _mm512_cmp_ps_mask(amax, _mm512_set1_ps(1e-30f), _CMP_GE_OQ) & finite;
     const __m512 levels =
@@ -128,6 +148,23 @@ KRI_INLINE void load_page_qk8(const attn_tile_t *tile, size_t page, const size_t
     }
 }
 
+KRI_INLINE __m512i quantise_16(const uint8_t *at, __m512 factor, const size_t elem_bytes) {
+    return _mm512_cvtps_epi32(_mm512_mul_ps(load_elements(at, elem_bytes), factor));
+}
+
+/* 32 dimensions of a key as 16-bit integers, four of the first 16 and four of the last in
+ * turns (order_query). */
+KRI_INLINE __m512i quantise_32(const uint8_t *at, __m512 factor, const size_t elem_bytes) {
+    return _mm512_packs_epi32(quantise_16(at, factor, elem_bytes),
+                              quantise_16(at + LANES * elem_bytes, factor, elem_bytes));
+}
+
+/* The last 16 of a head, then zeros. */
+KRI_INLINE __m512i quantise_last(const uint8_t *at, __m512 factor, const size_t elem_bytes) {
+    return _mm512_zextsi256_si512(
+        _mm512_cvtepi32_epi16(quantise_16(at, factor, elem_bytes)));
+}
+
 /* Keys of a page, quantised -> 2 dimensions by 2: tile->keys [head_dim / 2][64 keys][2 x 16
  * bits]. */
 KRI_INLINE void load_page_qk16(const attn_tile_t *tile, size_t page, const size_t elem_bytes) {
@@ -138,20 +175,24 @@ KRI_INLINE void load_page_qk16(const attn_tile_t *tile, size_t page, const size_
         const size_t left = tile->head_dim - d, n_dims = left < 2u * LANES ? left : 2u * LANES;
         attn_prefetch_keys(tile, page, d, n_dims);
         __m512 x[LANES];
+        KRI_UNROLL
         for (size_t j = 0; j < LANES; j++) {
             const __m512 factor = _mm512_set1_ps(inverse[j]);
-            __m256i q[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
-            for (size_t i = 0; i < n_dims; i += LANES) {
-                const uint8_t *at = from + (j * tile->head_dim + d + i) * elem_bytes;
-                q[i / LANES] = _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(
-                    _mm512_mul_ps(load_elements(at, elem_bytes), factor)));
-            }
-            x[j] = _mm512_castsi512_ps(
-                _mm512_inserti64x4(_mm512_castsi256_si512(q[0]), q[1], 1));
+            const uint8_t *at = from + (j * tile->head_dim + d) * elem_bytes;
+            x[j] = _mm512_castsi512_ps(n_dims == LANES ? quantise_last(at, factor, elem_bytes)
+                                                       : quantise_32(at, factor, elem_bytes));
         }
         transpose_16x16(x);
         float *to = tile->keys + d / 2u * KRI_ATTN_BLOCK + page * LANES;
-        for (size_t j = 0; j < n_dims / 2u; j++) {
+        KRI_UNROLL
+        for (size_t j = 0; j < LANES / 2u; j++) {
+            _mm512_store_ps(to + j * KRI_ATTN_BLOCK, x[j]);
+        }
+        if (n_dims == LANES) {
+            continue;
+        }
+        KRI_UNROLL
+        for (size_t j = LANES / 2u; j < LANES; j++) {
             _mm512_store_ps(to + j * KRI_ATTN_BLOCK, x[j]);
         }
     }
@@ -167,7 +208,17 @@ KRI_INLINE void load_page_as(const attn_tile_t *tile, size_t page, const size_t 
     }
 }
 
+/* Few queries take the dot products of f16 keys in integers along the dimensions, as the keys lie
+ * in the page: sums of integers are exact, so these are the bits of the other way. */
+KRI_INLINE int is_by_rows(const attn_tile_t *tile) {
+    return tile->qk_bits == 16u && tile->elem_bytes == sizeof(uint16_t) &&
+           tile->n_queries <= QUERIES;
+}
+
 static void load_keys(const attn_tile_t *tile, attn_range_t keys) {
+    if (is_by_rows(tile)) {
+        return;
+    }
     for (size_t page = keys.begin / LANES; page * LANES < keys.end; page++) {
         if (tile->elem_bytes == sizeof(float)) {
             load_page_as(tile, page, sizeof(float));
@@ -285,6 +336,60 @@ KRI_INLINE void score_tile_integers(const attn_tile_t *tile, size_t query, size_
     }
 }
 
+/* The same for keys as they lie in the pages: scores[i][16 page ..] of n_q queries. */
+KRI_INLINE void score_page(const attn_tile_t *tile, size_t query, size_t page, float *scores,
+                           const size_t n_q) {
+    const size_t row_bytes = tile->head_dim * sizeof(uint16_t), whole = row_bytes / 64u * 64u;
+    const uint8_t *from = attn_page(tile, page, tile->args->k_offset);
+    const uint8_t *q = (const uint8_t *)tile->q + query * row_bytes;
+    _Alignas(64) float inverse[LANES];
+    __m512 sums[QUERIES][LANES];
+    scale_page(tile, page, from, sizeof(uint16_t), inverse);
+    for (size_t j = 0; j < LANES; j += 2u) {
+        const uint8_t *key = from + j * row_bytes;
+        const __m512 factor = _mm512_set1_ps(inverse[j]), other = _mm512_set1_ps(inverse[j + 1u]);
+        __m512i sum[QUERIES][2];
+        attn_prefetch(tile->next_k[page] + j * row_bytes, 2u * row_bytes);
+        KRI_UNROLL
+        for (size_t i = 0; i < n_q; i++) {
+            sum[i][0] = sum[i][1] = _mm512_setzero_si512();
+        }
+        for (size_t at = 0; at < whole; at += 64u) {
+            const __m512i x = quantise_32(key + at, factor, sizeof(uint16_t));
+            const __m512i y = quantise_32(key + row_bytes + at, other, sizeof(uint16_t));
+            KRI_UNROLL
+            for (size_t i = 0; i < n_q; i++) {
+                const __m512i some = _mm512_loadu_si512(q + i * row_bytes + at);
+                sum[i][0] = dot_add(sum[i][0], x, some, 16u);
+                sum[i][1] = dot_add(sum[i][1], y, some, 16u);
+            }
+        }
+        if (whole != row_bytes) {
+            const __m512i x = quantise_last(key + whole, factor, sizeof(uint16_t));
+            const __m512i y = quantise_last(key + row_bytes + whole, other, sizeof(uint16_t));
+            KRI_UNROLL
+            for (size_t i = 0; i < n_q; i++) {
+                const __m512i some = _mm512_zextsi256_si512(
+                    _mm256_loadu_si256((const void *)(q + i * row_bytes + whole)));
+                sum[i][0] = dot_add(sum[i][0], x, some, 16u);
+                sum[i][1] = dot_add(sum[i][1], y, some, 16u);
+            }
+        }
+        KRI_UNROLL
+        for (size_t i = 0; i < n_q; i++) {
+            sums[i][j] = _mm512_castsi512_ps(sum[i][0]);
+            sums[i][j + 1u] = _mm512_castsi512_ps(sum[i][1]);
+        }
+    }
+    const __m512 key_scale = _mm512_load_ps(tile->key_scale + page * LANES);
+    for (size_t i = 0; i < n_q; i++) {
+        const __m512i dots = _mm512_castps_si512(reduce_16(sums[i], REDUCE_SUM_INTEGERS));
+        const __m512 s = _mm512_mul_ps(_mm512_cvtepi32_ps(dots), key_scale);
+        _mm512_store_ps(scores + i * KRI_ATTN_BLOCK + page * LANES,
+                        _mm512_mul_ps(s, _mm512_set1_ps(tile->q_scale[query + i])));
+    }
+}
+
 /* Where a product over values reads: row of key k at page[k / 16] + k % 16 * row_bytes. */
 typedef struct value_source_s {
     const uint8_t *page[ATTN_PAGES];
@@ -369,6 +474,16 @@ TILES(1) TILES(2) TILES(3) TILES(4) TILES(5) TILES(6)
 #undef TILES
 #undef TILE
 
+#define PAGE(q_)                                                                                 \
+    static void score_page_##q_(const attn_tile_t *tile, size_t query, size_t page,              \
+                                float *scores) {                                                 \
+        score_page(tile, query, page, scores, q_);                                               \
+    }
+PAGE(1) PAGE(2) PAGE(3) PAGE(4) PAGE(5) PAGE(6)
+#undef PAGE
+static score_fn *const score_page_fns[QUERIES] = {score_page_1, score_page_2, score_page_3,
+                                                  score_page_4, score_page_5, score_page_6};
+
 #define ROW(name, q_) {name##_##q_##_1, name##_##q_##_2, name##_##q_##_3, name##_##q_##_4}
 #define TABLE(name)                                                                              \
     {ROW(name, 1), ROW(name, 2), ROW(name, 3), ROW(name, 4), ROW(name, 5), ROW(name, 6)}
@@ -388,6 +503,12 @@ static void score_group(const attn_tile_t *tile, size_t begin, size_t end, attn_
                                                             : score_fns;
     const size_t first = keys.begin / LANES;
     const size_t n_v = (keys.end + LANES - 1u) / LANES - first;
+    if (is_by_rows(tile)) {
+        for (size_t page = first; page < first + n_v; page++) {
+            score_page_fns[end - begin - 1u](tile, begin, page, tile->scores);
+        }
+        return;
+    }
     for (size_t i = begin; i < end; i += QUERIES) {
         const size_t n_q = end - i < QUERIES ? end - i : QUERIES;
         fns[n_q - 1u][n_v - 1u](
@@ -475,6 +596,18 @@ static void value_group(const attn_tile_t *tile, size_t begin, size_t end, size_
 #include "cpu/attn_group.h"
 #include "cpu/attn_walk.h"
 
+/* 16-bit integers of a query in the order in which quantise_32 leaves those of a key. */
+static void order_query(const int16_t *q, size_t head_dim, int16_t *to) {
+    size_t d = 0;
+    for (; d + 2u * LANES <= head_dim; d += 2u * LANES) {
+        for (size_t i = 0; i < LANES; i += 4u) {
+            memcpy(to + d + 2u * i, q + d + i, 4u * sizeof(int16_t));
+            memcpy(to + d + 2u * i + 4u, q + d + LANES + i, 4u * sizeof(int16_t));
+        }
+    }
+    memcpy(to + d, q + d, (head_dim - d) * sizeof(int16_t));
+}
+
 static void load_queries_integers(const attn_tile_t *tile) {
     const float factor = attn_score_factor(tile->args);
     const float levels = kri_attn_qk_levels(tile->qk_bits, tile->args->head_dim);
@@ -484,7 +617,7 @@ static void load_queries_integers(const attn_tile_t *tile) {
         tile->q_scale[i] = factor * attn_quantise(attn_query(tile->args, i), tile->head_dim,
                                                   levels, q, &tile->q_sum[i]);
         if (tile->qk_bits == 16u) {
-            memcpy(bytes, q, tile->head_dim * sizeof(int16_t));
+            order_query(q, tile->head_dim, (int16_t *)(void *)bytes);
             continue;
         }
         for (size_t d = 0; d < tile->head_dim; d++) {

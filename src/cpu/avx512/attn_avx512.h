@@ -14,7 +14,13 @@
 
 /* One number per vector: lane i of the result is the sum (or the maximum, or the integer maximum)
  * of x[i], by the same tree whatever i is. */
-typedef enum reduce_e { REDUCE_SUM, REDUCE_MAX, REDUCE_MAX_BITS } reduce_t;
+typedef enum reduce_e {
+    REDUCE_SUM,
+    REDUCE_MAX,
+    REDUCE_SUM_INTEGERS, /* of 32 bits */
+    REDUCE_MAX_BITS,     /* of 32 bits, not negative */
+    REDUCE_MAX_HALVES    /* of 16 bits; two of them a lane */
+} reduce_t;
 
 KRI_INLINE __m512 combine(__m512 a, __m512 b, const reduce_t op) {
     if (op == REDUCE_SUM) {
@@ -23,8 +29,10 @@ KRI_INLINE __m512 combine(__m512 a, __m512 b, const reduce_t op) {
     if (op == REDUCE_MAX) {
         return _mm512_max_ps(a, b);
     }
-    return _mm512_castsi512_ps(
-        _mm512_max_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
+    const __m512i x = _mm512_castps_si512(a), y = _mm512_castps_si512(b);
+    return _mm512_castsi512_ps(op == REDUCE_SUM_INTEGERS ? _mm512_add_epi32(x, y)
+                               : op == REDUCE_MAX_BITS   ? _mm512_max_epi32(x, y)
+                                                         : _mm512_max_epu16(x, y));
 }
 
 KRI_INLINE __m512 reduce_16(const __m512 x[LANES], const reduce_t op) {
