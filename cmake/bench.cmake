@@ -39,3 +39,11 @@ kri_warnings(bench_threads)
 # The other end of a bare ping-pong over pipes (bench/serve.py).
 add_executable(bench_pipe_echo bench/pipe_echo.c)
 kri_warnings(bench_pipe_echo)
+
+# Attention of prompts on the CUDA device (bench/cuda_attention.py).
+if(NOT KR_KERNELS_ONLY)
+  add_executable(bench_cuda EXCLUDE_FROM_ALL bench/bench_cuda.c)
+  target_link_libraries(bench_cuda PRIVATE kri_cuda kri_cpu)
+  target_include_directories(bench_cuda PRIVATE ${CMAKE_SOURCE_DIR}/src)
+  kri_warnings(bench_cuda)
+endif()

@@ -52,7 +52,7 @@ if(KRI_HAS_CUDA AND NOT KR_SANITIZE AND CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|A
   target_include_directories(kri_emulated_cuda PRIVATE src include tests/cuda/emulator)
   target_compile_features(kri_emulated_cuda PRIVATE cxx_std_17)
   target_compile_options(kri_emulated_cuda PRIVATE -O2 -fno-strict-aliasing -Wall -Wextra
-    -Werror -Wno-unknown-pragmas -Wno-sign-compare -Wno-unused-function)
+    -Werror -Wno-unknown-pragmas -Wno-sign-compare -Wno-unused-function -Wno-psabi)
   target_link_libraries(kri_emulated_cuda PRIVATE kri_ops)
   target_link_options(kri_emulated_cuda PRIVATE -Wl,--no-undefined -Wl,--exclude-libs,ALL)
   set_target_properties(kri_emulated_cuda PROPERTIES PREFIX "" OUTPUT_NAME libcuda

@@ -11,9 +11,15 @@
 #define KRI_CU_HEAD_DIM 512u /* KRI_HEAD_DIM_MAX */
 #define KRI_CU_TOKENS 8u     /* most rows of a matvec */
 #define KRI_CU_ROW_WARPS 8u  /* of a block of row_*.cu */
-#define KRI_CU_TILE 64u      /* query rows of a prefill tile of attention */
+#define KRI_CU_PREFILL_DIM 256u /* largest head of attention in tiles */
 #define KRI_CU_SPLITS 1024u  /* most parts of a context */
 #define KRI_CU_HEADS 4u      /* query heads of one KV head that a decode block takes at most */
+
+#ifdef __cplusplus
+#define KRI_CU_ALIGN(n) alignas(n)
+#else
+#define KRI_CU_ALIGN(n) _Alignas(n)
+#endif
 
 /* Element types by their numbers in kr.h. */
 enum {
@@ -36,7 +42,7 @@ typedef struct kri_cu_seq_s {
     uint32_t table[KRI_CU_GROUPS]; /* where its page tables begin in kri_cu_step_t.tables */
 } kri_cu_seq_t;
 
-/* Up to KRI_CU_TILE rows of one sequence. */
+/* Rows of one sequence, up to kri_cuda_tile_rows. */
 typedef struct kri_cu_tile_s { uint32_t seq, row, n_rows, reserved; } kri_cu_tile_t;
 
 /* The tables of a step in device memory; the same addresses for every step of a session. */
@@ -64,6 +70,7 @@ typedef struct kri_cu_embed_s {
 /* Rows in the forms that products read: f32, bf16, q8; those not wanted are NULL. */
 typedef struct kri_cu_acts_s {
     const float *x;       /* gated: rows of gate [n], up [n] */
+    const uint16_t *rounded; /* gated: in place of x, as bf16; may be NULL */
     const uint32_t *rows; /* rows of x to read; NULL = the first ones (acts_norm only) */
     const float *w;       /* acts_norm only */
     float eps;
@@ -167,6 +174,7 @@ typedef struct kri_cu_unpack_s {
 typedef struct kri_cu_gemm_s {
     const uint16_t *a, *b;
     float *c;
+    uint16_t *rounded; /* in place of c, as bf16, without bias and c; may be NULL */
     const float *bias;
     uint64_t ldc;
     uint32_t m, n, k, accumulate;
@@ -193,6 +201,8 @@ typedef struct kri_cu_append_s {
     kri_cu_kv_t kv;
     kri_cu_rotate_t rotate;
     float *qkv;
+    uint16_t *queries; /* [n_rows][n_heads][head_dim] as f16, for attention in tiles, or NULL */
+    uint32_t keeps_rows; /* with queries: qkv gets rotated ones too */
     uint32_t n_heads, n_kv_heads, head_dim;
 } kri_cu_append_t;
 
@@ -207,5 +217,15 @@ typedef struct kri_cu_attn_s {
     float scale, softcap;
     uint32_t n_heads, n_kv_heads, head_dim, n_splits;
 } kri_cu_attn_t;
+
+/* Attention in tiles. Maps (the driver's CUtensorMap) of tensors of f16, of which boxes of [16][64]
+ * are copied: map: keys and values [page][block][16][head_dim]; queries: [head][row][head_dim]. */
+typedef struct kri_cu_prefill_s {
+    kri_cu_attn_t attn;
+    uint16_t *rounded; /* bf16, in place of attn.out; NULL: to attn.out */
+    uint32_t n_tiles, heads_together;
+    KRI_CU_ALIGN(64) uint64_t map[16];
+    uint64_t queries[16];
+} kri_cu_prefill_t;
 
 #endif

@@ -246,6 +246,16 @@ void kri_cuda_launch(kri_cuda_stream_t *stream, kri_cuda_kernel_t kernel, kri_cu
                                                    params, NULL));
 }
 
+void kri_cuda_map_halves(kri_cuda_stream_t *stream, const void *address, const uint64_t dims[4],
+                         const uint64_t strides[3], uint64_t *map) {
+    static const uint32_t box[4] = {64, 16, 1, 1}, steps[4] = {1, 1, 1, 1};
+    union { const void *in; void *out; } p = {.in = address}; /* the driver only keeps it */
+    if (stream->error != KRI_CUDA_SUCCESS) return;
+    keep_error(stream, stream->cuda->driver.tensor_map(
+                           map, KRI_CUDA_TENSOR_F16, 4, p.out, dims, strides, box, steps, 0,
+                           KRI_CUDA_TENSOR_SWIZZLE_128, KRI_CUDA_TENSOR_L2_256, 0));
+}
+
 void kri_cuda_copy_in(kri_cuda_stream_t *stream, void *to, const void *from, size_t n_bytes) {
     if (stream->error != KRI_CUDA_SUCCESS || n_bytes == 0) return;
     keep_error(stream, stream->cuda->driver.copy_in((uint64_t)(uintptr_t)to, from, n_bytes,

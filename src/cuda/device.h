@@ -53,6 +53,11 @@ typedef struct kri_cuda_grid_s { uint32_t x, y, z, n_threads, shared_bytes; } kr
 /* args: the kernel's struct of args.h, copied. */
 void kri_cuda_launch(kri_cuda_stream_t *stream, kri_cuda_kernel_t kernel, kri_cuda_grid_t grid,
                      const void *args);
+/* map [16], aligned to 64 bytes, for copies of boxes of [16][64] halves of a tensor [..][dims[2]]
+ * [dims[1]][dims[0]] of them by a kernel; strides of the last three dimensions in bytes, multiples
+ * of 16 as is the address. Pieces of 16 bytes of a box are swizzled in its rows of 128. */
+void kri_cuda_map_halves(kri_cuda_stream_t *stream, const void *address, const uint64_t dims[4],
+                         const uint64_t strides[3], uint64_t *map);
 void kri_cuda_copy_in(kri_cuda_stream_t *stream, void *to, const void *from, size_t n_bytes);
 void kri_cuda_copy_out(kri_cuda_stream_t *stream, void *to, const void *from, size_t n_bytes);
 void kri_cuda_copy_within(kri_cuda_stream_t *stream, void *to, const void *from, size_t n_bytes);

@@ -15,7 +15,7 @@
 #define ROW_BYTES_MAX 225280u             /* of shared memory: kernels.def */
 #define ROW_BYTES_FIXED 6144u             /* of it in a block beside what it is given */
 #define DECODE_THREADS 128u
-#define PREFILL_THREADS 128u
+#define TOGETHER_BYTES (16u << 20)       /* of keys and values in the second-level cache */
 
 _Static_assert(sizeof(kri_cu_q8_t) == sizeof(kri_q8_block_t), "blocks are read by both sides");
 _Static_assert(KRI_CU_GROUPS == KRI_KV_GROUPS_MAX && KRI_CU_PARTS == KRI_WEIGHT_PARTS_MAX &&
@@ -130,6 +130,7 @@ typedef struct product_s {
     bool accumulate;
     float *out;
     size_t out_stride;
+    uint16_t *rounded; /* in place of out, as bf16, for many rows; may be NULL */
 } product_t;
 
 /* Bytes of a warp's ring; rows of a unit, of gate (and as many of up) in a gated one. */
@@ -334,27 +335,45 @@ static void gemm(const kri_exec_t *exec, const kri_cu_gemm_t *args) {
     }
 }
 
-/* own->bf16 times w. */
-static void multiply(const kri_exec_t *exec, const product_t *p) {
+/* Whether the part after this one continues its matrix and its output. */
+static bool is_continued(const kri_weight_part_t *part, uint32_t n_in) {
+    const size_t n_bytes = (size_t)part->n_out * n_in * sizeof(uint16_t);
+    return part[1].dtype == part->dtype && !part->bias && !part[1].bias &&
+           part[1].packed == part->packed + n_bytes &&
+           part[1].out_offset == part->out_offset + part->n_out;
+}
+
+/* own->bf16 times rows of one part, or of several that lie together. */
+static void multiply_part(const kri_exec_t *exec, const product_t *p,
+                          const kri_weight_part_t *part, uint32_t n_out) {
     const kri_cuda_exec_t *d = own(exec);
     const uint32_t n_in = p->w->n_in;
-    const uint32_t chunk =
-        (uint32_t)(d->unpacked_items / n_in / UNPACKED_ROWS) * UNPACKED_ROWS;
+    const bool is_ready = part->dtype == KR_DTYPE_BF16;
+    const uint32_t chunk = (uint32_t)(d->unpacked_items / n_in / UNPACKED_ROWS) * UNPACKED_ROWS;
+    const uint32_t step = is_ready ? n_out : chunk;
+    for (uint32_t row = 0; row < n_out; row += step) {
+        const uint32_t n = n_out - row < step ? n_out - row : step;
+        const void *ready = part->packed + (size_t)row * n_in * sizeof(uint16_t);
+        if (!is_ready) unpack(exec, part, n_in, row, n);
+        const kri_cu_gemm_t args = {
+            .a = d->bf16, .b = is_ready ? ready : d->unpacked, .c = p->out + part->out_offset + row,
+            .rounded = p->rounded ? p->rounded + part->out_offset + row : NULL,
+            .bias = part->bias ? part->bias + row : NULL, .ldc = p->out_stride,
+            .m = p->n_rows, .n = n, .k = n_in, .accumulate = p->accumulate};
+        gemm(exec, &args);
+    }
+}
+
+/* own->bf16 times w. */
+static void multiply(const kri_exec_t *exec, const product_t *p) {
     for (uint32_t i = 0; i < p->w->n_parts; i++) {
-        const kri_weight_part_t *part = &p->w->parts[i];
-        const bool is_ready = part->dtype == KR_DTYPE_BF16;
-        const uint32_t step = is_ready ? part->n_out : chunk;
-        for (uint32_t row = 0; row < part->n_out; row += step) {
-            const uint32_t n = part->n_out - row < step ? part->n_out - row : step;
-            const void *ready = part->packed + (size_t)row * n_in * sizeof(uint16_t);
-            if (!is_ready) unpack(exec, part, n_in, row, n);
-            const kri_cu_gemm_t args = {
-                .a = d->bf16, .b = is_ready ? ready : d->unpacked,
-                .c = p->out + part->out_offset + row,
-                .bias = part->bias ? part->bias + row : NULL, .ldc = p->out_stride,
-                .m = p->n_rows, .n = n, .k = n_in, .accumulate = p->accumulate};
-            gemm(exec, &args);
+        const kri_weight_part_t *first = &p->w->parts[i];
+        uint32_t n_out = first->n_out;
+        while (first->dtype == KR_DTYPE_BF16 && i + 1 < p->w->n_parts &&
+               is_continued(&p->w->parts[i], p->w->n_in)) {
+            n_out += p->w->parts[++i].n_out;
         }
+        multiply_part(exec, p, first, n_out);
     }
 }
 
@@ -385,12 +404,27 @@ static void linear(const kri_exec_t *exec, const kri_weight_t *w, const float *x
         row(exec, w, (kri_cu_row_t){.x = x, .accumulate = accumulate, .out = out});
         return;
     }
-    const product_t p = {w, x, n_rows, accumulate, out, out_stride};
+    const product_t p = {w, x, n_rows, accumulate, out, out_stride, NULL};
     kri_cu_acts_t acts = forms_of(own(exec), w, n_rows);
     acts.x = x;
     acts.f32 = NULL; /* x itself */
-    if (acts.q8 || acts.bf16) acts_elements(exec, KRI_CUDA_acts_plain, &acts, n_rows);
+    const bool is_rounded = acts.bf16 && x == own(exec)->rounded;
+    if ((acts.q8 || acts.bf16) && !is_rounded) {
+        acts_elements(exec, KRI_CUDA_acts_plain, &acts, n_rows);
+    }
     run(exec, &p);
+}
+
+/* p of rows of x that are normed. */
+static void norm_run(const kri_exec_t *exec, const product_t *p, const float *x, const float *norm,
+                     float eps, const uint32_t *rows) {
+    kri_cu_acts_t acts = forms_of(own(exec), p->w, p->n_rows);
+    acts.x = x;
+    acts.rows = rows;
+    acts.w = norm;
+    acts.eps = eps;
+    acts_norm(exec, &acts, p->n_rows);
+    run(exec, p);
 }
 
 static void norm_linear(const kri_exec_t *exec, const kri_weight_t *w, const float *x,
@@ -400,14 +434,8 @@ static void norm_linear(const kri_exec_t *exec, const kri_weight_t *w, const flo
         row(exec, w, (kri_cu_row_t){.x = x, .rows = rows, .norm = norm, .eps = eps, .out = out});
         return;
     }
-    const product_t p = {w, own(exec)->f32, n_rows, false, out, out_stride};
-    kri_cu_acts_t acts = forms_of(own(exec), w, n_rows);
-    acts.x = x;
-    acts.rows = rows;
-    acts.w = norm;
-    acts.eps = eps;
-    acts_norm(exec, &acts, n_rows);
-    run(exec, &p);
+    const product_t p = {w, own(exec)->f32, n_rows, false, out, out_stride, NULL};
+    norm_run(exec, &p, x, norm, eps, rows);
 }
 
 /* One row: the gated product in the form that down reads, and down. */
@@ -434,11 +462,15 @@ static void ffn(const kri_exec_t *exec, const kri_ffn_desc_t *desc, const float 
         ffn_row(exec, desc, x, accumulate, out);
         return;
     }
-    const product_t p = {down, own(exec)->f32, n_rows, accumulate, out, down->n_out};
+    /* Gate and up of many rows are bf16, as all operands then are: half the bytes to move. */
+    const bool is_rounded = n_rows > KRI_CU_TOKENS && !parts[0].bias && !parts[1].bias;
+    const product_t up = {desc->gate_up, own(exec)->f32, n_rows, false, gate_up,
+                          desc->gate_up->n_out, is_rounded ? (uint16_t *)(void *)gate_up : NULL};
+    const product_t p = {down, own(exec)->f32, n_rows, accumulate, out, down->n_out, NULL};
     kri_cu_acts_t acts = forms_of(own(exec), down, n_rows);
-    norm_linear(exec, desc->gate_up, x, desc->norm, desc->norm_eps, NULL, n_rows, gate_up,
-                desc->gate_up->n_out);
+    norm_run(exec, &up, x, desc->norm, desc->norm_eps, NULL);
     acts.x = gate_up;
+    acts.rounded = up.rounded;
     acts.act = (uint32_t)desc->act;
     acts_elements(exec, KRI_CUDA_acts_gated, &acts, n_rows);
     run(exec, &p);
@@ -455,11 +487,16 @@ static kri_cu_kv_t kv_of(const kri_exec_t *exec, const kri_attn_desc_t *desc) {
         .group = desc->group, .window = group->window};
 }
 
+/* Whether rows of this head size attend one by one in splits of their contexts. */
+static bool has_splits(uint32_t head_dim) {
+    return head_dim == 64 || head_dim == 128 || head_dim == 256;
+}
+
 /* Whether attention can rotate and append on its way: each row is the last one of its sequence. */
 static bool is_decode(const kri_exec_t *exec, const kri_attn_desc_t *desc) {
     const kri_cuda_exec_t *d = own(exec);
     return d->n_tiles == 0 && exec->step->n_rows == exec->step->n_seqs &&
-           kri_cuda_has_tiles(desc->head_dim);
+           has_splits(desc->head_dim);
 }
 
 static void rope_append(const kri_exec_t *exec, const kri_attn_desc_t *desc, const float *cos_sin,
@@ -471,14 +508,17 @@ static void rope_append(const kri_exec_t *exec, const kri_attn_desc_t *desc, con
     if (is_decode(exec, desc)) return; /* attention does it */
     const kri_cu_append_t args = {
         .step = own(exec)->step, .kv = kv_of(exec, desc), .rotate = rotate, .qkv = qkv,
-        .n_heads = desc->n_heads, .n_kv_heads = desc->n_kv_heads, .head_dim = desc->head_dim};
+        .queries = own(exec)->n_tiles > 0 ? own(exec)->bf16 : NULL,
+        .keeps_rows = own(exec)->n_decode_rows > 0, .n_heads = desc->n_heads,
+        .n_kv_heads = desc->n_kv_heads, .head_dim = desc->head_dim};
     kri_cuda_launch(own(exec)->stream, KRI_CUDA_rope_append,
                     (kri_cuda_grid_t){.x = ceil32(desc->n_heads + 2 * desc->n_kv_heads, 4),
                                       .y = exec->step->n_rows, .n_threads = 128}, &args);
 }
 
-bool kri_cuda_has_tiles(uint32_t head_dim) {
-    return head_dim == 64 || head_dim == 128 || head_dim == 256;
+uint32_t kri_cuda_tile_rows(uint32_t head_dim) {
+    if (head_dim % 8 != 0 || head_dim > KRI_CU_PREFILL_DIM) return 0; /* copies take 16 bytes */
+    return head_dim <= 64 ? 192 : 128;
 }
 
 /* Chunks of the query heads of one KV head. */
@@ -503,7 +543,7 @@ size_t kri_cuda_partial_floats(uint32_t n_processors, uint32_t head_dim) {
 
 static void attend_rows(const kri_exec_t *exec, const kri_attn_desc_t *desc, kri_cu_attn_t *args) {
     const kri_cuda_exec_t *d = own(exec);
-    if (!kri_cuda_has_tiles(desc->head_dim)) {
+    if (!has_splits(desc->head_dim)) {
         kri_cuda_launch(d->stream, KRI_CUDA_attn_any,
                         (kri_cuda_grid_t){.x = desc->n_heads, .y = d->n_decode_rows,
                                           .n_threads = DECODE_THREADS}, args);
@@ -520,24 +560,66 @@ static void attend_rows(const kri_exec_t *exec, const kri_attn_desc_t *desc, kri
                                       .z = d->n_decode_rows, .n_threads = DECODE_THREADS}, args);
 }
 
+/* Query heads whose keys and values are read at a time: about what the second-level cache holds. */
+static uint32_t heads_together(const kri_exec_t *exec, const kri_attn_desc_t *desc) {
+    const uint32_t each = desc->n_heads / desc->n_kv_heads;
+    uint32_t n_keys = 1;
+    for (uint32_t i = 0; i < exec->step->n_seqs; i++) {
+        const kri_step_seq_t *seq = &exec->step->seqs[i];
+        if (seq->pos_begin + seq->n_rows > n_keys) n_keys = seq->pos_begin + seq->n_rows;
+    }
+    const uint64_t n = TOGETHER_BYTES / ((uint64_t)n_keys * desc->head_dim * 2 * sizeof(uint16_t));
+    return n >= desc->n_kv_heads ? desc->n_heads : n > 1 ? (uint32_t)n * each : each;
+}
+
+/* Keys and values as boxes of a page's rows, queries as boxes of a head's. */
+static void map_tiles(const kri_exec_t *exec, const kri_attn_desc_t *desc, kri_cu_prefill_t *args) {
+    const kri_cu_kv_t *kv = &args->attn.kv;
+    const uint64_t item = sizeof(uint16_t), dim = desc->head_dim, row = desc->n_heads * dim * item;
+    const uint64_t pages[4] = {dim, KRI_PAGE_TOKENS, kv->page_bytes / kv->block_bytes, INT32_MAX};
+    const uint64_t page_strides[3] = {dim * item, kv->block_bytes, kv->page_bytes};
+    const uint64_t queries[4] = {dim, exec->step->n_rows, desc->n_heads, 1};
+    const uint64_t query_strides[3] = {row, dim * item, row};
+    kri_cuda_map_halves(own(exec)->stream, kv->pool, pages, page_strides, args->map);
+    kri_cuda_map_halves(own(exec)->stream, own(exec)->bf16, queries, query_strides, args->queries);
+}
+
+/* Queries are f16 in own->bf16. If no row attends alone, the result takes their place: each block
+ * writes where it alone has read, and the product to come wants bf16. */
+static void attend_tiles(const kri_exec_t *exec, const kri_attn_desc_t *desc,
+                         const kri_cu_attn_t *attn) {
+    static const struct { kri_cuda_kernel_t id; uint32_t n_threads, shared_bytes; } kernels[] = {
+        {KRI_CUDA_attn_prefill_64, 512, 90240}, {KRI_CUDA_attn_prefill_128, 384, 164096},
+        {KRI_CUDA_attn_prefill_256, 384, 229632}};
+    kri_cuda_exec_t *d = own(exec);
+    const uint32_t size = desc->head_dim <= 64 ? 0 : desc->head_dim <= 128 ? 1 : 2;
+    const uint32_t n_processors = kri_cuda_processors(d->stream->cuda);
+    const uint64_t n_items = (uint64_t)d->n_tiles * desc->n_heads;
+    kri_cu_prefill_t args = {.attn = *attn, .n_tiles = d->n_tiles,
+                             .heads_together = heads_together(exec, desc)};
+    if (d->n_decode_rows == 0) {
+        args.rounded = d->bf16;
+        d->rounded = attn->out;
+    }
+    map_tiles(exec, desc, &args);
+    kri_cuda_launch(d->stream, kernels[size].id,
+                    (kri_cuda_grid_t){.x = n_items < n_processors ? (uint32_t)n_items
+                                                                  : n_processors,
+                                      .n_threads = kernels[size].n_threads,
+                                      .shared_bytes = kernels[size].shared_bytes}, &args);
+}
+
 static void attention(const kri_exec_t *exec, const kri_attn_desc_t *desc, const float *qkv,
                       float *out) {
-    const kri_cuda_exec_t *d = own(exec);
+    kri_cuda_exec_t *d = own(exec);
     kri_cu_attn_t args = {
         .step = d->step, .kv = kv_of(exec, desc), .qkv = qkv, .out = out,
         .partials = d->partials, .counters = d->counters, .scale = desc->scale,
         .softcap = desc->softcap, .n_heads = desc->n_heads, .n_kv_heads = desc->n_kv_heads,
         .head_dim = desc->head_dim, .n_splits = 1};
+    d->rounded = NULL;
     if (d->n_decode_rows > 0) attend_rows(exec, desc, &args);
-    if (d->n_tiles == 0) return;
-    static const struct { kri_cuda_kernel_t kernel; uint32_t bytes; } kernels[] = {
-        {KRI_CUDA_attn_prefill_64, 40960}, {KRI_CUDA_attn_prefill_128, 81920},
-        {KRI_CUDA_attn_prefill_256, 98304}};
-    const uint32_t size = desc->head_dim == 64 ? 0 : desc->head_dim == 128 ? 1 : 2;
-    kri_cuda_launch(d->stream, kernels[size].kernel,
-                    (kri_cuda_grid_t){.x = d->n_tiles, .y = desc->n_heads,
-                                      .n_threads = PREFILL_THREADS,
-                                      .shared_bytes = kernels[size].bytes}, &args);
+    if (d->n_tiles > 0) attend_tiles(exec, desc, &args);
 }
 
 const kri_exec_ops_t kri_cuda_ops = {

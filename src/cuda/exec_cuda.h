@@ -26,6 +26,7 @@ typedef struct kri_cuda_exec_s {
     float *partials;          /* [kri_cuda_partial_floats] */
     uint32_t *counters;       /* [KRI_CUDA_COUNTERS(n_processors)] of 0 */
     kri_cu_rotate_t rotate;   /* of the attention to come */
+    const float *rounded;     /* the result of attention that is not there but in bf16 */
 } kri_cuda_exec_t;
 
 /* Weights on the device: parts of quantised types lie as packed for the CPU (pack.h), parts of
@@ -40,8 +41,8 @@ size_t kri_cuda_partial_floats(uint32_t n_processors, uint32_t head_dim);
  * most n_pages pages each. The number changes by powers of two of n_pages only. */
 uint32_t kri_cuda_splits(uint32_t n_processors, uint32_t n_rows, uint32_t n_heads,
                          uint32_t n_kv_heads, uint32_t n_pages);
-/* Whether rows of this head size can attend in tiles; others go one by one. */
-bool kri_cuda_has_tiles(uint32_t head_dim);
+/* Most rows of a tile in which rows of this head size attend; 0: they go one by one. */
+uint32_t kri_cuda_tile_rows(uint32_t head_dim);
 /* *flag (device) becomes 1 when one of x [n] is not finite. */
 void kri_cuda_finite(kri_cuda_stream_t *stream, const float *x, uint64_t n, uint32_t *flag);
 

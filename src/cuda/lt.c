@@ -62,6 +62,7 @@ static const struct { const char *name; size_t offset; } symbols[] = {
 /* How one shape is computed. */
 typedef struct plan_s {
     uint32_t m, n, k;
+    bool is_rounded;
     uint64_t ldc;
     void *a, *b, *c; /* layouts; NULL a: there is no algorithm */
     heuristic_t found;
@@ -128,12 +129,18 @@ void kri_cuda_lt_close(kri_cuda_lt_t *lt) {
     kri_free(lt);
 }
 
+static plan_t plan_of(const kri_cu_gemm_t *g) {
+    return (plan_t){.m = g->m, .n = g->n, .k = g->k, .is_rounded = g->rounded != NULL,
+                    .ldc = g->ldc};
+}
+
 static bool make_plan(kri_cuda_lt_t *lt, const kri_cu_gemm_t *g, plan_t *plan) {
     int n_found = 0;
-    *plan = (plan_t){.m = g->m, .n = g->n, .k = g->k, .ldc = g->ldc};
+    *plan = plan_of(g);
     return lt->library.layout_create(&plan->a, REAL_BF16, g->k, g->n, g->k) == 0 &&
            lt->library.layout_create(&plan->b, REAL_BF16, g->k, g->m, g->k) == 0 &&
-           lt->library.layout_create(&plan->c, REAL_F32, g->n, g->m, (int64_t)g->ldc) == 0 &&
+           lt->library.layout_create(&plan->c, g->rounded ? REAL_BF16 : REAL_F32, g->n, g->m,
+                                     (int64_t)g->ldc) == 0 &&
            lt->library.heuristic(lt->handle, lt->desc, plan->a, plan->b, plan->c, plan->c,
                                  lt->preference, 1, &plan->found, &n_found) == 0 &&
            n_found == 1 && plan->found.state == 0;
@@ -142,13 +149,16 @@ static bool make_plan(kri_cuda_lt_t *lt, const kri_cu_gemm_t *g, plan_t *plan) {
 static plan_t *find_plan(kri_cuda_lt_t *lt, const kri_cu_gemm_t *g) {
     for (uint32_t i = 0; i < lt->n_plans; i++) {
         plan_t *p = &lt->plans[i];
-        if (p->m == g->m && p->n == g->n && p->k == g->k && p->ldc == g->ldc) return p;
+        if (p->m == g->m && p->n == g->n && p->k == g->k && p->ldc == g->ldc &&
+            p->is_rounded == (g->rounded != NULL)) {
+            return p;
+        }
     }
     plan_t *plan = &lt->plans[lt->n_plans < N_PLANS ? lt->n_plans++ : lt->next_plan++ % N_PLANS];
     forget(lt, plan);
     if (!make_plan(lt, g, plan)) {
         forget(lt, plan);
-        *plan = (plan_t){.m = g->m, .n = g->n, .k = g->k, .ldc = g->ldc}; /* remembered as none */
+        *plan = plan_of(g); /* remembered as none */
     }
     return plan;
 }
@@ -157,8 +167,9 @@ bool kri_cuda_lt_gemm(kri_cuda_lt_t *lt, kri_cuda_stream_t *stream, const kri_cu
     const float alpha = 1.0f, beta = g->accumulate ? 1.0f : 0.0f;
     if (stream->error) return true; /* nothing is done after an error */
     const plan_t *plan = find_plan(lt, g);
+    void *c = g->rounded ? (void *)g->rounded : g->c;
     if (!plan->a) return false;
     return lt->library.matmul(lt->handle, lt->desc, &alpha, g->b, plan->a, g->a, plan->b, &beta,
-                              g->c, plan->c, g->c, plan->c, plan->found.algorithm, lt->workspace,
+                              c, plan->c, c, plan->c, plan->found.algorithm, lt->workspace,
                               KRI_CUDA_LT_BYTES, stream->handle) == 0;
 }

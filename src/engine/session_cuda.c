@@ -92,7 +92,8 @@ static bool make_layout(const struct kr_model_s *m, const kr_session_info_t *inf
     l->logit_rows = info->n_seqs > LOGIT_ROWS ? info->n_seqs : LOGIT_ROWS;
     if (l->logit_rows > info->n_rows_max) l->logit_rows = info->n_rows_max;
     l->pages_per_seq = (uint32_t)kri_ceil_div(info->n_ctx, KRI_PAGE_TOKENS);
-    l->n_tiles = info->n_rows_max / KRI_CU_TILE + info->n_seqs;
+    const uint32_t tile_rows = kri_cuda_tile_rows(hp->head_dim);
+    l->n_tiles = (tile_rows ? info->n_rows_max / tile_rows : 0) + info->n_seqs;
     l->unpacked_items = kri_cuda_unpacked_items(p.n_in_max);
     l->table_bytes = place_tables(info->n_rows_max, info->n_seqs, l->n_tiles, &tables);
     return kri_mul_size((size_t)info->n_seqs * m->n_kv_groups, l->pages_per_seq, &pages) &&
@@ -289,8 +290,8 @@ static void list_rows(kri_session_cuda_t *s, const kri_step_t *step, uint32_t in
     const kri_step_seq_t *q = &step->seqs[index];
     uint32_t *decode_rows = words_at(s, t->decode_rows);
     kri_cu_tile_t *tiles = (kri_cu_tile_t *)(void *)(s->host + t->tiles);
-    const bool in_tiles = q->n_rows >= ROWS_ALONE &&
-                          kri_cuda_has_tiles(s->weights->model.hp.head_dim);
+    const uint32_t tile_rows = kri_cuda_tile_rows(s->weights->model.hp.head_dim);
+    const bool in_tiles = q->n_rows >= ROWS_ALONE && tile_rows > 0;
     for (uint32_t r = 0; r < q->n_rows; r++) {
         const uint32_t row = q->row_begin + r;
         words_at(s, t->tokens)[row] = (uint32_t)step->tokens[row];
@@ -298,10 +299,10 @@ static void list_rows(kri_session_cuda_t *s, const kri_step_t *step, uint32_t in
         words_at(s, t->row_seq)[row] = index;
         if (!in_tiles) {
             decode_rows[s->ops.n_decode_rows++] = row;
-        } else if (r % KRI_CU_TILE == 0) {
+        } else if (r % tile_rows == 0) {
             const uint32_t left = q->n_rows - r;
             tiles[s->ops.n_tiles++] = (kri_cu_tile_t){
-                .seq = index, .row = row, .n_rows = left < KRI_CU_TILE ? left : KRI_CU_TILE};
+                .seq = index, .row = row, .n_rows = left < tile_rows ? left : tile_rows};
         }
     }
 }

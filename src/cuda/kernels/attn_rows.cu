@@ -42,7 +42,11 @@ KERNEL kri_rope_append(const kri_cu_append_t a) {
     rotate(a.rotate, x, is_q ? a.rotate.q_norm : is_v ? nullptr : a.rotate.k_norm, a.head_dim,
            is_v ? 0 : a.rotate.n_rot / 2, row, own);
     if (is_q) {
-        for (uint32_t i = lane; i < a.head_dim; i += 32) x[i] = own[i];
+        uint16_t *queries = a.queries + ((uint64_t)row * a.n_heads + head) * a.head_dim;
+        for (uint32_t i = lane; i < a.head_dim; i += 32) {
+            if (!a.queries || a.keeps_rows) x[i] = own[i];
+            if (a.queries) queries[i] = __half_as_ushort(__float2half_rn(own[i]));
+        }
         return;
     }
     const kri_cu_seq_t seq = a.step.seqs[a.step.row_seq[row]];

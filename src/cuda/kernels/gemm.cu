@@ -73,6 +73,10 @@ template <int BM, int BN, int WM, int WN> __device__ static void gemm(const kri_
                 if (row >= g.m || column >= g.n) continue;
                 float *c = g.c + row * g.ldc + column;
                 float sum = acc[i][j][e];
+                if (g.rounded) {
+                    g.rounded[row * g.ldc + column] = kri_to_bf16(sum);
+                    continue;
+                }
                 if (g.bias) sum += g.bias[column];
                 *c = g.accumulate ? *c + sum : sum;
             }

@@ -113,7 +113,14 @@ KERNEL kri_acts_norm(const kri_cu_acts_t a) {
 template <bool IS_GATED> __device__ static void acts_elements(const kri_cu_acts_t &a) {
     const uint32_t i = (blockIdx.x * 256 + threadIdx.x) * 4, row = blockIdx.y;
     float v[4] = {0, 0, 0, 0};
-    if (i < a.n) {
+    if (IS_GATED && a.rounded && i < a.n) {
+        const uint16_t *x = a.rounded + (uint64_t)row * a.n * 2 + i;
+        const uint2 g = *(const uint2 *)x, u = *(const uint2 *)(x + a.n);
+        v[0] = kri_gated(a.act, kri_bf16(g.x), kri_bf16(u.x));
+        v[1] = kri_gated(a.act, kri_bf16(g.x >> 16), kri_bf16(u.x >> 16));
+        v[2] = kri_gated(a.act, kri_bf16(g.y), kri_bf16(u.y));
+        v[3] = kri_gated(a.act, kri_bf16(g.y >> 16), kri_bf16(u.y >> 16));
+    } else if (i < a.n) {
         const float *x = a.x + (uint64_t)row * a.n * (IS_GATED ? 2 : 1) + i;
         const float4 g = *(const float4 *)x;
         v[0] = g.x, v[1] = g.y, v[2] = g.z, v[3] = g.w;

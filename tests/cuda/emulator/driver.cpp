@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cuda/driver.h"
+#include "emulated_hopper.h"
 #include "emulator.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default"))) int
@@ -141,6 +142,26 @@ EXPORT cuLaunchKernelEx(const kri_cuda_launch_t *config, void *function, void **
     recording->push_back({kernel, {config->grid[0], config->grid[1], config->grid[2]},
                           config->block[0], config->shared_bytes,
                           std::vector<uint8_t>(bytes, bytes + kernel->args_bytes)});
+    return 0;
+}
+EXPORT cuTensorMapEncodeTiled(void *map, int type, uint32_t n_dims, void *address,
+                              const uint64_t *dims, const uint64_t *strides, const uint32_t *box,
+                              const uint32_t *steps, int interleave, int swizzle, int, int fill) {
+    emu_map_t m = {(const uint8_t *)address, {}, {}};
+    if ((uintptr_t)map % 64 || (uintptr_t)address % 16 || type != KRI_CUDA_TENSOR_F16 ||
+        n_dims != 4 || interleave || swizzle != KRI_CUDA_TENSOR_SWIZZLE_128 || fill) {
+        return INVALID;
+    }
+    const uint32_t boxes[4] = {64, 16, 1, 1};
+    for (int i = 0; i < 4; i++) {
+        if (dims[i] == 0 || dims[i] > 1ull << 32 || box[i] != boxes[i] || steps[i] != 1) {
+            return INVALID;
+        }
+        if (i < 3 && (strides[i] % 16 || strides[i] >= 1ull << 40)) return INVALID;
+        m.dims[i] = dims[i];
+        if (i < 3) m.strides[i] = strides[i];
+    }
+    memcpy(map, &m, sizeof m);
     return 0;
 }
 EXPORT cuGetErrorName(int code, const char **name) {

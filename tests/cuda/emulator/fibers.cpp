@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "emulator.h"
+#include "fibers.h"
 
-#define THREADS_MAX 1024u
 #define STACK_BYTES (256u << 10)
 #define SHARED_MAX (256u << 10)
 
@@ -34,8 +34,8 @@ uint8_t *emu_shared;
 uint3 blockIdx, gridDim, blockDim;
 uint3 *emu_thread_index;
 
-static fiber_t fibers[THREADS_MAX];
-static warp_t warps[THREADS_MAX / 32];
+static fiber_t fibers[EMU_THREADS_MAX];
+static warp_t warps[EMU_THREADS_MAX / 32];
 static fiber_t *self;
 static void *scheduler;
 static uint32_t n_alive, n_waiting, block_turn;
@@ -49,7 +49,7 @@ __asm__(".text\n.globl emu_switch\nemu_switch:\n"
         "mov %rsp, (%rdi)\nmov %rsi, %rsp\n"
         "pop %r15\npop %r14\npop %r13\npop %r12\npop %rbx\npop %rbp\nret\n");
 
-static void yield() { emu_switch(&self->stack, scheduler); }
+void emu_yield() { emu_switch(&self->stack, scheduler); }
 
 static void block_arrives_if_all() {
     if (n_alive == 0 || n_waiting < n_alive) return;
@@ -62,14 +62,14 @@ static void fiber_main() {
     self->is_over = true;
     n_alive--;
     block_arrives_if_all(); /* threads that are over count as waiting */
-    for (;;) yield();
+    for (;;) emu_yield();
 }
 
 void __syncthreads() {
     const uint32_t turn = block_turn;
     n_waiting++;
     block_arrives_if_all();
-    while (turn == block_turn) yield();
+    while (turn == block_turn) emu_yield();
 }
 
 uint32_t emu_lane() { return self->index.x % 32; }
@@ -82,7 +82,7 @@ const uint32_t (*emu_meet(const uint32_t *words, int n))[6] {
         w->n_here = 0;
         w->turn++;
     }
-    while (turn == w->turn) yield();
+    while (turn == w->turn) emu_yield();
     return w->words[side];
 }
 
@@ -124,6 +124,7 @@ static void start_fiber(fiber_t *f, uint32_t i) {
 }
 
 static void run_block(uint32_t n_threads, uint32_t first_warp) {
+    emu_block_begins();
     n_alive = n_threads;
     n_waiting = 0;
     for (uint32_t i = 0; i < n_threads; i++) start_fiber(&fibers[i], i);
@@ -147,7 +148,8 @@ void emu_run(const emu_kernel_t *kernel, const unsigned grid[3], unsigned n_thre
         shared = (uint8_t *)aligned_alloc(128, SHARED_MAX);
         for (uint32_t i = 0; i < 65536; i++) halves[i] = kri_f16_to_f32((uint16_t)i);
     }
-    if (n_threads == 0 || n_threads > THREADS_MAX || n_threads % 32 || shared_bytes > SHARED_MAX) {
+    if (n_threads == 0 || n_threads > EMU_THREADS_MAX || n_threads % 32 ||
+        shared_bytes > SHARED_MAX) {
         fprintf(stderr, "emulator: %s with %u threads\n", kernel->name, n_threads);
         abort();
     }

@@ -1,9 +1,10 @@
 /* kernels.cpp: the kernels as C++, each file in a namespace of its own, and their table. */
 #include "emulator.h"
 
-#include "emulated.h"
+#include "emulated_hopper.h"
 
-#define KRI_CUDA_PRIMITIVES_CUH /* emulated.h has them */
+#define KRI_CUDA_PRIMITIVES_CUH /* emulated.h has them, */
+#define KRI_CUDA_HOPPER_CUH     /* emulated_hopper.h these */
 #include "cuda/kernels/common.cuh"
 /* Once for all: their guards know no namespaces. */
 #include "cuda/kernels/acts.cuh"
