@@ -165,7 +165,7 @@ static double round_ms(bench_t *b, bool attends) {
 }
 
 static double best_ms(bench_t *b, bool attends) {
-    double best = INFINITY;
+    double best = HUGE_VAL;
     for (int i = 0; i < N_ROUNDS; i++) best = fmin(best, round_ms(b, attends));
     return best;
 }

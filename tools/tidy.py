@@ -46,7 +46,7 @@ ARROWS = {
     "sample": NUMERIC | {"text"},
     "engine": NUMERIC | {"text", "cpu", "cuda", "model", "cache", "sample"},
     "api": LOW | {"engine", "model", "sample", "cpu"},  # nouns handed through unchanged
-    "bench": NUMERIC | {"cpu", "cache"},
+    "bench": NUMERIC | {"cpu", "cuda", "cache"},
     "app": LOW | {"bench"},
 }
 
