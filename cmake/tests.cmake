@@ -37,6 +37,7 @@ if(KR_TESTS)
   if(NOT KR_KERNELS_ONLY)
     kri_test(tests/cuda/test_ops.c kri_cuda kri_cpu)
     kri_test(tests/cuda/test_model.c kri_api)
+    kri_test(tests/cuda/test_faults.c kri_api ${CMAKE_DL_LIBS})
     # Simulation of scheduler and KV pool; `sim --seeds A:B` runs other seeds than the test.
     file(GLOB sources CONFIGURE_DEPENDS tests/engine/sim*.c)
     add_executable(sim ${sources})

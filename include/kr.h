@@ -474,12 +474,18 @@ typedef struct kr_session_info_s {
     uint32_t is_invariant;   /* 1: logits do not depend on the batch (see KR_INVARIANT_*) */
     uint32_t device;         /* KR_DEVICE_* */
     uint64_t kv_bytes;       /* KV pool */
-    uint64_t scratch_bytes;  /* activations and tables */
+    uint64_t scratch_bytes;  /* activations and tables; with a device of its memory */
     const char *isa;         /* level in use, of the device; static C string */
+    /* The rest of the device's memory that a model's first session takes; 0 without a device. */
+    uint64_t device_weight_bytes; /* the model's weights, shared by its sessions */
+    uint64_t device_kv_bytes; /* the KV pool, taken whole: kv_bytes for each kind of layer (with and
+                                 without a sliding window) */
+    uint64_t device_work_bytes; /* workspace of libraries, where the machine has them */
 } kr_session_info_t;
 KR_API void kr_session_info_init(kr_session_info_t *info);
 KR_API kr_status_t kr_session_info(kr_session_t session, kr_session_info_t *info);
-/* kr_session_plan: what kr_session_create would take, without taking it. */
+/* kr_session_plan: what kr_session_create would take, without taking it; with prefix_cache ON what
+ * kr_engine_add_model would (kv_bytes before its ledger's bound). No device is asked. */
 KR_API kr_status_t kr_session_plan(kr_model_t model, const kr_session_params_t *params,
                                    kr_session_info_t *info, kr_error_t *error);
 
@@ -674,7 +680,8 @@ KR_API kr_status_t kr_engine_remove_model(kr_engine_t engine, const char *name,
 /* kr_engine_resize_kv: changes a model's KV pool while requests run; cached pages go first, then
  * running requests are preempted and computed again later.
  * Errors KR_E_NOT_FOUND, KR_E_LIMIT (over the ledger, over n_seqs * n_ctx tokens and the size at
- *        creation, too small for one token or for a request that is running). */
+ *        creation, on a device over the latter; too small for one token or for a request that is
+ *        running). */
 KR_API kr_status_t kr_engine_resize_kv(kr_engine_t engine, const char *name, uint64_t kv_bytes,
                                        kr_error_t *error);
 
@@ -768,9 +775,9 @@ KR_API void kr_request_params_init(kr_request_params_t *params);
  *          (would need more pages than the whole pool, or alone more heap than all requests may
  *          hold, which is a quarter of the memory available at create, at least 256 MiB; param
  *          names the field), KR_E_BUSY (queue full, key_in_flight_max: kr_engine_stats tells when
- *          to retry),
- *          KR_E_SHUTTING_DOWN, KR_E_NOMEM, those of tokenizing and templates. A refused request
- *          gives no events.
+ *          to retry), KR_E_DEVICE_LOST (of the model; what ran has ended with that, and only a new
+ *          process can use the device), KR_E_SHUTTING_DOWN, KR_E_NOMEM, those of tokenizing and
+ *          templates. A refused request gives no events.
  * Threads  any; needs 2 MiB of stack. Since 0.1 */
 KR_API kr_status_t kr_engine_submit(kr_engine_t engine, const kr_request_params_t *params,
                                     kr_request_t *request, kr_error_t *error);

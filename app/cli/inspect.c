@@ -22,12 +22,20 @@ static int plan(const cli_options_t *options, const cli_engine_t *engine, ledger
     kr_session_params_t params;
     kr_error_t error;
     kr_error_init(&error);
-    cli_session_params(options, cli_u32(options, CLI_OPT_ctx), 0, &params);
+    cli_session_params(options, cli_u32(options, CLI_OPT_ctx), cli_u32(options, CLI_OPT_chunk),
+                       &params);
+    if (cli_given(options, CLI_OPT_inspect_parallel)) {
+        params.n_seqs = cli_u32(options, CLI_OPT_inspect_parallel);
+        params.prefix_cache = KR_PREFIX_CACHE_ON;
+    }
     kr_session_info_init(&ledger->plan);
     kr_status_t status = kr_session_plan(engine->model, &params, &ledger->plan, &error);
     if (status != KR_OK) return cli_report(CLI_PHASE_SETUP, status, &error);
-    ledger->total_bytes = engine->info.model_bytes + ledger->plan.kv_bytes +
-                          ledger->plan.scratch_bytes;
+    const kr_session_info_t *p = &ledger->plan;
+    ledger->total_bytes =
+        p->device == KR_DEVICE_CPU
+            ? engine->info.model_bytes + p->kv_bytes + p->scratch_bytes
+            : p->device_weight_bytes + p->device_kv_bytes + p->scratch_bytes + p->device_work_bytes;
     return 0;
 }
 
@@ -70,17 +78,27 @@ static void print_summary(const cli_engine_t *engine) {
                          info->has_chat_template != 0 ? "yes" : "none (base model: kr run --raw)");
 }
 
+static void print_bytes(const char *key, uint64_t n_bytes) {
+    (void)cli_out_printf("  %-42s %10.1f MB\n", key, megabytes(n_bytes));
+}
+
+static void print_kv(const kr_session_info_t *session, uint64_t n_bytes) {
+    (void)cli_out_printf("  %-42s %10.1f MB  (%u x %u tokens, %s)\n", "KV cache",
+                         megabytes(n_bytes), session->n_seqs, session->n_ctx,
+                         kr_dtype_name(session->kv_dtype));
+}
+
 static void print_ledger(const cli_engine_t *engine, const ledger_t *ledger) {
     const kr_session_info_t *session = &ledger->plan;
-    (void)cli_out_printf("\nMemory\n");
-    (void)cli_out_printf("  %-42s %10.1f MB\n", "model file", megabytes(engine->info.model_bytes));
-    (void)cli_out_printf("  %-42s %10.1f MB  (%u tokens, %s)\n", "KV cache",
-                         megabytes(session->kv_bytes), session->n_ctx,
-                         kr_dtype_name(session->kv_dtype));
-    (void)cli_out_printf("  %-42s %10.1f MB\n", "scratch", megabytes(session->scratch_bytes));
-    (void)cli_out_printf("  %-42s %10.1f MB\n", "total", megabytes(ledger->total_bytes));
-    (void)cli_out_printf("  %-42s %10.1f MB\n", "weights read per token",
-                         megabytes(engine->info.bytes_per_token));
+    const bool is_device = session->device != KR_DEVICE_CPU;
+    (void)cli_out_printf(is_device ? "\nMemory of the CUDA device\n" : "\nMemory\n");
+    if (is_device) print_bytes("weights", session->device_weight_bytes);
+    else print_bytes("model file", engine->info.model_bytes);
+    print_kv(session, is_device ? session->device_kv_bytes : session->kv_bytes);
+    print_bytes(is_device ? "activations, logits, tables" : "scratch", session->scratch_bytes);
+    if (is_device) print_bytes("workspace of cuBLASLt", session->device_work_bytes);
+    print_bytes("total", ledger->total_bytes);
+    print_bytes("weights read per token", engine->info.bytes_per_token);
 }
 
 static void print_details(const cli_engine_t *engine) {
@@ -139,8 +157,18 @@ static json_t *memory_json(const cli_engine_t *engine, const ledger_t *ledger) {
     json_object_set_new(object, "kv_bytes", json_integer((json_int_t)session->kv_bytes));
     json_object_set_new(object, "kv", json_string(kr_dtype_name(session->kv_dtype)));
     json_object_set_new(object, "n_ctx", json_integer(session->n_ctx));
+    json_object_set_new(object, "n_seqs", json_integer(session->n_seqs));
     json_object_set_new(object, "scratch_bytes",
                         json_integer((json_int_t)session->scratch_bytes));
+    if (session->device != KR_DEVICE_CPU) {
+        json_object_set_new(object, "device", json_string("cuda"));
+        json_object_set_new(object, "device_weight_bytes",
+                            json_integer((json_int_t)session->device_weight_bytes));
+        json_object_set_new(object, "device_kv_bytes",
+                            json_integer((json_int_t)session->device_kv_bytes));
+        json_object_set_new(object, "device_work_bytes",
+                            json_integer((json_int_t)session->device_work_bytes));
+    }
     json_object_set_new(object, "total_bytes", json_integer((json_int_t)ledger->total_bytes));
     json_object_set_new(object, "bytes_per_token",
                         json_integer((json_int_t)engine->info.bytes_per_token));

@@ -40,7 +40,7 @@ static struct {
     pthread_mutex_t mutex; /* guards what follows */
     pthread_cond_t wake;
     server_t *server;      /* while it serves */
-    bool wants_stop, wants_reload, is_ending;
+    bool wants_stop, wants_reload, is_ending, is_lost;
     uint32_t n_signals;    /* SIGTERM and SIGINT */
     uint32_t drain_s;
 
@@ -321,15 +321,25 @@ static void drain(server_t *server) {
                 n_exchanges(server));
 }
 
-static void life_drain(void) {
+static void end_soon(bool is_lost) {
     pthread_mutex_lock(&life.mutex);
     life.wants_stop = true;
+    life.is_lost |= is_lost;
     if (life.server != NULL) atomic_store(&life.server->is_draining, true);
     pthread_cond_broadcast(&life.wake);
     pthread_mutex_unlock(&life.mutex);
 }
 
-const server_control_t life_control = {.drain = life_drain, .reload = control_reload};
+static void life_drain(void) { end_soon(false); }
+
+static void life_lose(void) {
+    logger_line(life.logger, LOG_KIND_LIFE, KR_LOG_ERROR,
+                "the device was lost: ending with exit code %d, for a new start", CLI_EXIT_RESTART);
+    end_soon(true);
+}
+
+const server_control_t life_control = {.drain = life_drain, .lose = life_lose,
+                                       .reload = control_reload};
 
 int life_serve(server_t *server) {
     warn_about_keys(server);
@@ -353,6 +363,7 @@ int life_serve(server_t *server) {
     drain(server);
     pthread_mutex_lock(&life.mutex);
     life.server = NULL;
+    const int exit_code = life.is_lost ? CLI_EXIT_RESTART : CLI_EXIT_OK;
     pthread_mutex_unlock(&life.mutex);
-    return CLI_EXIT_OK;
+    return exit_code;
 }

@@ -2,7 +2,7 @@
  *
  * SIGTERM and the first SIGINT drain: readyz is false at once, nothing new is accepted, what runs
  * goes on for at most --drain-s, then ends with error events; exit 0. A second one ends the process
- * within a second with 143 or 130. SIGHUP reloads.
+ * within a second with 143 or 130. SIGHUP reloads. A device that is lost drains too; exit 75.
  * Signals are blocked in all threads and taken by one of life's own (sigwait): no handler runs. */
 #ifndef CLI_LIFE_H
 #define CLI_LIFE_H

@@ -93,13 +93,15 @@ static int sooner(int a_ms, int b_ms) {
 }
 
 static void take_events(pump_t *pump, uint32_t n_events) {
-    bool has_token = false;
+    bool has_token = false, is_lost = false;
     for (uint32_t i = 0; i < n_events; i++) {
         has_token = has_token || pump->events[i].type == KR_EVENT_TOKEN;
+        is_lost = is_lost || pump->events[i].status == KR_E_DEVICE_LOST;
         pump_user_t *user = pump->events[i].user;
         if (user != NULL) user->take(user, pump, &pump->events[i]);
     }
     if (has_token) atomic_store(&pump->server->token_ns, kri_clock_ns());
+    if (is_lost) server_lose_device(pump->server);
 }
 
 static void send_batch(pump_t *pump, uint64_t begin_ns) {

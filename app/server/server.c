@@ -77,9 +77,7 @@ kr_status_t server_add_model(server_t *server, const char *name, const char *pat
     kr_model_info_init(&row->info);
     KR_TRY(kr_model_info(model, &row->info));
     kr_session_info_init(&row->session);
-    kr_session_params_t planned = *params; /* the prefix cache is the engine's */
-    planned.prefix_cache = KR_PREFIX_CACHE_DEFAULT;
-    KR_TRY(kr_session_plan(model, &planned, &row->session, error));
+    KR_TRY(kr_session_plan(model, params, &row->session, error));
     KR_TRY(kr_engine_add_model(server->engine, name, model, params, error));
     kr_model_retain(model);
     row->model = model;
@@ -113,9 +111,17 @@ kr_status_t server_begin(server_t *server, kr_error_t *error) {
 }
 
 bool server_is_ready(const server_t *server) {
-    if (!atomic_load(&server->is_loaded) || atomic_load(&server->is_draining)) return false;
+    if (!atomic_load(&server->is_loaded) || atomic_load(&server->is_draining) ||
+        atomic_load(&server->is_lost)) {
+        return false;
+    }
     const uint64_t token_ns = atomic_load(&server->token_ns), now_ns = kri_clock_ns();
     return token_ns != 0 && (now_ns < token_ns || now_ns - token_ns <= PROBE_FRESH_MS * 1000000ull);
+}
+
+void server_lose_device(server_t *server) {
+    if (atomic_exchange(&server->is_lost, true) || server->control == NULL) return;
+    server->control->lose();
 }
 
 /* Clients have been cut; what still runs for them ends here. */

@@ -34,6 +34,8 @@ typedef struct probe_s probe_t;   /* probe.h; NULL in `kr batch` */
 typedef struct server_control_s {
     /* As SIGTERM. */
     void (*drain)(void);
+    /* The device was lost: as SIGTERM, but with an exit code that asks for a new start. */
+    void (*lose)(void);
     /* As SIGHUP; appends an object that says what has changed. On an error nothing has. */
     kr_status_t (*reload)(kri_buffer_t *out, kr_error_t *error);
 } server_control_t;
@@ -72,6 +74,7 @@ struct server_s {
     _Atomic bool log_prompts;
     _Atomic bool is_loaded;      /* all models can be asked */
     _Atomic bool is_draining;
+    _Atomic bool is_lost;        /* a model's device computes no more */
     _Atomic uint64_t token_ns;   /* monotonic: when a token was last produced; 0 = never */
 };
 
@@ -92,8 +95,11 @@ kr_status_t server_listen(server_t *server, http_params_t *params, kr_error_t *e
 kr_status_t server_begin(server_t *server, kr_error_t *error);
 /* Ends what is left and frees all but the logger. NULL: a no-op. */
 void server_destroy(server_t *server);
-/* P10: models are loaded, nothing drains, a token was produced within the last 30 s. */
+/* P10: models are loaded, nothing drains, no device was lost, a token was produced within the last
+ * 30 s. */
 bool server_is_ready(const server_t *server);
+/* A request ended because the device was lost. Any thread, any number of times. */
+void server_lose_device(server_t *server);
 
 /* ---- use ------------------------------------------------------------------------------------- */
 

@@ -8,14 +8,10 @@ void kr_session_params_init(kr_session_params_t *params) {
     if (params) kri_struct_init(params, sizeof(*params));
 }
 
-/* Only an engine publishes pages, so a session of its own would have an empty prefix cache. */
 static kr_status_t read_params(const kr_session_params_t *params, kr_session_params_t *p,
                                kr_error_t *error) {
     kr_session_params_init(p);
-    KR_TRY(kri_struct_read(p, sizeof(*p), params, "params", error));
-    if (p->prefix_cache != KR_PREFIX_CACHE_ON) return KR_OK;
-    return KRI_FAIL(error, KR_E_UNSUPPORTED, "prefix_cache",
-                    "only engines have a prefix cache: must be default or off");
+    return kri_struct_read(p, sizeof(*p), params, "params", error);
 }
 
 kr_status_t kr_session_create(kr_model_t model, const kr_session_params_t *params,
@@ -24,6 +20,11 @@ kr_status_t kr_session_create(kr_model_t model, const kr_session_params_t *param
     if (!model) return KRI_FAIL(error, KR_E_INVALID_ARG, "model", "model is NULL");
     if (!session) return KRI_FAIL(error, KR_E_INVALID_ARG, "session", "session is NULL");
     KR_TRY(read_params(params, &p, error));
+    /* Only an engine publishes pages: here it would stay empty. */
+    if (p.prefix_cache == KR_PREFIX_CACHE_ON) {
+        return KRI_FAIL(error, KR_E_UNSUPPORTED, "prefix_cache",
+                        "only engines have a prefix cache: must be default or off");
+    }
     return kri_session_create(model, &p, session, error);
 }
 

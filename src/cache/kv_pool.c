@@ -54,11 +54,23 @@ kr_status_t kri_kv_pool_bytes(const kri_kv_params_t *params, uint64_t *n_bytes) 
 }
 
 /* Pages of a group that there can ever be. Without a cache no page is held but by tables. */
-static uint64_t count_pages(const kri_kv_pool_t *pool, const kri_kv_params_t *p,
-                            size_t page_bytes) {
-    const uint64_t n_most = pool->bytes_reserved / page_bytes;
-    const uint64_t n_held = (uint64_t)pool->pages_per_seq * p->n_seqs;
+static uint64_t count_pages(const kri_kv_params_t *p, uint64_t bytes_reserved, size_t page_bytes) {
+    const uint64_t n_most = bytes_reserved / page_bytes;
+    const uint64_t n_held = (uint64_t)kri_ceil_div(p->n_ctx, KRI_PAGE_TOKENS) * p->n_seqs;
     return p->prefix_cache || n_most < n_held ? n_most : n_held;
+}
+
+kr_status_t kri_kv_pool_device_bytes(const kri_kv_params_t *params, uint64_t *n_bytes) {
+    size_t page_bytes[KRI_KV_GROUPS_MAX];
+    uint64_t full = 0, sum = 0;
+    KR_TRY(measure(params, page_bytes, &full));
+    const uint64_t reserved = params->bytes_max ? params->bytes_max : full;
+    for (uint32_t g = 0; g < params->n_groups; g++) {
+        const uint64_t group = count_pages(params, reserved, page_bytes[g]) * page_bytes[g];
+        if (!kri_add_u64(sum, group, &sum)) return KR_E_LIMIT;
+    }
+    *n_bytes = sum;
+    return KR_OK;
 }
 
 static void *host_alloc(void *ctx, size_t n_bytes) {
@@ -84,7 +96,7 @@ static kr_status_t create_group(kri_kv_pool_t *pool, const kri_kv_params_t *p, u
                                 size_t page_bytes) {
     const kri_kv_shape_t *s = &p->groups[g];
     kri_kv_pages_t *group = &pool->groups[g];
-    const uint64_t n_pages = count_pages(pool, p, page_bytes);
+    const uint64_t n_pages = count_pages(p, pool->bytes_reserved, page_bytes);
     size_t pool_bytes = 0, record_bytes = 0;
     if (n_pages >= KRI_PAGE_NONE || n_pages == 0) return KR_E_LIMIT;
     if (!kri_mul_size((size_t)n_pages, page_bytes, &pool_bytes) ||
@@ -132,7 +144,8 @@ kr_status_t kri_kv_pool_create(const kri_kv_params_t *params, kri_kv_pool_t **ou
     pool->pages_per_seq = (uint32_t)kri_ceil_div(params->n_ctx, KRI_PAGE_TOKENS);
     pool->bytes_full = full;
     pool->bytes_max = params->bytes_max ? params->bytes_max : full;
-    pool->bytes_reserved = pool->bytes_max > full ? pool->bytes_max : full;
+    /* Address space is free, a device's memory is not: there it is what was asked for. */
+    pool->bytes_reserved = pool->is_host && full > pool->bytes_max ? full : pool->bytes_max;
     pool->seqs = kri_calloc(params->n_seqs, sizeof(*pool->seqs), "kv pool");
     if (!pool->seqs) {
         status = KR_E_NOMEM;
@@ -348,7 +361,10 @@ uint64_t kri_kv_pool_available(const kri_kv_pool_t *pool) {
 }
 
 kr_status_t kri_kv_pool_resize(kri_kv_pool_t *pool, uint64_t bytes_max) {
-    if (bytes_max == 0) bytes_max = pool->bytes_full;
+    if (bytes_max == 0) {
+        bytes_max = pool->bytes_full < pool->bytes_reserved ? pool->bytes_full
+                                                            : pool->bytes_reserved;
+    }
     if (bytes_max > pool->bytes_reserved) return KR_E_LIMIT;
     if (bytes_max < pool->bytes_used) return KR_E_BUSY;
     pool->bytes_max = bytes_max;

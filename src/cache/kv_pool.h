@@ -49,6 +49,9 @@ typedef struct kri_kv_params_s {
 /* Bytes of a pool in which every sequence can hold n_ctx tokens (or bytes_max, where given);
  * KR_E_LIMIT on overflow. */
 kr_status_t kri_kv_pool_bytes(const kri_kv_params_t *params, uint64_t *n_bytes);
+/* What a pool with memory of a device takes there: for each group with a window of its own as many
+ * pages as fit into those bytes. Errors the same. */
+kr_status_t kri_kv_pool_device_bytes(const kri_kv_params_t *params, uint64_t *n_bytes);
 /* KR_E_INVALID_ARG (a count of 0, too many groups), KR_E_UNSUPPORTED (dtype), KR_E_LIMIT,
  * KR_E_NOMEM. */
 kr_status_t kri_kv_pool_create(const kri_kv_params_t *params, kri_kv_pool_t **pool);
@@ -116,8 +119,8 @@ uint64_t kri_kv_pool_need(const kri_kv_pool_t *pool, uint32_t n_cached, uint32_t
 /* Bytes that reserve could still hand out: free and evictable. */
 uint64_t kri_kv_pool_available(const kri_kv_pool_t *pool);
 /* Changes bytes_max (0 as at create); evicts cached pages for it. KR_E_LIMIT over the size that
- * create reserved (max of bytes_max and a full pool), KR_E_BUSY while sequences hold more. Memory
- * above the new limit goes back to the system. */
+ * create reserved (a full pool; bytes_max where that is more or the memory a device's), KR_E_BUSY
+ * while sequences hold more. Memory above the new limit goes back to the system. */
 kr_status_t kri_kv_pool_resize(kri_kv_pool_t *pool, uint64_t bytes_max);
 /* Checks every invariant (reference counts against tables and cache, ledger, lists); for tests.
  * False: broken. Slow. */

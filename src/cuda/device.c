@@ -168,10 +168,12 @@ kr_status_t kri_cuda_alloc(kri_cuda_t *c, const char *what, size_t n_bytes, void
     int code = c->driver.context_set(c->context);
     if (code == KRI_CUDA_SUCCESS) code = c->driver.memory_alloc(&address, n_bytes ? n_bytes : 1);
     if (code == KRI_CUDA_OUT_OF_MEMORY) {
+        size_t free_bytes = 0, total = 0;
         KR_TRY(kri_cuda_check_memory(c, what, n_bytes, error));
+        (void)c->driver.memory_info(&free_bytes, &total);
         return KRI_FAIL(error, KR_E_DEVICE_NOMEM, "device",
-                        "%s: %.1f MB of device memory in one piece are not free", what,
-                        megabytes(n_bytes));
+                        "%s: %.1f MB of device memory are needed in one piece, %.1f MB are free, "
+                        "not in one", what, megabytes(n_bytes), megabytes(free_bytes));
     }
     if (code != KRI_CUDA_SUCCESS) return fail(c, code, "give memory", error);
     __atomic_fetch_add(&c->bytes_used, n_bytes, __ATOMIC_RELAXED);
@@ -287,10 +289,13 @@ kr_status_t kri_cuda_wait(kri_cuda_stream_t *stream, kr_error_t *error) {
     if (stream->error == KRI_CUDA_SUCCESS) {
         keep_error(stream, c->driver.stream_wait(stream->handle));
     }
-    if (stream->error == KRI_CUDA_SUCCESS) return KR_OK;
-    if (stream->error != KRI_CUDA_OUT_OF_MEMORY) {
-        __atomic_store_n(&c->lost, stream->error, __ATOMIC_RELAXED);
+    const int code = stream->error;
+    if (code == KRI_CUDA_SUCCESS) return KR_OK;
+    if (code == KRI_CUDA_OUT_OF_MEMORY) { /* of this step only: the context is whole */
+        stream->error = c->driver.stream_wait(stream->handle);
+        if (stream->error == KRI_CUDA_SUCCESS) return fail(c, code, "compute", error);
     }
+    __atomic_store_n(&c->lost, stream->error, __ATOMIC_RELAXED);
     return fail(c, stream->error, "compute", error);
 }
 
@@ -309,7 +314,9 @@ void kri_cuda_record_end(kri_cuda_stream_t *stream, void **graph) {
     keep_error(stream, driver->capture_end(stream->handle, &recorded));
     if (!recorded) return;
     if (stream->error == KRI_CUDA_SUCCESS) {
-        keep_error(stream, driver->graph_instantiate(graph, recorded, 0));
+        const int code = driver->graph_instantiate(graph, recorded, 0);
+        if (code == KRI_CUDA_OUT_OF_MEMORY) *graph = NULL; /* it can do without */
+        else keep_error(stream, code);
     }
     (void)driver->graph_destroy(recorded);
 }

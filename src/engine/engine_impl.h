@@ -139,6 +139,7 @@ struct kri_engine_model_s {
     kr_session_info_t info;     /* [const] */
     uint64_t order;             /* [mutex] the least of all ready ones is the default */
     bool is_ready;              /* [mutex] */
+    bool is_lost;               /* [mutex] its device computes no more */
     uint64_t kv_bytes;          /* [mutex] its part of the ledger */
 
     struct kr_session_s *session; /* [step] once ready; the pool's shape is [const] */

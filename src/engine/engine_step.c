@@ -7,6 +7,7 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "base/log.h"
 #include "engine/engine_impl.h"
 
 /* ---- one row, on any thread ----------------------------------------------------------------- */
@@ -182,6 +183,17 @@ static bool is_argmax(const kri_engine_model_t *em, const kri_plan_t *plan) {
     return plan->step.n_out_rows > 0;
 }
 
+/* Nothing of the model can be computed any more: what waits need not wait for its turn. */
+static void lose(kri_engine_model_t *em, const kr_error_t *error) {
+    kri_mutex_lock(&em->engine->mutex);
+    em->is_lost = true;
+    kri_mutex_unlock(&em->engine->mutex);
+    kri_log(KR_LOG_ERROR, "model %s: %s", em->name, error->message);
+    while (em->requests) {
+        kri_request_end(em->requests, KR_E_DEVICE_LOST, error->message, false);
+    }
+}
+
 /* The step did not run to its end: somebody stopped it, and who did ends its requests; or it failed
  * as a whole, then they end here, or it would fail for ever. */
 static void give_up(kri_engine_model_t *em, const kri_plan_t *plan, kr_status_t status,
@@ -194,6 +206,7 @@ static void give_up(kri_engine_model_t *em, const kri_plan_t *plan, kr_status_t 
     }
     kri_sched_abort(em->sched, plan);
     for (uint32_t i = 0; i < n; i++) kri_request_end(doomed[i], status, error->message, false);
+    if (status == KR_E_DEVICE_LOST) lose(em, error);
 }
 
 static void count_step(const kri_engine_model_t *em, const kri_plan_t *plan, uint64_t ns) {

@@ -268,6 +268,9 @@ static kr_status_t check_places(kr_engine_t e, const kri_engine_model_t *em, uin
                                 uint32_t n_choices, uint64_t bytes, kr_error_t *error) {
     if (e->is_draining) return refuse_draining(error);
     if (!em->is_ready) return KRI_FAIL(error, KR_E_NOT_FOUND, "model", "the model was removed");
+    if (em->is_lost) {
+        return KRI_FAIL(error, KR_E_DEVICE_LOST, "model", "the model's device was lost");
+    }
     if (key != 0 && kri_keys_count(&e->keys, key) >= e->params.key_in_flight_max) {
         return KRI_FAIL(error, KR_E_BUSY, "key", "the key has %u requests in flight already",
                         e->params.key_in_flight_max);

@@ -160,7 +160,8 @@ static kr_status_t plan(const struct kr_model_s *model, const kr_session_params_
         return KRI_FAIL(error, KR_E_LIMIT, "n_ctx", "session of %u x %u tokens is too large",
                         info->n_seqs, info->n_ctx);
     }
-    return KR_OK;
+    if (info->device == KR_DEVICE_CPU) return KR_OK;
+    return kri_kv_pool_device_bytes(&kv, &info->device_kv_bytes);
 }
 
 kr_status_t kri_session_plan(const struct kr_model_s *model, const kr_session_params_t *params,
@@ -219,6 +220,13 @@ kr_status_t kri_session_create(struct kr_model_s *model, const kr_session_params
         s->info.isa = kri_session_cuda_level(s->cuda);
     }
     status = s->scratch ? kri_kv_pool_create(&kv, &s->kv) : KR_E_NOMEM;
+    if (status == KR_E_NOMEM && s->cuda) {
+        const kr_status_t why = kri_session_cuda_kv_status(s->cuda, error);
+        if (why != KR_OK) {
+            status = why;
+            goto done;
+        }
+    }
     if (status != KR_OK) {
         KRI_FAIL(error, status, "n_ctx", "no memory for %llu bytes of KV and %zu of scratch",
                  (unsigned long long)s->info.kv_bytes, layout.total);

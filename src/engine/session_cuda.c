@@ -53,6 +53,8 @@ struct kri_session_cuda_s {
     uint8_t *scratch, *tables;   /* device */
     uint8_t *host;               /* pinned: tables, then logits */
     float *logits, *host_logits; /* [logit_rows, n_vocab] */
+    kr_status_t kv_status;       /* of the KV pool's last request for memory */
+    kr_error_t kv_error;
     graph_t graphs[N_GRAPHS];
     uint32_t n_graphs, next_graph;
 };
@@ -131,6 +133,8 @@ kr_status_t kri_session_cuda_plan(const struct kr_model_s *model,
     if (params->invariant == KR_INVARIANT_ON) return refuse(error, "invariant", "invariant on");
     if (params->isa) return refuse(error, "isa", "an instruction set of the CPU");
     KR_TRY(kri_cuda_weights_bytes(model, &n_bytes, error));
+    info->device_weight_bytes = n_bytes;
+    info->device_work_bytes = KRI_CUDA_LT_BYTES;
     if (!make_layout(model, info, &layout)) {
         return KRI_FAIL(error, KR_E_LIMIT, "n_ctx", "session of %u x %u tokens is too large",
                         info->n_seqs, info->n_ctx);
@@ -146,7 +150,14 @@ kr_status_t kri_session_cuda_plan(const struct kr_model_s *model,
 static void *kv_alloc(void *ctx, size_t n_bytes) {
     kri_session_cuda_t *s = ctx;
     void *ptr = NULL;
-    return kri_cuda_alloc(s->cuda, "keys and values", n_bytes, &ptr, NULL) == KR_OK ? ptr : NULL;
+    kr_error_init(&s->kv_error);
+    s->kv_status = kri_cuda_alloc(s->cuda, "keys and values", n_bytes, &ptr, &s->kv_error);
+    return s->kv_status == KR_OK ? ptr : NULL;
+}
+
+kr_status_t kri_session_cuda_kv_status(const kri_session_cuda_t *s, kr_error_t *error) {
+    if (s->kv_status == KR_OK) return KR_OK;
+    return KRI_FAIL(error, s->kv_status, s->kv_error.param, "%s", s->kv_error.message);
 }
 
 static void kv_free(void *ctx, void *ptr, size_t n_bytes) {
@@ -201,12 +212,10 @@ static void bind_scratch(kri_session_cuda_t *s) {
 /* Everything the session will take, before any of it is taken. */
 static kr_status_t check_memory(kri_session_cuda_t *s, struct kr_model_s *model,
                                 const kr_session_info_t *info, kr_error_t *error) {
-    uint64_t n_bytes = 0;
-    KR_TRY(kri_cuda_weights_bytes(model, &n_bytes, error));
-    if (kri_cuda_weights_are_loaded(model)) n_bytes = 0;
+    const uint64_t weights = kri_cuda_weights_are_loaded(model) ? 0 : info->device_weight_bytes;
     return kri_cuda_check_memory(s->cuda, "weights, keys and values, activations",
-                                 n_bytes + info->kv_bytes + s->layout.total + KRI_CUDA_LT_BYTES,
-                                 error);
+                                 weights + info->device_kv_bytes + info->scratch_bytes +
+                                     info->device_work_bytes, error);
 }
 
 static kr_status_t open_on(kri_session_cuda_t *s, struct kr_model_s *model,
@@ -424,7 +433,8 @@ static kr_status_t run_decode(kri_session_cuda_t *s, const tables_t *t) {
         (void)forward(s, t); /* the stream keeps what went wrong */
         kri_cuda_record_end(&s->stream, &g->exec);
     }
-    if (g->exec) kri_cuda_replay(&s->stream, g->exec);
+    if (!g->exec) return forward(s, t); /* no memory for it, or an error that is kept */
+    kri_cuda_replay(&s->stream, g->exec);
     return KR_OK;
 }
 

@@ -10,7 +10,8 @@
 typedef struct kri_session_cuda_s kri_session_cuda_t;
 
 /* For params already checked and completed for any device: refuses by name what is not built there,
- * and fills info->scratch_bytes, isa, is_invariant. No device is asked. */
+ * and fills info->scratch_bytes, isa, is_invariant, device_weight_bytes, device_work_bytes. No
+ * device is asked. */
 kr_status_t kri_session_cuda_plan(const struct kr_model_s *model,
                                   const kr_session_params_t *params, kr_session_info_t *info,
                                   kr_error_t *error);
@@ -18,6 +19,8 @@ kr_status_t kri_session_cuda_plan(const struct kr_model_s *model,
 kr_status_t kri_session_cuda_create(struct kr_model_s *model, const kr_session_info_t *info,
                                     kri_pool_t *pool, kri_session_cuda_t **session,
                                     kri_kv_memory_t *memory, kr_error_t *error);
+/* Why the KV pool got no memory: KR_E_DEVICE_NOMEM, KR_E_DEVICE_LOST; KR_OK: it did. */
+kr_status_t kri_session_cuda_kv_status(const kri_session_cuda_t *session, kr_error_t *error);
 /* "sm_90", or "sm_90+cublaslt" where that library is found; static. */
 const char *kri_session_cuda_level(const kri_session_cuda_t *session);
 void kri_session_cuda_destroy(kri_session_cuda_t *session);

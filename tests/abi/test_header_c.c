@@ -57,7 +57,7 @@ TEST(abi_layouts_are_fixed) {
         SIZE(kr_session_params_t, 64), FIELD(kr_session_params_t, isa, 32),
         FIELD(kr_session_params_t, telemetry, 40), FIELD(kr_session_params_t, kv_bytes_max, 48),
         FIELD(kr_session_params_t, prefix_cache, 56),
-        SIZE(kr_session_info_t, 56), FIELD(kr_session_info_t, kv_bytes, 32),
+        SIZE(kr_session_info_t, 80), FIELD(kr_session_info_t, kv_bytes, 32),
         FIELD(kr_session_info_t, isa, 48),
         SIZE(kr_batch_seq_t, 8),
         SIZE(kr_batch_t, 88), FIELD(kr_batch_t, tokens, 8), FIELD(kr_batch_t, out_rows, 32),

@@ -73,6 +73,45 @@ class Device(TinyTest):
         self.assertEqual(code, 0, err)
         self.assertEqual(json.loads(target.read_text())["response"]["status_code"], 200)
 
+    def test_a_lost_device_fails_requests_and_asks_for_a_new_start(self):
+        if not EMULATED.exists():
+            return
+        fault = self.scratch / "fault"
+        server = Server(self.model, "--device", "cuda", "--no-cache",
+                        env=environment(LD_LIBRARY_PATH=EMULATED, KR_EMULATED_LOST=fault))
+        try:
+            self.assertEqual(server.post("/v1/completions", COMPLETION).status, 200)
+            fault.write_bytes(b"")
+            answer = server.post("/v1/completions", COMPLETION)
+            self.assertEqual((answer.status, answer.error()["code"]), (503, "device_lost"),
+                             answer.text)
+            try:
+                self.assertEqual(server.call("GET", "/readyz").status, 503)
+            except OSError:
+                pass  # it does not listen any more
+            self.assertEqual(server.process.wait(WAIT_S), 75)
+            server.reader.join(WAIT_S)
+            self.assertRegex(server.said(), "model tiny: .*CUDA_ERROR_ILLEGAL_ADDRESS")
+            self.assertRegex(server.said(), "the device was lost.*exit code 75")
+        finally:
+            server.kill()
+
+    def test_inspect_says_what_the_device_would_hold(self):
+        for words in ((), ("--parallel", 8, "-c", 64), ("--chunk", 32)):
+            done = subprocess.run([str(word) for word in (KR, "inspect", self.model, "--no-cache",
+                                                          "--device", "cuda", "--json", *words)],
+                                  env=environment(), capture_output=True, check=True)
+            memory = json.loads(done.stdout)["memory"]
+            self.assertEqual(memory["device"], "cuda")
+            parts = [memory[f"{part}_bytes"] for part in ("device_weight", "device_kv", "scratch",
+                                                          "device_work")]
+            self.assertTrue(all(part > 0 for part in parts), memory)
+            self.assertEqual(memory["total_bytes"], sum(parts))
+            self.assertEqual(memory["n_seqs"], 8 if "--parallel" in words else 1)
+        text = subprocess.run([KR, "inspect", self.model, "--no-cache", "--device", "cuda"],
+                              env=environment(), capture_output=True, check=True).stdout.decode()
+        self.assertIn("Memory of the CUDA device", text)
+
 
 if __name__ == "__main__":
     unittest.main()

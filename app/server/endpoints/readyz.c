@@ -8,6 +8,8 @@ void endpoint_readyz(call_t *call) {
     const server_t *server = call_server(call);
     if (server_is_ready(server)) {
         call_reply(call, 200, "application/json", body, sizeof body - 1);
+    } else if (atomic_load(&server->is_lost)) {
+        call_fail(call, "device_lost", NULL, "the device was lost");
     } else if (atomic_load(&server->is_draining)) {
         call_fail(call, "shutting_down", NULL, "the server is shutting down");
     } else if (!atomic_load(&server->is_loaded)) {

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 #include <unordered_map>
 #include <vector>
 
@@ -16,6 +17,7 @@
 #define FILLED_MAX ((size_t)64 << 20)
 #define INVALID 1
 #define NOT_FOUND 500
+#define ILLEGAL_ADDRESS 700
 
 struct launch_t {
     const emu_kernel_t *kernel;
@@ -30,6 +32,34 @@ static size_t used_bytes;
 static graph_t *recording;
 static int something;
 
+/* ---- faults ----------------------------------------------------------------------------------
+ * What a test asks for, found by dlsym; a program's test names a file in KR_EMULATED_LOST, whose
+ * being there is a fault at the next launch. As with a driver, a kernel's error is told by the
+ * calls after it, by all of them until the context is gone. */
+
+static size_t memory_bytes = MEMORY_BYTES, used_most;
+static long launches_left = -1, allocs_left = -1, instantiates_to_fail;
+static int lost;
+
+EXPORT emu_fail_launch(long n_before) { return launches_left = n_before, 0; } /* -1: none */
+EXPORT emu_fail_alloc(long n_before) { return allocs_left = n_before, 0; }
+EXPORT emu_fail_instantiate(long n) { return instantiates_to_fail = n, 0; }
+EXPORT emu_memory(size_t n_bytes) { return memory_bytes = n_bytes, 0; } /* of the device */
+EXPORT emu_used_most(size_t *n_bytes) { return *n_bytes = used_most, used_most = used_bytes, 0; }
+
+static bool launch_fails() {
+    const char *file = getenv("KR_EMULATED_LOST");
+    if (file && access(file, F_OK) == 0) launches_left = 0;
+    if (launches_left < 0 || launches_left-- > 0) return false;
+    lost = ILLEGAL_ADDRESS;
+    return true;
+}
+
+#define ALIVE                                                                                    \
+    if (lost) return lost
+
+/* ---- the driver ------------------------------------------------------------------------------ */
+
 EXPORT cuInit(unsigned) { return 0; }
 EXPORT cuDeviceGetCount(int *count) { return *count = 1, 0; }
 EXPORT cuDeviceGet(int *device, int) { return *device = 0, 0; }
@@ -38,15 +68,18 @@ EXPORT cuDeviceGetAttribute(int *value, int attribute, int) {
     return 0;
 }
 EXPORT cuDevicePrimaryCtxRetain(void **context, int) { return *context = &something, 0; }
-EXPORT cuDevicePrimaryCtxRelease_v2(int) { return 0; }
+EXPORT cuDevicePrimaryCtxRelease_v2(int) { return lost = 0, launches_left = -1, 0; }
 EXPORT cuCtxSetCurrent(void *) { return 0; }
 EXPORT cuMemGetInfo_v2(size_t *free_bytes, size_t *total) {
-    *free_bytes = MEMORY_BYTES - used_bytes;
-    *total = MEMORY_BYTES;
+    ALIVE;
+    *free_bytes = memory_bytes > used_bytes ? memory_bytes - used_bytes : 0;
+    *total = memory_bytes;
     return 0;
 }
 EXPORT cuMemAlloc_v2(uint64_t *address, size_t n_bytes) {
-    if (n_bytes > MEMORY_BYTES - used_bytes) return KRI_CUDA_OUT_OF_MEMORY;
+    ALIVE;
+    if (allocs_left >= 0 && allocs_left-- == 0) return KRI_CUDA_OUT_OF_MEMORY;
+    if (used_bytes + n_bytes > memory_bytes) return KRI_CUDA_OUT_OF_MEMORY;
     void *p = mmap(NULL, n_bytes, PROT_READ | PROT_WRITE,
                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED) return KRI_CUDA_OUT_OF_MEMORY;
@@ -54,6 +87,7 @@ EXPORT cuMemAlloc_v2(uint64_t *address, size_t n_bytes) {
     *address = (uint64_t)(uintptr_t)p;
     blocks[*address] = n_bytes;
     used_bytes += n_bytes;
+    if (used_bytes > used_most) used_most = used_bytes;
     return 0;
 }
 EXPORT cuMemFree_v2(uint64_t address) {
@@ -69,29 +103,37 @@ EXPORT cuMemHostAlloc(void **address, size_t n_bytes, unsigned) {
 }
 EXPORT cuMemFreeHost(void *address) { return free(address), 0; }
 EXPORT cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t n_bytes, void *) {
+    ALIVE;
     if (recording) return INVALID;
     memcpy((void *)(uintptr_t)to, from, n_bytes);
     return 0;
 }
 EXPORT cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t n_bytes, void *) {
+    ALIVE;
     if (recording) return INVALID;
     memcpy(to, (const void *)(uintptr_t)from, n_bytes);
     return 0;
 }
 EXPORT cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t n_bytes, void *) {
+    ALIVE;
     if (recording) return INVALID;
     memmove((void *)(uintptr_t)to, (const void *)(uintptr_t)from, n_bytes);
     return 0;
 }
 EXPORT cuMemsetD8Async(uint64_t to, unsigned char value, size_t n, void *) {
+    ALIVE;
     if (recording) return INVALID;
     memset((void *)(uintptr_t)to, value, n);
     return 0;
 }
 EXPORT cuStreamCreate(void **stream, unsigned) { return *stream = &something, 0; }
 EXPORT cuStreamDestroy_v2(void *) { return 0; }
-EXPORT cuStreamSynchronize(void *) { return recording ? INVALID : 0; }
+EXPORT cuStreamSynchronize(void *) {
+    ALIVE;
+    return recording ? INVALID : 0;
+}
 EXPORT cuStreamBeginCapture_v2(void *, int) {
+    ALIVE;
     if (recording) return INVALID;
     recording = new graph_t;
     return 0;
@@ -103,12 +145,16 @@ EXPORT cuStreamEndCapture(void *, void **graph) {
     return 0;
 }
 EXPORT cuGraphInstantiateWithFlags(void **exec, void *graph, unsigned long long) {
+    if (instantiates_to_fail > 0) return instantiates_to_fail--, KRI_CUDA_OUT_OF_MEMORY;
     *exec = new graph_t(*(graph_t *)graph);
     return 0;
 }
 EXPORT cuGraphLaunch(void *exec, void *) {
-    for (const launch_t &l : *(graph_t *)exec)
+    ALIVE;
+    for (const launch_t &l : *(graph_t *)exec) {
+        if (launch_fails()) break;
         emu_run(l.kernel, l.grid, l.n_threads, l.shared_bytes, l.args.data());
+    }
     return 0;
 }
 EXPORT cuGraphExecDestroy(void *exec) { return delete (graph_t *)exec, 0; }
@@ -127,6 +173,7 @@ EXPORT cuFuncSetAttribute(void *function, int, int value) {
     return value <= 232448 ? 0 : INVALID;
 }
 EXPORT cuLaunchKernelEx(const kri_cuda_launch_t *config, void *function, void **args, void **) {
+    ALIVE;
     const emu_kernel_t *kernel = (const emu_kernel_t *)function;
     const unsigned most = shared_most.count(function) ? shared_most[function] : 49152;
     if (config->grid[0] == 0 || config->grid[1] == 0 || config->grid[1] > 65535 ||
@@ -135,6 +182,7 @@ EXPORT cuLaunchKernelEx(const kri_cuda_launch_t *config, void *function, void **
         return INVALID;
     }
     if (!recording) {
+        if (launch_fails()) return 0;
         emu_run(kernel, config->grid, config->block[0], config->shared_bytes, args[0]);
         return 0;
     }
@@ -165,6 +213,8 @@ EXPORT cuTensorMapEncodeTiled(void *map, int type, uint32_t n_dims, void *addres
     return 0;
 }
 EXPORT cuGetErrorName(int code, const char **name) {
-    *name = code == KRI_CUDA_OUT_OF_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY" : "CUDA_ERROR_EMULATED";
+    *name = code == KRI_CUDA_OUT_OF_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY"
+            : code == ILLEGAL_ADDRESS      ? "CUDA_ERROR_ILLEGAL_ADDRESS"
+                                           : "CUDA_ERROR_EMULATED";
     return 0;
 }
