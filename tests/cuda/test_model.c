@@ -487,9 +487,12 @@ TEST(session_is_refused_by_name_where_there_is_no_device) {
     kr_model_close(model);
 }
 
-TEST(session_too_large_for_the_device_says_what_is_needed_on_cuda) {
+/* A session without a cache takes no more than its sequences can hold; an engine's cache can fill
+ * all that it is given. */
+TEST(engine_too_large_for_the_device_says_what_is_needed_on_cuda) {
     NEED_CUDA();
     kr_session_params_t params;
+    kr_engine_params_t engine_params;
     kr_session_t session = NULL;
     kr_error_t error;
     const tiny_config_t config = tiny_config("wide");
@@ -498,10 +501,12 @@ TEST(session_too_large_for_the_device_says_what_is_needed_on_cuda) {
     kr_session_params_init(&params);
     params.device = KR_DEVICE_CUDA;
     params.kv_bytes_max = UINT64_C(1) << 42;
-    assert_status(kr_session_create(model, &params, &session, &error), KR_E_DEVICE_NOMEM);
+    kr_engine_params_init(&engine_params);
+    engine_params.kv_bytes_max = params.kv_bytes_max;
+    kr_engine_t engine = make_engine(NULL, &engine_params);
+    assert_status(kr_engine_add_model(engine, "tiny", model, &params, &error), KR_E_DEVICE_NOMEM);
     assert_non_null(strstr(error.message, "MB of device memory are needed"));
-    assert_null(session);
-    params.kv_bytes_max = 0;
+    kr_engine_destroy(engine);
     assert_status(kr_session_create(model, &params, &session, &error), KR_OK);
     kr_session_destroy(session);
     kr_model_close(model);
