@@ -12,6 +12,7 @@
 #define KRI_CU_TOKENS 8u     /* most rows of a matvec */
 #define KRI_CU_ROW_WARPS 8u  /* of a block of row_*.cu */
 #define KRI_CU_PREFILL_DIM 256u /* largest head of attention in tiles */
+#define KRI_CU_NORM_ITEMS 16u /* of a row that a thread keeps */
 #define KRI_CU_SPLITS 1024u  /* most parts of a context */
 #define KRI_CU_HEADS 4u      /* query heads of one KV head that a decode block takes at most */
 

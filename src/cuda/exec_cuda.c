@@ -46,9 +46,10 @@ static void embed(const kri_exec_t *exec, const kri_tensor_t *table, float scale
                     (kri_cuda_grid_t){.x = exec->step->n_rows, .n_threads = 256}, &args);
 }
 
+/* Of a row in a thread's registers where it fits: KRI_CU_NORM_ITEMS. */
 static uint32_t row_threads(uint32_t n) {
-    const uint32_t most = ceil32(n, 128) * 32; /* four items each */
-    return most < 1024 ? most : 1024;
+    const uint32_t wanted = ceil32(n, 32 * KRI_CU_NORM_ITEMS) * 32, least = n < 512 ? 32 : 128;
+    return wanted > 1024 ? 1024 : wanted > least ? wanted : least;
 }
 
 static void acts_norm(const kri_exec_t *exec, const kri_cu_acts_t *args, uint32_t n_rows) {
@@ -335,45 +336,28 @@ static void gemm(const kri_exec_t *exec, const kri_cu_gemm_t *args) {
     }
 }
 
-/* Whether the part after this one continues its matrix and its output. */
-static bool is_continued(const kri_weight_part_t *part, uint32_t n_in) {
-    const size_t n_bytes = (size_t)part->n_out * n_in * sizeof(uint16_t);
-    return part[1].dtype == part->dtype && !part->bias && !part[1].bias &&
-           part[1].packed == part->packed + n_bytes &&
-           part[1].out_offset == part->out_offset + part->n_out;
-}
-
-/* own->bf16 times rows of one part, or of several that lie together. */
-static void multiply_part(const kri_exec_t *exec, const product_t *p,
-                          const kri_weight_part_t *part, uint32_t n_out) {
-    const kri_cuda_exec_t *d = own(exec);
-    const uint32_t n_in = p->w->n_in;
-    const bool is_ready = part->dtype == KR_DTYPE_BF16;
-    const uint32_t chunk = (uint32_t)(d->unpacked_items / n_in / UNPACKED_ROWS) * UNPACKED_ROWS;
-    const uint32_t step = is_ready ? n_out : chunk;
-    for (uint32_t row = 0; row < n_out; row += step) {
-        const uint32_t n = n_out - row < step ? n_out - row : step;
-        const void *ready = part->packed + (size_t)row * n_in * sizeof(uint16_t);
-        if (!is_ready) unpack(exec, part, n_in, row, n);
-        const kri_cu_gemm_t args = {
-            .a = d->bf16, .b = is_ready ? ready : d->unpacked, .c = p->out + part->out_offset + row,
-            .rounded = p->rounded ? p->rounded + part->out_offset + row : NULL,
-            .bias = part->bias ? part->bias + row : NULL, .ldc = p->out_stride,
-            .m = p->n_rows, .n = n, .k = n_in, .accumulate = p->accumulate};
-        gemm(exec, &args);
-    }
-}
-
 /* own->bf16 times w. */
 static void multiply(const kri_exec_t *exec, const product_t *p) {
+    const kri_cuda_exec_t *d = own(exec);
+    const uint32_t n_in = p->w->n_in;
+    const uint32_t chunk =
+        (uint32_t)(d->unpacked_items / n_in / UNPACKED_ROWS) * UNPACKED_ROWS;
     for (uint32_t i = 0; i < p->w->n_parts; i++) {
-        const kri_weight_part_t *first = &p->w->parts[i];
-        uint32_t n_out = first->n_out;
-        while (first->dtype == KR_DTYPE_BF16 && i + 1 < p->w->n_parts &&
-               is_continued(&p->w->parts[i], p->w->n_in)) {
-            n_out += p->w->parts[++i].n_out;
+        const kri_weight_part_t *part = &p->w->parts[i];
+        const bool is_ready = part->dtype == KR_DTYPE_BF16;
+        const uint32_t step = is_ready ? part->n_out : chunk;
+        for (uint32_t row = 0; row < part->n_out; row += step) {
+            const uint32_t n = part->n_out - row < step ? part->n_out - row : step;
+            const void *ready = part->packed + (size_t)row * n_in * sizeof(uint16_t);
+            if (!is_ready) unpack(exec, part, n_in, row, n);
+            const kri_cu_gemm_t args = {
+                .a = d->bf16, .b = is_ready ? ready : d->unpacked,
+                .c = p->out + part->out_offset + row,
+                .rounded = p->rounded ? p->rounded + part->out_offset + row : NULL,
+                .bias = part->bias ? part->bias + row : NULL, .ldc = p->out_stride,
+                .m = p->n_rows, .n = n, .k = n_in, .accumulate = p->accumulate};
+            gemm(exec, &args);
         }
-        multiply_part(exec, p, first, n_out);
     }
 }
 

@@ -1,6 +1,6 @@
 /* attn_prefill.cu: attention of tiles of rows, each of one sequence and one query head, over its
  * pages, for Hopper (flash attention 3: Shah et al. 2024). Blocks stay and take tile after tile.
- * One warp copies queries, and keys and values page by page (TMA), through stages of shared memory;
+ * Two warps copy queries and keys, and values, page by page (TMA) through stages of shared memory;
  * warp groups of 64 rows each multiply (wgmma, f16 with f32 sums). They take turns, so that one's
  * softmax runs beside the other's products, and each has the scores of its next keys computed while
  * the weights of these meet their values. Weights stay in registers. Keys come from the last to the
@@ -10,7 +10,8 @@
 
 #include <math.h>
 
-#define KV_STAGES 2
+#define K_STAGES 2
+#define V_STAGES 2
 #define GROUP 128 /* threads of a warp group */
 
 /* HD: head size, rounded up; what is above the model's is zeros. N: keys of a tile. GROUPS: warp
@@ -18,15 +19,15 @@
 template <int HD, int N, int GROUPS> struct shape_t {
     static constexpr uint32_t rows = 64 * GROUPS, panels = HD / 64, kv = N * HD * 2,
                               q_panel = rows * 128, kv_panel = N * 128, k_at = rows * HD * 2,
-                              v_at = k_at + KV_STAGES * kv, barriers = v_at + KV_STAGES * kv,
-                              place = barriers + 8 * (4 * KV_STAGES + 3);
+                              v_at = k_at + K_STAGES * kv, barriers = v_at + V_STAGES * kv,
+                              place = barriers + 8 * (2 * K_STAGES + 2 * V_STAGES + 3);
 };
 
 /* Barriers by their place: of a stage of keys, of values, of the queries; full ones wait for the
  * copies, free ones for the warp groups. TAIL waits for values that are to be cleared in part. */
 enum {
-    K_FULL = 0, V_FULL = KV_STAGES, K_FREE = 2 * KV_STAGES, V_FREE = 3 * KV_STAGES,
-    Q_FULL = 4 * KV_STAGES, Q_FREE, TAIL
+    K_FULL = 0, V_FULL = K_STAGES, K_FREE = K_STAGES + V_STAGES, V_FREE = K_FREE + K_STAGES,
+    Q_FULL = V_FREE + V_STAGES, Q_FREE, TAIL
 };
 
 struct place_t { /* of a tile; n_tiles 0: there are no more */
@@ -55,7 +56,7 @@ __device__ __forceinline__ place_t find_place(const kri_cu_prefill_t &a, uint32_
     return p;
 }
 
-/* ---- copies: one warp ------------------------------------------------------------------------ */
+/* ---- copies: two warps ------------------------------------------------------------------------ */
 
 template <int HD, int N, int GROUPS>
 __device__ __forceinline__ void copy_tile(const kri_cu_prefill_t &a, const place_t &p,
@@ -114,17 +115,16 @@ __device__ __forceinline__ uint32_t take_item(const kri_cu_prefill_t &a) {
     return __shfl_sync(~0u, item, 0);
 }
 
+/* Keys and queries, by one warp, which also hands out the tiles. */
 template <int HD, int N, int GROUPS>
-__device__ __forceinline__ void produce(const kri_cu_prefill_t &a, uint8_t *memory) {
+__device__ __forceinline__ void produce_keys(const kri_cu_prefill_t &a, uint8_t *memory) {
     using S = shape_t<HD, N, GROUPS>;
     const uint32_t shared = kri_shared(memory), barriers = shared + S::barriers;
+    const uint32_t block = (uint32_t)(a.attn.kv.k / a.attn.kv.block_bytes);
     const uint32_t heads_each = a.attn.n_heads / a.attn.n_kv_heads;
-    const uint32_t k_block = (uint32_t)(a.attn.kv.k / a.attn.kv.block_bytes);
-    const uint32_t v_block = (uint32_t)(a.attn.kv.v / a.attn.kv.block_bytes);
-    uint32_t next = take_item(a), n = 0, n_tails = 0; /* tiles of keys so far */
+    uint32_t next = take_item(a), n = 0; /* tiles of keys so far */
     for (uint32_t round = 0;; round++) {
         const place_t p = find_place<N>(a, next);
-        const uint32_t kv_head = p.head / heads_each, last = p.pos + p.n_rows - 1;
         if (p.n_tiles == 0) {
             announce<HD, N, GROUPS>(p, round, memory);
             if (threadIdx.x % 32 == 0) kri_barrier_arrive(barriers + 8 * Q_FULL);
@@ -132,23 +132,43 @@ __device__ __forceinline__ void produce(const kri_cu_prefill_t &a, uint8_t *memo
         }
         for (uint32_t i = 0; i < p.n_tiles; i++, n++) {
             if (i + 1 == p.n_tiles) next = take_item(a); /* not sooner: others are done first */
-            const uint32_t stage = n % KV_STAGES, before = (n / KV_STAGES + 1) % 2;
-            const uint32_t key = p.start + (p.n_tiles - 1 - i) * N;
-            const uint32_t full = barriers + 8 * (V_FULL + stage), v = S::v_at + stage * S::kv;
-            if (n >= KV_STAGES) kri_barrier_wait(barriers + 8 * (K_FREE + stage), before);
+            const uint32_t stage = n % K_STAGES, key = p.start + (p.n_tiles - 1 - i) * N;
+            if (n >= K_STAGES)
+                kri_barrier_wait(barriers + 8 * (K_FREE + stage), (n / K_STAGES + 1) % 2);
             copy_tile<HD, N, GROUPS>(a, p, shared + S::k_at + stage * S::kv,
-                                     barriers + 8 * (K_FULL + stage), k_block + kv_head, key);
-            if (i == 0) {
-                announce<HD, N, GROUPS>(p, round, memory);
-                copy_queries<HD, N, GROUPS>(a, p, shared, barriers + 8 * Q_FULL);
-            }
-            if (n >= KV_STAGES) kri_barrier_wait(barriers + 8 * (V_FREE + stage), before);
-            if (last - key + 1 >= N) {
-                copy_tile<HD, N, GROUPS>(a, p, shared + v, full, v_block + kv_head, key);
-                continue;
-            }
-            copy_tile<HD, N, GROUPS>(a, p, shared + v, barriers + 8 * TAIL, v_block + kv_head,
+                                     barriers + 8 * (K_FULL + stage), block + p.head / heads_each,
                                      key);
+            if (i > 0) continue;
+            announce<HD, N, GROUPS>(p, round, memory);
+            copy_queries<HD, N, GROUPS>(a, p, shared, barriers + 8 * Q_FULL);
+        }
+    }
+}
+
+/* Values, by another warp, which learns of its tiles as the groups do. */
+template <int HD, int N, int GROUPS>
+__device__ __forceinline__ void produce_values(const kri_cu_prefill_t &a, uint8_t *memory) {
+    using S = shape_t<HD, N, GROUPS>;
+    const uint32_t shared = kri_shared(memory), barriers = shared + S::barriers;
+    const uint32_t block = (uint32_t)(a.attn.kv.v / a.attn.kv.block_bytes);
+    const uint32_t heads_each = a.attn.n_heads / a.attn.n_kv_heads;
+    uint32_t n = 0, n_tails = 0;
+    for (uint32_t round = 0;; round++) {
+        kri_barrier_wait(barriers + 8 * Q_FULL, round % 2);
+        const place_t p = *(const place_t *)(memory + S::place);
+        const uint32_t last = p.pos + p.n_rows - 1;
+        __syncwarp();
+        if (p.n_tiles == 0) return;
+        if (threadIdx.x % 32 == 0) kri_barrier_arrive(barriers + 8 * Q_FREE);
+        for (uint32_t i = 0; i < p.n_tiles; i++, n++) {
+            const uint32_t stage = n % V_STAGES, key = p.start + (p.n_tiles - 1 - i) * N;
+            const uint32_t full = barriers + 8 * (V_FULL + stage), v = S::v_at + stage * S::kv;
+            const bool is_whole = last - key + 1 >= N;
+            if (n >= V_STAGES)
+                kri_barrier_wait(barriers + 8 * (V_FREE + stage), (n / V_STAGES + 1) % 2);
+            copy_tile<HD, N, GROUPS>(a, p, shared + v, is_whole ? full : barriers + 8 * TAIL,
+                                     block + p.head / heads_each, key);
+            if (is_whole) continue;
             kri_barrier_wait(barriers + 8 * TAIL, n_tails++ % 2);
             clear_tail<HD, N, GROUPS>(memory + v, last - key + 1);
             kri_fence_shared();
@@ -292,11 +312,11 @@ __device__ __forceinline__ void attend(const kri_cu_prefill_t &a, const place_t 
     const uint32_t q = shared + group * 64 * 128, pos = p.pos + group * 64, end = n + p.n_tiles - 1;
     const uint32_t turn = 1 + group, next_turn = group + 1 == GROUPS ? 1 : 2 + group;
     const bool leads = threadIdx.x % 32 == 0;
-    uint32_t key = p.start + (p.n_tiles - 1) * N, stage = n % KV_STAGES;
+    uint32_t key = p.start + (p.n_tiles - 1) * N, stage = n % K_STAGES;
     rows_t<HD, N> rows = {};
     float s[N / 2], old[2];
     rows.most[0] = rows.most[1] = -INFINITY;
-    kri_barrier_wait(barriers + 8 * (K_FULL + stage), n / KV_STAGES % 2);
+    kri_barrier_wait(barriers + 8 * (K_FULL + stage), n / K_STAGES % 2);
     scores<HD, N, GROUPS>(s, q, shared + S::k_at + stage * S::kv);
     kri_product_wait<0>(s);
     if (leads) kri_barrier_arrive(barriers + 8 * (K_FREE + stage));
@@ -304,10 +324,10 @@ __device__ __forceinline__ void attend(const kri_cu_prefill_t &a, const place_t 
     soften<HD, N>(s, rows, a.attn, key, pos, old);
     take_weights<HD, N>(s, rows, old);
     for (; n < end; n++) {
-        const uint32_t before = n % KV_STAGES, v_parity = n / KV_STAGES % 2;
+        const uint32_t before = n % V_STAGES, v_parity = n / V_STAGES % 2;
         key -= N;
-        stage = (n + 1) % KV_STAGES;
-        kri_barrier_wait(barriers + 8 * (K_FULL + stage), (n + 1) / KV_STAGES % 2);
+        stage = (n + 1) % K_STAGES;
+        kri_barrier_wait(barriers + 8 * (K_FULL + stage), (n + 1) / K_STAGES % 2);
         kri_named_wait(turn, 2 * GROUP);
         scores<HD, N, GROUPS>(s, q, shared + S::k_at + stage * S::kv);
         kri_barrier_wait(barriers + 8 * (V_FULL + before), v_parity);
@@ -321,7 +341,8 @@ __device__ __forceinline__ void attend(const kri_cu_prefill_t &a, const place_t 
         if (leads) kri_barrier_arrive(barriers + 8 * (V_FREE + before));
         take_weights<HD, N>(s, rows, old);
     }
-    kri_barrier_wait(barriers + 8 * (V_FULL + stage), end / KV_STAGES % 2);
+    stage = end % V_STAGES;
+    kri_barrier_wait(barriers + 8 * (V_FULL + stage), end / V_STAGES % 2);
     add_values<HD, N, GROUPS>(rows, shared + S::v_at + stage * S::kv);
     kri_product_wait<0>(rows.acc);
     if (leads) kri_barrier_arrive(barriers + 8 * (V_FREE + stage));
@@ -337,14 +358,17 @@ __device__ __forceinline__ void prefill(const kri_cu_prefill_t &a) {
     if (threadIdx.x == 0) {
         for (uint32_t i = 0; i <= TAIL; i++) {
             const bool is_free = (i >= K_FREE && i < Q_FULL) || i == Q_FREE;
-            kri_barrier_init(shared + S::barriers + 8 * i, is_free ? GROUPS * GROUP / 32 : 1);
+            const uint32_t n_warps = GROUPS * GROUP / 32 + (i == Q_FREE); /* and that of values */
+            kri_barrier_init(shared + S::barriers + 8 * i, is_free ? n_warps : 1);
         }
         kri_barrier_init_done();
     }
     __syncthreads();
     if (group == GROUPS) {
         kri_registers_less<LESS>();
-        if (threadIdx.x < GROUPS * GROUP + 32) produce<HD, N, GROUPS>(a, memory);
+        const uint32_t warp = threadIdx.x % GROUP / 32;
+        if (warp == 0) produce_keys<HD, N, GROUPS>(a, memory);
+        if (warp == 1) produce_values<HD, N, GROUPS>(a, memory);
     } else {
         kri_registers_more<MORE>();
         const place_t &p = *(const place_t *)(memory + S::place);
@@ -367,5 +391,5 @@ __device__ __forceinline__ void prefill(const kri_cu_prefill_t &a) {
         prefill<hd, n, groups, more, less>(a);                                                   \
     }
 PREFILL(64, 128, 3, 160, 32)
-PREFILL(128, 128, 2, 240, 24)
-PREFILL(256, 80, 2, 240, 24)
+PREFILL(128, 128, 2, 232, 40)
+PREFILL(256, 80, 2, 232, 40)

@@ -30,6 +30,12 @@ __device__ __forceinline__ void rotate(const kri_cu_rotate_t &a, const float *x,
     __syncwarp();
 }
 
+/* A warp's head as f16. */
+__device__ __forceinline__ void store_halves(uint16_t *to, const float *own, uint32_t n) {
+    for (uint32_t i = threadIdx.x % 32 * 2; i < n; i += 64)
+        *(uint32_t *)(to + i) = kri_pack_half(own[i], own[i + 1]);
+}
+
 /* A warp per head, grid (ceil(heads / 4), n_rows), 128 threads */
 KERNEL kri_rope_append(const kri_cu_append_t a) {
     kri_begin();
@@ -39,24 +45,20 @@ KERNEL kri_rope_append(const kri_cu_append_t a) {
     if (head >= n) return;
     float *x = a.qkv + ((uint64_t)row * n + head) * a.head_dim, *own = heads[threadIdx.x / 32];
     const bool is_q = head < a.n_heads, is_v = head >= a.n_heads + a.n_kv_heads;
+    uint16_t *to = a.queries + ((uint64_t)row * a.n_heads + head) * a.head_dim;
+    if (!is_q) { /* its place is on its way while the head is rotated */
+        const uint32_t pos = (uint32_t)a.step.positions[row];
+        const uint32_t kv_head = (head - a.n_heads) % a.n_kv_heads;
+        uint8_t *page = (uint8_t *)kri_kv_page(a.step, a.kv, a.step.seqs[a.step.row_seq[row]],
+                                               pos / 16);
+        to = (uint16_t *)(page + (is_v ? a.kv.v : a.kv.k) +
+                          (uint64_t)kv_head * a.kv.block_bytes) + pos % 16 * a.head_dim;
+    }
     rotate(a.rotate, x, is_q ? a.rotate.q_norm : is_v ? nullptr : a.rotate.k_norm, a.head_dim,
            is_v ? 0 : a.rotate.n_rot / 2, row, own);
-    if (is_q) {
-        uint16_t *queries = a.queries + ((uint64_t)row * a.n_heads + head) * a.head_dim;
-        for (uint32_t i = lane; i < a.head_dim; i += 32) {
-            if (!a.queries || a.keeps_rows) x[i] = own[i];
-            if (a.queries) queries[i] = __half_as_ushort(__float2half_rn(own[i]));
-        }
-        return;
-    }
-    const kri_cu_seq_t seq = a.step.seqs[a.step.row_seq[row]];
-    const uint32_t pos = (uint32_t)a.step.positions[row];
-    const uint32_t kv_head = (head - a.n_heads) % a.n_kv_heads;
-    uint8_t *page = (uint8_t *)kri_kv_page(a.step, a.kv, seq, pos / 16);
-    uint16_t *to = (uint16_t *)(page + (is_v ? a.kv.v : a.kv.k) +
-                                (uint64_t)kv_head * a.kv.block_bytes) + pos % 16 * a.head_dim;
-    for (uint32_t i = lane; i < a.head_dim; i += 32)
-        to[i] = __half_as_ushort(__float2half_rn(own[i]));
+    if (!is_q || a.queries) store_halves(to, own, a.head_dim);
+    if (!is_q || (a.queries && !a.keeps_rows)) return;
+    for (uint32_t i = lane; i < a.head_dim; i += 32) x[i] = own[i];
 }
 
 /* ---- decode ----------------------------------------------------------------------------------

@@ -96,16 +96,42 @@ __device__ static void store_forms(const kri_cu_acts_t &a, uint32_t row, uint32_
     }
 }
 
-/* grid (n_rows); n a multiple of 32, so that the lanes of a q8 block are in or out together */
+/* grid (n_rows); n a multiple of 32, so that the lanes of a q8 block are in or out together. What a
+ * thread cannot keep of a row is read again. */
 KERNEL kri_acts_norm(const kri_cu_acts_t a) {
     kri_begin();
+    constexpr uint32_t n_kept = KRI_CU_NORM_ITEMS / 4;
     const float *x = a.x + (uint64_t)(a.rows ? a.rows[blockIdx.x] : blockIdx.x) * a.n;
-    const float inverse = 1.0f / sqrtf(kri_sum_of_squares(x, a.n) / a.n + a.eps);
-    for (uint32_t begin = 0; begin < a.n; begin += blockDim.x * 4) {
-        const uint32_t i = begin + threadIdx.x * 4;
-        float v[4] = {0, 0, 0, 0};
-        for (int j = 0; j < 4 && i < a.n; j++) v[j] = x[i + j] * inverse * a.w[i + j];
+    const uint32_t stride = blockDim.x * 4;
+    float4 kept[n_kept];
+    float sum = 0.0f;
+#pragma unroll
+    for (uint32_t k = 0; k < n_kept; k++) {
+        const uint32_t i = k * stride + threadIdx.x * 4;
+        kept[k] = i < a.n ? *(const float4 *)(x + i) : make_float4(0, 0, 0, 0);
+    }
+#pragma unroll
+    for (uint32_t k = 0; k < n_kept; k++)
+        sum += kept[k].x * kept[k].x + kept[k].y * kept[k].y + kept[k].z * kept[k].z +
+               kept[k].w * kept[k].w;
+    for (uint32_t i = n_kept * stride + threadIdx.x * 4; i < a.n; i += stride) {
+        const float4 v = *(const float4 *)(x + i);
+        sum += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+    }
+    const float inverse = 1.0f / sqrtf(kri_block_sum(sum) / a.n + a.eps);
+    const auto store = [&](uint32_t i, float4 f) {
+        const float4 w = i < a.n ? *(const float4 *)(a.w + i) : make_float4(0, 0, 0, 0);
+        const float v[4] = {f.x * inverse * w.x, f.y * inverse * w.y, f.z * inverse * w.z,
+                            f.w * inverse * w.w};
         store_forms(a, blockIdx.x, i, v);
+    };
+#pragma unroll
+    for (uint32_t k = 0; k < n_kept; k++) {
+        if (k * stride < a.n) store(k * stride + threadIdx.x * 4, kept[k]);
+    }
+    for (uint32_t begin = n_kept * stride; begin < a.n; begin += stride) {
+        const uint32_t i = begin + threadIdx.x * 4;
+        store(i, i < a.n ? *(const float4 *)(x + i) : make_float4(0, 0, 0, 0));
     }
 }
 
