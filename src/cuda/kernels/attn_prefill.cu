@@ -56,7 +56,7 @@ __device__ __forceinline__ place_t find_place(const kri_cu_prefill_t &a, uint32_
     return p;
 }
 
-/* ---- copies: two warps ------------------------------------------------------------------------ */
+/* ---- copies: two warps ----------------------------------------------------------------------- */
 
 template <int HD, int N, int GROUPS>
 __device__ __forceinline__ void copy_tile(const kri_cu_prefill_t &a, const place_t &p,
