@@ -1,8 +1,9 @@
 /* exec_attention.c: the two attention ops: rotate and append, then attend. Work is cut into
  * (sequence, tile of query rows, KV head) items that threads take from a shared counter, because
- * a causal tile's cost grows with its position. Where items are few (decode) they are cut further
- * into spans of keys, and the last thread to finish a span of an item merges all of them in their
- * fixed order. Neither the cut nor the thread changes a bit (kernels.h). */
+ * a causal tile's cost grows with its position. Where items are few (decode, a slice of a prompt
+ * behind many keys) they are cut further into spans of keys, and the last thread to finish a span
+ * of an item merges all of them in their fixed order. Neither the cut nor the thread changes a bit
+ * (kernels.h). */
 #include <math.h>
 #include <string.h>
 
@@ -183,8 +184,10 @@ void kri_op_rope_append(const kri_exec_t *exec, const kri_attn_desc_t *desc,
 
 /* ---- attention ----------------------------------------------------------------------------- */
 
-/* Items per thread that keep all threads busy to the end; with fewer, items are cut into spans. */
-#define ITEMS_PER_THREAD 4u
+/* Items, or spans of them, per thread that keep all threads busy to the end. */
+#define UNITS_PER_THREAD 4u
+/* Items of a step that is cut into spans. */
+#define ITEMS_MAX (UNITS_PER_THREAD * KRI_THREADS_MAX)
 /* Query rows of a tile are not made fewer than this to get more items. */
 #define TILE_ROWS_MIN 16u
 
@@ -201,7 +204,7 @@ typedef struct attn_job_s {
     uint32_t n_head_items;   /* items side by side: KV heads x slices of their query heads */
     float *partials;         /* of cut items, one item after the other */
     uint64_t next_unit;      /* taken with atomic adds: an item, or a span of one when cut */
-    uint32_t n_spans_done[ITEMS_PER_THREAD * KRI_THREADS_MAX]; /* by item, when cut */
+    uint32_t n_spans_done[ITEMS_MAX]; /* by item, when cut */
 } attn_job_t;
 
 /* Where a walk over the units of a job stands; units only go up. */
@@ -215,13 +218,6 @@ typedef struct attn_cursor_s {
 
 static uint64_t seq_n_items(const attn_job_t *job, const kri_step_seq_t *seq) {
     return (uint64_t)kri_ceil_div(seq->n_rows, job->rows_per_item) * job->n_head_items;
-}
-
-static uint64_t step_n_items(const attn_job_t *job) {
-    const kri_step_t *step = job->exec->step;
-    uint64_t n_items = 0;
-    for (uint32_t s = 0; s < step->n_seqs; s++) n_items += seq_n_items(job, &step->seqs[s]);
-    return n_items;
 }
 
 /* The kernel's arguments for item `item` of a sequence, stage KRI_ATTN_WHOLE. */
@@ -343,23 +339,38 @@ static void attend_spans(void *ctx, uint32_t thread_index, uint32_t n_threads) {
     }
 }
 
-/* Few enough items that threads would idle, something to cut, and room for the partials. */
-static bool can_cut(const attn_job_t *job) {
+/* Sequences with a prompt chunk in the step; next to them a single row is nothing. */
+static bool is_work(const kri_step_t *step, const kri_step_seq_t *seq) {
+    return seq->n_rows > 1 || step->n_rows == step->n_seqs;
+}
+
+static uint64_t work_n_items(const attn_job_t *job) {
+    const kri_step_t *step = job->exec->step;
+    uint64_t n_items = 0;
+    for (uint32_t s = 0; s < step->n_seqs; s++) {
+        if (is_work(step, &step->seqs[s])) n_items += seq_n_items(job, &step->seqs[s]);
+    }
+    return n_items;
+}
+
+/* Units of that work when all items of the step are cut into spans; 0 when there is no room. */
+static uint64_t work_n_spans(const attn_job_t *job) {
     const kri_exec_t *exec = job->exec;
     const kri_step_t *step = exec->step;
-    uint64_t n_items = step_n_items(job), n_units = 0;
+    uint64_t n_items = 0, n_units = 0;
     size_t n_floats = 0;
-    if (exec->n_threads <= 1 || n_items >= (uint64_t)ITEMS_PER_THREAD * exec->n_threads)
-        return false;
     for (uint32_t s = 0; s < step->n_seqs; s++) {
-        uint64_t n_seq_items = seq_n_items(job, &step->seqs[s]);
+        const kri_step_seq_t *seq = &step->seqs[s];
+        uint64_t n_seq_items = seq_n_items(job, seq);
+        n_items += n_seq_items;
+        if (n_items > ITEMS_MAX) return 0;
         for (uint64_t i = 0; i < n_seq_items; i++) {
-            kri_attn_args_t args = item_args(job, &step->seqs[s], i, NULL);
-            n_units += args_n_spans(&args);
+            kri_attn_args_t args = item_args(job, seq, i, NULL);
             n_floats += args_partial_floats(&args);
+            if (is_work(step, seq)) n_units += args_n_spans(&args);
         }
     }
-    return n_units > n_items && n_floats <= (size_t)exec->n_threads * KRI_ATTN_PARTIALS_FLOATS;
+    return n_floats <= (size_t)exec->n_threads * KRI_ATTN_PARTIALS_FLOATS ? n_units : 0;
 }
 
 /* ---- the op -------------------------------------------------------------------------------- */
@@ -397,27 +408,25 @@ static uint64_t attention_work(const attn_job_t *job) {
     return n_keys * job->desc->n_heads * job->desc->head_dim;
 }
 
-/* Items of sequences that have a prompt chunk in the step; next to them a single row is nothing. */
-static uint64_t chunk_n_items(const attn_job_t *job) {
-    const kri_step_t *step = job->exec->step;
-    uint64_t n_items = 0;
-    for (uint32_t s = 0; s < step->n_seqs; s++) {
-        if (step->seqs[s].n_rows > 1) n_items += seq_n_items(job, &step->seqs[s]);
-    }
-    return n_items;
-}
-
-/* Large tiles convert a block of keys and values for many rows; smaller ones feed more threads. */
-static void choose_tile(attn_job_t *job) {
+/* Large tiles convert a block of keys and values for many rows. Where they are too few to keep all
+ * threads busy to the end they are cut into spans of keys, and where that brings too few as well
+ * they are made smaller. Returns whether to cut. */
+static bool choose_tile(attn_job_t *job) {
     const kri_attn_desc_t *desc = job->desc;
+    const uint64_t n_enough = (uint64_t)UNITS_PER_THREAD * job->exec->n_threads;
     uint32_t n_queries = kri_attn_tile_queries(desc->head_dim);
     job->heads_per_item = job->heads_per_kv < n_queries ? job->heads_per_kv : n_queries;
     job->rows_per_item = n_queries / job->heads_per_item;
     job->n_head_items =
         desc->n_kv_heads * (uint32_t)kri_ceil_div(job->heads_per_kv, job->heads_per_item);
-    while (job->rows_per_item / 2 >= TILE_ROWS_MIN &&
-           chunk_n_items(job) < (uint64_t)ITEMS_PER_THREAD * job->exec->n_threads)
+    if (job->exec->n_threads == 1) return false;
+    for (;;) {
+        if (work_n_items(job) >= n_enough) return false;
+        uint64_t n_spans = work_n_spans(job);
+        if (n_spans >= n_enough) return true;
+        if (job->rows_per_item / 2 < TILE_ROWS_MIN) return n_spans > work_n_items(job);
         job->rows_per_item /= 2;
+    }
 }
 
 void kri_op_attention(const kri_exec_t *exec, const kri_attn_desc_t *desc, const float *qkv,
@@ -437,6 +446,6 @@ void kri_op_attention(const kri_exec_t *exec, const kri_attn_desc_t *desc, const
     };
     KR_ASSERT(desc->head_dim <= KRI_HEAD_DIM_MAX);
     job.kernel = choose_kernel(exec, job.group->dtype, desc->head_dim);
-    choose_tile(&job);
-    kri_exec_run(exec, attention_work(&job), can_cut(&job) ? attend_spans : attend_items, &job);
+    bool is_cut = choose_tile(&job);
+    kri_exec_run(exec, attention_work(&job), is_cut ? attend_spans : attend_items, &job);
 }

@@ -184,7 +184,7 @@ float kri_kv_scale_i8(float amax, uint16_t *scale);
     (2u * KRI_ATTN_BLOCK * KRI_HEAD_DIM_MAX + 3u * KRI_ATTN_TILE_FLOATS +                        \
      KRI_ATTN_GROUP * KRI_ATTN_BLOCK + 2u * KRI_ATTN_BLOCK + 9u * KRI_ATTN_TILE)
 /* Room for partial results that exec holds per thread, behind all threads' scratch. */
-#define KRI_ATTN_PARTIALS_FLOATS 65536u
+#define KRI_ATTN_PARTIALS_FLOATS 262144u
 #define KRI_ATTN_THREAD_FLOATS (KRI_ATTN_SCRATCH_FLOATS + KRI_ATTN_PARTIALS_FLOATS)
 /* Partial result of one query over one span: head_dim weighted values, maximum, sum, padding. */
 #define KRI_ATTN_PARTIAL_FLOATS(head_dim) ((size_t)(head_dim) + 16u)
