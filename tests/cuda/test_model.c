@@ -446,8 +446,6 @@ TEST(session_refuses_what_is_not_built_for_the_device) {
     kr_model_t model = open_tiny_config(&config);
     kr_session_params_init(&params);
     params.device = KR_DEVICE_CUDA;
-    params.kv_dtype = KR_DTYPE_I8;
-    refused(model, &params, "kv_dtype");
     params.kv_dtype = KR_DTYPE_F32;
     refused(model, &params, "kv_dtype");
     params.kv_dtype = KR_DTYPE_F16;

@@ -32,7 +32,9 @@ TEST(dtype_unknown_ids_have_no_row) {
 TEST(dtype_of_a_cache_has_a_name_and_is_no_tensors) {
     uint64_t n_bytes = 5;
     assert_string_equal(kr_dtype_name(KR_DTYPE_I8), "int8");
+    assert_string_equal(kr_dtype_name(KR_DTYPE_F8), "fp8");
     assert_null(kri_dtype_info(KR_DTYPE_I8));
+    assert_null(kri_dtype_info(KR_DTYPE_F8));
     assert_false(kri_dtype_bytes(KR_DTYPE_I8, 32, &n_bytes));
     assert_int_equal(kri_dtype_from_ggml(24), KR_DTYPE_NONE); /* GGUF's i8 */
 }
