@@ -20,9 +20,9 @@
 #define KRI_CU_DECODE_F16_64 65536
 #define KRI_CU_DECODE_F16_128 98304
 #define KRI_CU_DECODE_F16_256 196608
-#define KRI_CU_DECODE_8_64 42240
-#define KRI_CU_DECODE_8_128 66560
-#define KRI_CU_DECODE_8_256 99072
+#define KRI_CU_DECODE_8_64 50688
+#define KRI_CU_DECODE_8_128 99840
+#define KRI_CU_DECODE_8_256 198144
 /* Of one of attn_prefill8.cu: queries, a tile of keys and values, two stages of pages. */
 #define KRI_CU_PREFILL8_64 41472
 #define KRI_CU_PREFILL8_128 82432

@@ -7,8 +7,8 @@
 
 #define UNPACKED_BYTES ((size_t)32 << 20) /* of bf16 weights: they stay in the second-level cache */
 #define UNPACKED_ROWS 128u                /* whole tiles of a product */
-#define BLOCKS_EACH KRI_CUDA_COUNTERS(1u) /* blocks of decode attention per multiprocessor */
-#define SPLIT_PAGES 2u                    /* of a split, at least: half a page for each warp */
+#define BLOCKS_EACH KRI_CUDA_COUNTERS(1u) /* blocks of decode attention that a processor takes */
+#define SPLIT_PAGES 4u                    /* of a split, at least: one for each warp */
 #define FLOAT_WARPS 8u                    /* of a block of matvec_float.cu */
 #define WARPS_EACH 24u                    /* of it per multiprocessor, if k can be shared */
 #define ROW_BLOCKS_EACH 3u                /* blocks of row_*.cu that a multiprocessor takes */
@@ -528,11 +528,13 @@ uint32_t kri_cuda_splits(uint32_t n_processors, uint32_t n_rows, uint32_t n_head
                          uint32_t n_kv_heads, uint32_t n_pages) {
     const uint64_t n_items = (uint64_t)n_rows * n_kv_heads * head_chunks(n_heads, n_kv_heads);
     const uint64_t wanted = n_items ? (uint64_t)n_processors * BLOCKS_EACH / n_items : 1;
-    uint64_t n_most = 1;
+    uint64_t n_most = 1, n = 1;
     while (n_most * SPLIT_PAGES < n_pages) n_most *= 2;
-    uint64_t n = wanted < n_most ? wanted : n_most;
-    if (n > KRI_CU_SPLITS) n = KRI_CU_SPLITS;
-    return n ? (uint32_t)n : 1;
+    if (n_most > wanted) n_most = wanted;
+    if (n_most > KRI_CU_SPLITS) n_most = KRI_CU_SPLITS;
+    while (n * 2 <= n_most) n *= 2;
+    if (n >= 2 && n + n / 2 <= n_most) n += n / 2; /* few numbers: each is a graph of its own */
+    return (uint32_t)n;
 }
 
 size_t kri_cuda_partial_floats(uint32_t n_processors, uint32_t head_dim) {

@@ -18,10 +18,10 @@
 /* Layers with equal window, KV heads, head size and type share one pool and one page table per
  * sequence. Page, where a block is 16 keys or values of a KV head (kernels.h):
  *   f32, f16  [layer in group][K | V][kv_head] blocks
- *   int8, fp8 [layer in group][kv_head] times K block, V block, f16 scales [K | V][16]: both blocks
+ *   int8, fp8 [layer in group][kv_head] times K block, V block, f16 scales [K | V][16]: blocks
  *             start at multiples of 64 bytes, and the scales of a head are one cache line. Keys of
  *             int8 may refer to the one in slot 0: a page is copied whole, and no slot before
- *             others. fp8 has e4m3 where int8 has integers, without their bias, and no references */
+ *             others. fp8 has e4m3 where int8 has integers, without bias and references */
 typedef struct kri_kv_group_s {
     uint8_t *pool;
     size_t page_bytes;

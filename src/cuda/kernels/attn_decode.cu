@@ -25,7 +25,8 @@ template <int HD> struct row_t {
 /* ---- digits ---------------------------------------------------------------------------------- */
 
 __device__ __forceinline__ float inverse_of(float most, float levels) {
-    return most > 1e-30f ? levels / most : 0.0f; /* of a NaN too: it comes back with the product */
+    /* Of a NaN 0 too: it comes back with the product. */
+    return most > 1e-30f ? kri_quotient(levels, most) : 0.0f;
 }
 
 /* Digit `low` (0, 1) of two numbers of -1..1 as halves. */
@@ -61,12 +62,42 @@ __device__ __forceinline__ uint32_t send_bytes(const float (&w)[2]) {
     return lane / 4 % 2 ? __byte_perm(low, high, 0x7632) : __byte_perm(low, high, 0x5410);
 }
 
-/* ---- pages of f16 ----------------------------------------------------------------------------- */
+/* kri_mix with a head in a warp's registers: the same sums. */
+template <int HD> __device__ __forceinline__ void mix(float *x) {
+    constexpr int n = HD / 32;
+    const uint32_t lane = threadIdx.x % 32;
+    float v[n];
+#pragma unroll
+    for (int j = 0; j < n; j++) v[j] = x[lane * n + j];
+#pragma unroll
+    for (int half = 1; half < n; half *= 2)
+#pragma unroll
+        for (int j = 0; j < n; j++) {
+            if (j & half) continue;
+            const float p = v[j], q = v[j + half];
+            v[j] = p + q;
+            v[j + half] = p - q;
+        }
+#pragma unroll
+    for (uint32_t m = 1; m < 32; m *= 2)
+#pragma unroll
+        for (int j = 0; j < n; j++) {
+            const float other = __shfl_xor_sync(~0u, v[j], m);
+            v[j] = lane & m ? other - v[j] : v[j] + other;
+        }
+    const float scale = 1.0f / sqrtf((float)HD);
+#pragma unroll
+    for (int j = 0; j < n; j++) x[lane * n + j] = v[j] * scale;
+    __syncwarp();
+}
+
+/* ---- pages of f16 ---------------------------------------------------------------------------- */
 
 /* Keys [16][HD] and values [16][HD], pieces of 16 bytes swizzled so that what a warp reads at once
  * lies in different banks: rows two apart of keys, rows 0 1 4 5 8 9 12 13 of values. */
 template <int HD> struct half_pages_t {
-    static constexpr uint32_t dtype = KRI_CU_F16, stage = 64 * HD, n_stages = HD == 64 ? 4 : 3;
+    static constexpr uint32_t dtype = KRI_CU_F16, page_bytes = 64 * HD, n_pages = 1;
+    static constexpr uint32_t n_stages = HD == 64 ? 4 : 3;
     static constexpr int n_query = HD / 8, n_acc = HD / 4;
     static constexpr float levels = 1.0f;
 
@@ -89,7 +120,8 @@ template <int HD> struct half_pages_t {
             kri_copy16(to + value_at(row, piece), head + kv.v + (i + lane) * 16, valid);
         }
     }
-    __device__ static void code(row_t<HD> &, const kri_cu_kv_t &, const uint8_t *, bool) {}
+    __device__ static void load_first(row_t<HD> &, const kri_cu_kv_t &, const uint8_t *) {}
+    __device__ static void code(row_t<HD> &, bool) {}
     __device__ static void store(const row_t<HD> &row, const kri_cu_kv_t &kv, uint8_t *head,
                                  uint32_t slot, bool is_v) {
         uint16_t *to = (uint16_t *)(head + (is_v ? kv.v : kv.k)) + slot * HD;
@@ -130,12 +162,13 @@ template <int HD> struct half_pages_t {
         s[1] = (c[0][2] + c[1][2] + (c[0][3] + c[1][3])) * unit;
     }
     /* acc: of 16 dimensions those of g and g + 8, each as two digits. */
-    __device__ static void add(uint32_t at, const uint8_t *, const float (&w)[2],
-                               const bool (&)[2], float old, float (&acc)[n_acc]) {
+    __device__ static void add(const uint8_t *page, const float (&p)[1][2],
+                               const bool (&)[1][2], float old, float (&acc)[n_acc]) {
         const uint32_t lane = threadIdx.x % 32;
         const uint32_t key = lane % 8 / 2 * 4 + lane % 2 + lane / 16 * 2;
+        const uint32_t at = kri_shared(page);
         uint32_t b[2];
-        send_halves(w, b);
+        send_halves(p[0], b);
         if (__any_sync(~0u, old != 1.0f)) {
 #pragma unroll
             for (int i = 0; i < n_acc; i++) acc[i] *= old;
@@ -160,12 +193,12 @@ template <int HD> struct half_pages_t {
     }
 };
 
-/* ---- pages of 8 bits -------------------------------------------------------------------------- */
+/* ---- pages of 8 bits ------------------------------------------------------------------------- */
 
 /* As in memory, but for values: there the pieces of one four of keys are swizzled. */
 template <int HD, uint32_t DTYPE> struct byte_pages_t {
-    static constexpr uint32_t dtype = DTYPE, stage = 32 * HD + 64;
-    static constexpr uint32_t n_stages = HD == 256 ? 3 : HD == 128 ? 4 : 5;
+    static constexpr uint32_t dtype = DTYPE, page_bytes = 32 * HD + 64, n_pages = 2;
+    static constexpr uint32_t n_stages = 3;
     static constexpr int n_acc = HD / 8;
     static constexpr bool is_int = DTYPE == KRI_CU_I8;
     static constexpr int n_query = is_int ? HD / 16 : HD / 8;
@@ -186,15 +219,14 @@ template <int HD, uint32_t DTYPE> struct byte_pages_t {
         }
         if (lane < 4) kri_copy16(to + 32 * HD + lane * 16, head + kv.scales + lane * 16, true);
     }
-    /* head: of the page that the row's key goes to */
-    __device__ static void code(row_t<HD> &row, const kri_cu_kv_t &kv, const uint8_t *head,
-                                bool has_first) {
+    /* head: of the page that the row's key goes to, where there are keys already */
+    __device__ static void load_first(row_t<HD> &row, const kri_cu_kv_t &kv, const uint8_t *head) {
+        if (is_int && threadIdx.x / 32 == 0) kri_first_of_page(kv, head, HD, &row.first);
+    }
+    __device__ static void code(row_t<HD> &row, bool has_first) {
         const uint32_t warp = threadIdx.x / 32;
         if (warp > 1) return;
-        if (is_int && warp == 0) {
-            kri_mix(row.x[HEADS], HD);
-            if (has_first) kri_first_of_page(kv, head, HD, &row.first);
-        }
+        if (is_int && warp == 0) mix<HD>(row.x[HEADS]);
         kri_code(DTYPE, row.x[HEADS + warp], HD,
                  is_int && warp == 0 && has_first ? &row.first : nullptr, &row.coded[warp]);
     }
@@ -269,44 +301,61 @@ template <int HD, uint32_t DTYPE> struct byte_pages_t {
                        (unit * KRI_E4M3_UNIT) * scales[e];
         }
     }
-    /* Sums of two dimensions, of four keys in each lane. */
-    __device__ static void two_values(uint32_t v, uint32_t w, const uint32_t (&b)[2],
-                                      float *sums) {
+    /* Sums of two dimensions, of four keys of each page in a lane. */
+    __device__ static void two_values(const uint32_t (&v)[2], const uint32_t (&w)[2],
+                                      const uint32_t (&b)[2][2], float *sums) {
         if constexpr (is_int) {
+            const uint32_t a[4] = {v[0], v[1], w[0], w[1]};
             int c[4] = {};
-            kri_mma_s8(c, v, w, b[0]);
+            kri_mma_s8(c, a, b[0][0], b[1][0]);
             sums[0] = (float)(256 * c[0] + c[1]), sums[1] = (float)(256 * c[2] + c[3]);
         } else {
-            const uint2 x = kri_halves_of_e4m3(v), y = kri_halves_of_e4m3(w);
-            const uint32_t a[4] = {x.x, y.x, x.y, y.y};
             float c[4] = {};
-            kri_mma_half(c, a, b[0], b[1]);
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                const uint2 x = kri_halves_of_e4m3(i ? w[0] : v[0]);
+                const uint2 y = kri_halves_of_e4m3(i ? w[1] : v[1]);
+                const uint32_t a[4] = {x.x, y.x, x.y, y.y};
+                kri_mma_half(c, a, b[i][0], b[i][1]);
+            }
             sums[0] = c[0] + c[1], sums[1] = c[2] + c[3];
         }
     }
     /* The scales of values go to the weights, which become integers or halves of the largest. acc:
      * of 32 dimensions those of 4 g, ... + 3. */
-    __device__ static void add(uint32_t, const uint8_t *page, const float (&p)[2],
-                               const bool (&is_seen)[2], float old, float (&acc)[n_acc]) {
+    __device__ static void add(const uint8_t *pages, const float (&p)[2][2],
+                               const bool (&is_seen)[2][2], float old, float (&acc)[n_acc]) {
         const uint32_t lane = threadIdx.x % 32;
-        const uint32_t both = *(const uint32_t *)(page + 32 * HD + 32 + lane / 4 * 4);
-        float w[2] = {is_seen[0] ? p[0] * kri_half((uint16_t)both) : 0.0f,
-                      is_seen[1] ? p[1] * kri_half((uint16_t)(both >> 16)) : 0.0f};
-        uint32_t top = max(kri_magnitude(w[0]), kri_magnitude(w[1])); /* a NaN's is the largest */
+        float w[2][2];
+        uint32_t top = 0, b[2][2];
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const uint32_t both =
+                *(const uint32_t *)(pages + i * page_bytes + 32 * HD + 32 + lane / 4 * 4);
+            w[i][0] = is_seen[i][0] ? p[i][0] * kri_half((uint16_t)both) : 0.0f;
+            w[i][1] = is_seen[i][1] ? p[i][1] * kri_half((uint16_t)(both >> 16)) : 0.0f;
+            top = max(top, max(kri_magnitude(w[i][0]), kri_magnitude(w[i][1])));
+        }
 #pragma unroll
         for (int x = 4; x < 32; x *= 2) top = max(top, __shfl_xor_sync(~0u, top, x));
-        const float most = __uint_as_float(top), inverse = inverse_of(most, levels);
+        const float most = __uint_as_float(top); /* a NaN's is the largest */
+        const float inverse = inverse_of(most, levels);
         const float unit = most * (is_int ? 1.0f / LEVELS : KRI_E4M3_UNIT);
-        w[0] *= inverse, w[1] *= inverse;
-        uint32_t b[2];
-        if constexpr (is_int) b[0] = send_bytes(w);
-        else send_halves(w, b);
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            w[i][0] *= inverse, w[i][1] *= inverse;
+            if constexpr (is_int) b[i][0] = send_bytes(w[i]);
+            else send_halves(w[i], b[i]);
+        }
 #pragma unroll
         for (int i = 0; i < HD / 32; i++) {
-            const uint4 v = *(const uint4 *)(page + value_at(lane % 4, i * 32 + lane / 4 * 4));
+            const uint8_t *at = pages + value_at(lane % 4, i * 32 + lane / 4 * 4);
+            const uint4 v = *(const uint4 *)at, w4 = *(const uint4 *)(at + page_bytes);
+            const uint32_t first[2][2] = {{v.x, v.y}, {w4.x, w4.y}};
+            const uint32_t second[2][2] = {{v.z, v.w}, {w4.z, w4.w}};
             float sums[4];
-            two_values(v.x, v.y, b, sums);
-            two_values(v.z, v.w, b, sums + 2);
+            two_values(first[0], first[1], b, sums);
+            two_values(second[0], second[1], b, sums + 2);
 #pragma unroll
             for (int e = 0; e < 4; e++)
                 acc[4 * i + e] = fmaf(sums[e], unit, acc[4 * i + e] * old);
@@ -319,7 +368,7 @@ template <int HD, uint32_t DTYPE> struct byte_pages_t {
     }
 };
 
-/* ---- the row ---------------------------------------------------------------------------------- */
+/* ---- the row --------------------------------------------------------------------------------- */
 
 /* The same as kri_rotate without norms: all pairs at once, each by one thread. */
 template <int HD>
@@ -378,7 +427,7 @@ __device__ __forceinline__ void finish_query(row_t<HD> &own, bool is_mixed, uint
     if (warp >= n_heads) {
         for (uint32_t i = lane; i < HD; i += 32) x[i] = 0.0f;
     } else if (is_mixed) {
-        kri_mix(x, HD);
+        mix<HD>(x);
     }
     for (uint32_t i = lane; i < HD; i += 32) most = max(most, kri_magnitude(x[i]));
     most = kri_warp_max(most);
@@ -390,123 +439,170 @@ __device__ __forceinline__ void finish_query(row_t<HD> &own, bool is_mixed, uint
     if (lane == 0) own.most[warp] = __uint_as_float(most), own.sum[warp] = sum;
 }
 
-/* ---- splits ----------------------------------------------------------------------------------- */
+/* ---- keys ------------------------------------------------------------------------------------ */
+
+template <int N> struct seen_t { /* by a warp, of head t */
+    float acc[N], most, sum; /* sum: of this lane's keys */
+};
+
+/* Pages side by side, of each of which a lane's two keys count or not. */
+template <class PAGES>
+__device__ __forceinline__ void see(seen_t<PAGES::n_acc> &seen, const uint8_t *pages,
+                                    const uint32_t (&q)[PAGES::n_query], float unit, int sum,
+                                    const kri_cu_attn_t &a,
+                                    const bool (&is_seen)[PAGES::n_pages][2]) {
+    float s[PAGES::n_pages][2], p[PAGES::n_pages][2], top = seen.most;
+#pragma unroll
+    for (uint32_t i = 0; i < PAGES::n_pages; i++) {
+        PAGES::scores(pages + i * PAGES::page_bytes, q, unit, sum, s[i]);
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+            s[i][e] = is_seen[i][e] ? kri_score(s[i][e], a.scale, a.softcap) : -INFINITY;
+            top = fmaxf(top, s[i][e]);
+        }
+    }
+#pragma unroll
+    for (int x = 4; x < 32; x *= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, x));
+    const float base = top == -INFINITY ? 0.0f : top; /* nothing seen yet: all weights 0 */
+    const float old = exp2f(seen.most - base);
+    seen.most = top;
+    seen.sum *= old;
+#pragma unroll
+    for (uint32_t i = 0; i < PAGES::n_pages; i++) {
+        p[i][0] = exp2f(s[i][0] - base), p[i][1] = exp2f(s[i][1] - base);
+        seen.sum += p[i][0] + p[i][1];
+    }
+    PAGES::add(pages, p, is_seen, old, seen.acc);
+}
+
+/* ---- splits ---------------------------------------------------------------------------------- */
 
 /* The block's warps together: to `out` whole, or to `partials`. */
 template <class PAGES, int HD>
-__device__ __forceinline__ void meet(const float (&acc)[PAGES::n_acc], float most, float sum,
-                                     uint8_t *memory, const kri_cu_attn_t &a, uint32_t row,
-                                     uint32_t head_begin, uint32_t n_heads) {
+__device__ __forceinline__ void meet(const seen_t<PAGES::n_acc> &seen, uint8_t *memory,
+                                     const kri_cu_attn_t &a, uint32_t row, uint32_t head_begin,
+                                     uint32_t n_heads) {
     __shared__ float mosts[WARPS][HEADS], sums[WARPS][HEADS];
-    float(*all)[HEADS][HD] = (float(*)[HEADS][HD])memory; /* [WARPS], where the rings were */
+    /* [WARPS], where the rings were; padded against conflicts of banks */
+    float(*all)[HEADS][HD + 8] = (float(*)[HEADS][HD + 8])memory;
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    float sum = seen.sum;
 #pragma unroll
     for (int x = 4; x < 32; x *= 2) sum += __shfl_xor_sync(~0u, sum, x);
     __syncthreads();
-    PAGES::put(acc, all[warp][lane % 4]);
-    if (lane < 4) mosts[warp][lane] = most, sums[warp][lane] = sum;
+    PAGES::put(seen.acc, all[warp][lane % 4]);
+    if (lane < 4) mosts[warp][lane] = seen.most, sums[warp][lane] = sum;
     __syncthreads();
-    for (uint32_t i = threadIdx.x; i < n_heads * HD; i += 32 * WARPS) {
-        const uint32_t g = i / HD, d = i % HD, head = head_begin + g;
-        float top = -INFINITY, value = 0.0f, total = 0.0f;
+    for (uint32_t i = threadIdx.x; i < n_heads * (HD / 4); i += 32 * WARPS) {
+        const uint32_t g = i / (HD / 4), d = i % (HD / 4) * 4, head = head_begin + g;
+        float top = -INFINITY, total = 0.0f;
+        float4 value = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         for (int w = 0; w < WARPS; w++) top = fmaxf(top, mosts[w][g]);
         for (int w = 0; w < WARPS; w++) {
             const float part = top == -INFINITY ? 0.0f : exp2f(mosts[w][g] - top);
-            value += part * all[w][g][d];
+            const float4 x = *(const float4 *)(all[w][g] + d);
+            value.x += part * x.x, value.y += part * x.y;
+            value.z += part * x.z, value.w += part * x.w;
             total += part * sums[w][g];
         }
         if (a.n_splits == 1) {
-            a.out[((uint64_t)row * a.n_heads + head) * HD + d] = value / total;
+            *(float4 *)(a.out + ((uint64_t)row * a.n_heads + head) * HD + d) = make_float4(
+                value.x / total, value.y / total, value.z / total, value.w / total);
             continue;
         }
         float *partial = a.partials + (((uint64_t)blockIdx.z * a.n_heads + head) * a.n_splits +
                                        blockIdx.x) * (HD + KRI_CU_PARTIAL);
-        partial[d] = value;
-        if (d == 0) {
-            partial[HD] = top;
-            partial[HD + 1] = total;
-        }
+        *(float4 *)(partial + d) = value;
+        if (d == 0) *(float2 *)(partial + HD) = make_float2(top, total);
     }
 }
 
-/* What the last block of a row's heads does: its splits together, a warp for each head. */
+/* What the last block of a row's heads does: its splits together, a warp for each head. Loads of
+ * many splits are on their way at once: one after the other they would be most of a short step. */
 template <int HD>
 __device__ __forceinline__ void merge_splits(const kri_cu_attn_t &a, uint32_t row, uint32_t head) {
-    constexpr uint32_t n = HD + KRI_CU_PARTIAL, pairs = HD / 64;
+    constexpr uint32_t n = HD + KRI_CU_PARTIAL, pairs = HD / 64, bundle = HD == 256 ? 16 : 32;
     const uint32_t lane = threadIdx.x % 32;
     const float *from = a.partials + ((uint64_t)blockIdx.z * a.n_heads + head) * a.n_splits * n;
     float2 *out = (float2 *)(a.out + ((uint64_t)row * a.n_heads + head) * HD);
-    float top = -INFINITY, total = 0.0f;
+    float most = -INFINITY, total = 0.0f;
     float2 values[pairs] = {};
-    for (uint32_t s = lane; s < a.n_splits; s += 32) top = fmaxf(top, __ldcg(from + s * n + HD));
-    for (int i = 16; i > 0; i /= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, i));
-    for (uint32_t begin = 0; begin < a.n_splits; begin += 32) {
-        const uint32_t s = begin + lane, n_here = min(32u, a.n_splits - begin);
-        float weight = 0.0f;
-        if (s < a.n_splits) {
-            weight = exp2f(__ldcg(from + s * n + HD) - top);
-            total += weight * __ldcg(from + s * n + HD + 1);
-        }
-        /* Some splits more than there are have weight 0, so that loads go in bundles. */
-        constexpr uint32_t bundle = 16 / pairs;
-        for (uint32_t j = 0; j < n_here; j += bundle) {
-            float2 value[bundle][pairs];
+    for (uint32_t begin = 0; begin < a.n_splits; begin += bundle) {
+        float2 loaded[bundle][pairs], own = make_float2(-INFINITY, 0.0f); /* a lane's split's */
+        if (lane < bundle && begin + lane < a.n_splits)
+            own = __ldcg((const float2 *)(from + (begin + lane) * n + HD));
+        /* Past the last split the last again, with weight 0. */
 #pragma unroll
-            for (uint32_t u = 0; u < bundle; u++) {
-                const uint32_t split = min(begin + j + u, a.n_splits - 1);
+        for (uint32_t u = 0; u < bundle; u++)
 #pragma unroll
-                for (uint32_t i = 0; i < pairs; i++)
-                    value[u][i] = __ldcg((const float2 *)(from + split * n) + lane + 32 * i);
+            for (uint32_t i = 0; i < pairs; i++) {
+                const uint32_t split = min(begin + u, a.n_splits - 1);
+                loaded[u][i] = __ldcg((const float2 *)(from + split * n) + lane + 32 * i);
             }
+        float top = fmaxf(most, own.x);
+        for (int i = 16; i > 0; i /= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, i));
+        const float base = top == -INFINITY ? 0.0f : top, old = exp2f(most - base);
+        const float weight = exp2f(own.x - base);
+        most = top;
+        total = total * old + kri_warp_sum(weight * own.y);
 #pragma unroll
-            for (uint32_t u = 0; u < bundle; u++) {
-                const float part = __shfl_sync(~0u, weight, j + u);
+        for (uint32_t i = 0; i < pairs; i++) values[i].x *= old, values[i].y *= old;
 #pragma unroll
-                for (uint32_t i = 0; i < pairs; i++) {
-                    values[i].x += part * value[u][i].x;
-                    values[i].y += part * value[u][i].y;
-                }
+        for (uint32_t u = 0; u < bundle; u++) {
+            const float part = __shfl_sync(~0u, weight, u);
+#pragma unroll
+            for (uint32_t i = 0; i < pairs; i++) {
+                values[i].x += part * loaded[u][i].x;
+                values[i].y += part * loaded[u][i].y;
             }
         }
     }
-    total = kri_warp_sum(total);
 #pragma unroll
     for (uint32_t i = 0; i < pairs; i++)
         out[lane + 32 * i] = make_float2(values[i].x / total, values[i].y / total);
 }
 
-/* Whether this block is the last of its row and heads; what the others wrote is visible then. */
+/* Whether this block is the last of its row and heads; what the others wrote is visible then: one
+ * thread's fences stand for those that it meets at the barriers. */
 __device__ __forceinline__ bool is_last_split(const kri_cu_attn_t &a) {
     __shared__ uint32_t is_last;
-    __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
         uint32_t *counter = a.counters + blockIdx.z * gridDim.y + blockIdx.y;
+        __threadfence();
         is_last = atomicInc(counter, a.n_splits - 1) == a.n_splits - 1; /* it is 0 again then */
+        __threadfence();
     }
     __syncthreads();
-    __threadfence();
     return is_last;
 }
 
-/* ---- decode ----------------------------------------------------------------------------------- */
+/* ---- decode ---------------------------------------------------------------------------------- */
 
-/* The pages of a warp, begin, begin + WARPS, ... of [begin, end), through its ring. */
+/* A warp's pages, n_pages side by side as one stage, through its ring. */
 template <class PAGES> struct ring_t {
+    static constexpr uint32_t stage = PAGES::n_pages * PAGES::page_bytes;
     const kri_cu_attn_t &a;
     const uint32_t *table;
     uint64_t head;           /* where the KV head lies in a page */
-    uint32_t ring, begin, n; /* n: pages */
+    uint32_t at;             /* of the ring in shared memory */
+    uint32_t begin, pages_end; /* the warp's first page, where the block's end */
     uint32_t first, end;     /* keys that count, and are in pages already */
     uint32_t ids;            /* of this lane's page of 32 */
 
-    /* Page i of the warp; in order, once each. */
+    __device__ uint32_t page_of(uint32_t i) const { /* the warp's page i */
+        return begin + i / PAGES::n_pages * (WARPS * PAGES::n_pages) + i % PAGES::n_pages;
+    }
+    /* Stage i; in order, once each. */
     __device__ void fetch(uint32_t i) {
-        const uint32_t lane = threadIdx.x % 32;
-        if (i < n) {
-            if (i % 32 == 0 && i + lane < n) ids = table[begin + (i + lane) * WARPS];
-            const uint32_t id = __shfl_sync(~0u, ids, i % 32), key = (begin + i * WARPS) * 16;
-            PAGES::fetch(ring + i % PAGES::n_stages * PAGES::stage, a.kv,
+#pragma unroll
+        for (uint32_t j = 0; j < PAGES::n_pages; j++) {
+            const uint32_t k = i * PAGES::n_pages + j, page = page_of(k), key = page * 16;
+            if (page >= pages_end) break;
+            const uint32_t ahead = page_of(k + threadIdx.x % 32);
+            if (k % 32 == 0 && ahead < pages_end) ids = table[ahead];
+            const uint32_t id = __shfl_sync(~0u, ids, k % 32);
+            PAGES::fetch(at + i % PAGES::n_stages * stage + j * PAGES::page_bytes, a.kv,
                          a.kv.pool + id * a.kv.page_bytes + head, first > key ? first - key : 0,
                          end > key ? end - key : 0);
         }
@@ -532,14 +628,16 @@ template <class PAGES, int HD> __device__ __forceinline__ void decode(const kri_
     const uint32_t end = min(begin + each, last / 16 + 1);
     const uint64_t block = (uint64_t)kv_head * a.kv.block_bytes;
     const bool is_fresh = a.rotate.cos_sin, has_last = begin <= last / 16 && last / 16 < end;
-    const uint32_t mine = warp * PAGES::n_stages * PAGES::stage;
-    ring_t<PAGES> ring = {a, table, block,
-                          kri_shared(memory) + mine, begin + warp,
-                          begin + warp < end ? (end - begin - warp + WARPS - 1) / WARPS : 0,
-                          first, is_fresh ? last : last + 1, 0};
+    constexpr uint32_t stage = ring_t<PAGES>::stage;
+    const uint32_t mine = warp * PAGES::n_stages * stage;
+    ring_t<PAGES> ring = {a, table, block, kri_shared(memory) + mine,
+                          begin + warp * PAGES::n_pages, end, first, is_fresh ? last : last + 1,
+                          0};
     if (!is_fresh) kri_begin(); /* pages may be of this step */
     for (uint32_t i = 0; i < PAGES::n_stages - 1; i++) ring.fetch(i);
     if (is_fresh) {
+        if (has_last && last % 16 != 0)
+            PAGES::load_first(own, a.kv, a.kv.pool + table[last / 16] * a.kv.page_bytes + block);
         kri_begin();
         rotate_row<HD>(own, a, row, head_begin, n_heads, kv_head, has_last);
     } else if (warp < n_heads) {
@@ -550,59 +648,45 @@ template <class PAGES, int HD> __device__ __forceinline__ void decode(const kri_
     finish_query<PAGES, HD>(own, is_fresh && PAGES::dtype == KRI_CU_I8, n_heads);
     if (is_fresh && has_last) {
         uint8_t *page = a.kv.pool + table[last / 16] * a.kv.page_bytes + block;
-        PAGES::code(own, a.kv, page, last % 16 != 0);
+        PAGES::code(own, last % 16 != 0);
         if (chunk == 0 && warp < 2) PAGES::store(own, a.kv, page, last % 16, warp);
     }
     __syncthreads();
     uint32_t q[PAGES::n_query];
-    float acc[PAGES::n_acc] = {}, most = -INFINITY, sum = 0.0f;
-    const float unit = own.most[lane % 4];
-    const int of_query = own.sum[lane % 4];
+    seen_t<PAGES::n_acc> seen = {{}, -INFINITY, 0.0f};
     PAGES::load_query(own, q);
-    for (uint32_t i = 0; i < ring.n; i++) {
-        const uint32_t at = mine + i % PAGES::n_stages * PAGES::stage;
-        const uint32_t page = ring.begin + i * WARPS, key = page * 16 + lane / 4 * 2;
+    for (uint32_t i = 0; ring.page_of(i * PAGES::n_pages) < end; i++) {
+        uint8_t *pages = memory + mine + i % PAGES::n_stages * stage;
+        const uint32_t page = ring.page_of(i * PAGES::n_pages);
         kri_copy_wait<PAGES::n_stages - 2>();
-        __syncwarp(); /* what others copied; and they are done with the page before */
+        __syncwarp(); /* what others copied; and they are done with the stage before */
         ring.fetch(i + PAGES::n_stages - 1);
-        if (is_fresh && page == last / 16) {
-            PAGES::patch(memory + at, own, last % 16);
+        if (is_fresh && has_last && last / 16 - page < PAGES::n_pages) {
+            PAGES::patch(pages + (last / 16 - page) * PAGES::page_bytes, own, last % 16);
             __syncwarp();
         }
-        float s[2];
-        PAGES::scores(memory + at, q, unit, of_query, s);
-        const bool is_seen[2] = {key >= first && key <= last, key + 1 >= first && key + 1 <= last};
+        bool is_seen[PAGES::n_pages][2];
 #pragma unroll
-        for (int e = 0; e < 2; e++)
-            s[e] = is_seen[e] ? kri_score(s[e], a.scale, a.softcap) : -INFINITY;
-        float top = fmaxf(most, fmaxf(s[0], s[1]));
-#pragma unroll
-        for (int x = 4; x < 32; x *= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, x));
-        const float base = top == -INFINITY ? 0.0f : top; /* nothing seen yet: all weights 0 */
-        const float old = exp2f(most - base);
-        const float p[2] = {exp2f(s[0] - base), exp2f(s[1] - base)};
-        most = top;
-        sum = sum * old + (p[0] + p[1]);
-        PAGES::add(kri_shared(memory) + at, memory + at, p, is_seen, old, acc);
+        for (uint32_t j = 0; j < 2 * PAGES::n_pages; j++) {
+            const uint32_t key = (page + j / 2) * 16 + lane / 4 * 2 + j % 2;
+            is_seen[j / 2][j % 2] = key >= first && key <= last && page + j / 2 < end;
+        }
+        see<PAGES>(seen, pages, q, own.most[lane % 4], own.sum[lane % 4], a, is_seen);
     }
     kri_copy_wait<0>();
-    meet<PAGES, HD>(acc, most, sum, memory, a, row, head_begin, n_heads);
+    meet<PAGES, HD>(seen, memory, a, row, head_begin, n_heads);
     if (a.n_splits > 1 && is_last_split(a) && warp < n_heads)
         merge_splits<HD>(a, row, head_begin + warp);
 }
 
-static_assert(WARPS * half_pages_t<64>::n_stages * half_pages_t<64>::stage ==
-                  KRI_CU_DECODE_F16_64 &&
-              WARPS * half_pages_t<128>::n_stages * half_pages_t<128>::stage ==
-                  KRI_CU_DECODE_F16_128 &&
-              WARPS * half_pages_t<256>::n_stages * half_pages_t<256>::stage ==
-                  KRI_CU_DECODE_F16_256, "exec_cuda.c and kernels.def have these sizes");
+template <class PAGES> constexpr uint32_t rings = WARPS * PAGES::n_stages * ring_t<PAGES>::stage;
 template <int HD> using int_pages_t = byte_pages_t<HD, KRI_CU_I8>;
-static_assert(WARPS * int_pages_t<64>::n_stages * int_pages_t<64>::stage == KRI_CU_DECODE_8_64 &&
-              WARPS * int_pages_t<128>::n_stages * int_pages_t<128>::stage ==
-                  KRI_CU_DECODE_8_128 &&
-              WARPS * int_pages_t<256>::n_stages * int_pages_t<256>::stage ==
-                  KRI_CU_DECODE_8_256, "of fp8 too");
+static_assert(rings<half_pages_t<64>> == KRI_CU_DECODE_F16_64 &&
+              rings<half_pages_t<128>> == KRI_CU_DECODE_F16_128 &&
+              rings<half_pages_t<256>> == KRI_CU_DECODE_F16_256, "kernels.def has these sizes");
+static_assert(rings<int_pages_t<64>> == KRI_CU_DECODE_8_64 &&
+              rings<int_pages_t<128>> == KRI_CU_DECODE_8_128 &&
+              rings<int_pages_t<256>> == KRI_CU_DECODE_8_256, "and these, for fp8 too");
 
 #define DECODES(hd)                                                                              \
     KERNEL __launch_bounds__(128) kri_attn_decode_f16_##hd(const kri_cu_attn_t a) {              \

@@ -1,8 +1,8 @@
-/* attn_prefill8.cu: attention of a tile of up to 64 rows of one sequence and one query head over its
- * pages of int8 or fp8. Pages come as they are through two stages of asynchronous copies; a tile of
- * keys and values becomes halves in shared memory, scales included (their rounding is far below
- * that of 8 bits), and from there on it is flash attention on the tensor cores with f32 sums. Rows
- * in shared memory are swizzled in pieces of 16 bytes. */
+/* attn_prefill8.cu: attention of a tile of up to 64 rows of one sequence and one query head over
+ * its pages of int8 or fp8. Pages come as they are through two stages of asynchronous copies; a
+ * tile of keys and values becomes halves in shared memory, scales included (their rounding is far
+ * below that of 8 bits), and from there on it is flash attention on the tensor cores with sums of
+ * f32. Rows in shared memory are swizzled in pieces of 16 bytes. */
 #include "kv8.cuh"
 
 #define ROWS KRI_CU_TILE8

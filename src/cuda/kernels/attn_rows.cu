@@ -1,5 +1,6 @@
-/* attn_rows.cu: keys and values into their pages, and attention of rows one by one for any head size
- * and type of pages, which is not fast: attn_decode.cu and attn_prefill*.cu have the usual sizes. */
+/* attn_rows.cu: keys and values into their pages, and attention of rows one by one for any head
+ * size and type of pages, which is not fast: attn_decode.cu and attn_prefill*.cu have the usual
+ * sizes. */
 #include "kv8.cuh"
 #include "rotate.cuh"
 

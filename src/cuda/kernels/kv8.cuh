@@ -98,7 +98,8 @@ __device__ static void kri_code(uint32_t dtype, const float *x, uint32_t n,
     uint16_t scale;
     for (uint32_t i = lane; i < n; i += 32) {
         most = max(most, kri_magnitude(x[i]));
-        if (first) most_apart = max(most_apart, kri_magnitude(x[i] - unit * (int8_t)first->bytes[i]));
+        if (!first) continue;
+        most_apart = max(most_apart, kri_magnitude(x[i] - unit * (int8_t)first->bytes[i]));
     }
     most = kri_warp_max(most);
     most_apart = kri_warp_max(most_apart);
@@ -138,7 +139,7 @@ __device__ __forceinline__ void kri_store_coded(const kri_cu_kv_t &kv, uint8_t *
         ((uint16_t *)(head + kv.scales))[(is_v ? 16 : 0) + slot] = from->scale;
 }
 
-/* ---- one item of a page of any type ----------------------------------------------------------- */
+/* ---- one item of a page of any type ---------------------------------------------------------- */
 
 __device__ __forceinline__ float kri_scale_at(const kri_cu_kv_t &kv, const uint8_t *head,
                                               uint32_t at) {

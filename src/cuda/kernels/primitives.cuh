@@ -22,7 +22,7 @@ __device__ __forceinline__ int kri_dot4(uint32_t a, uint32_t b, int c) {
     return d;
 }
 
-/* Products of integers, exact: 16x8 += 16x32 (u8) by 32x8 (s8), 16x8 += 16x16 by 16x8 (s8). */
+/* Products of integers, exact: 16x8 += 16x32 by 32x8. */
 __device__ __forceinline__ void kri_mma_u8s8(int (&c)[4], const uint32_t (&a)[4], uint32_t b0,
                                              uint32_t b1) {
     asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, "
@@ -30,10 +30,12 @@ __device__ __forceinline__ void kri_mma_u8s8(int (&c)[4], const uint32_t (&a)[4]
                  : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
-__device__ __forceinline__ void kri_mma_s8(int (&c)[4], uint32_t a0, uint32_t a1, uint32_t b) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, "
-                 "{%4,%5}, {%6}, {%0,%1,%2,%3};"
-                 : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3]) : "r"(a0), "r"(a1), "r"(b));
+__device__ __forceinline__ void kri_mma_s8(int (&c)[4], const uint32_t (&a)[4], uint32_t b0,
+                                           uint32_t b1) {
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, "
+                 "{%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 /* Weights are read once: they should not push activations out of the first-level cache. */

@@ -57,7 +57,8 @@ static inline float __uint_as_float(uint32_t x) { return emu_bits<float>(x); }
 static inline uint32_t __byte_perm(uint32_t low, uint32_t high, uint32_t selector) {
     const uint64_t bytes = low | (uint64_t)high << 32;
     uint32_t out = 0;
-    for (int i = 0; i < 4; i++) out |= (uint32_t)(bytes >> (selector >> 4 * i & 7) * 8 & 255) << 8 * i;
+    for (int i = 0; i < 32; i += 8)
+        out |= (uint32_t)(bytes >> (selector >> i / 2 & 7) * 8 & 255) << i;
     return out;
 }
 static inline int __float2int_rn(float x) { return (int)nearbyintf(x); }
@@ -159,24 +160,22 @@ template <typename A> static inline int emu_dot4(uint32_t a, uint32_t b) {
     for (int i = 0; i < 32; i += 8) sum += (int)(A)(a >> i) * (int8_t)(b >> i);
     return sum;
 }
-static inline void kri_mma_u8s8(int (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+template <typename A>
+static inline void emu_mma_bytes(int (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     const uint32_t words[6] = {a[0], a[1], a[2], a[3], b0, b1};
     const uint32_t(*all)[6] = emu_meet(words, 6), lane = emu_lane();
     for (uint32_t e = 0; e < 4; e++) {
         const uint32_t row = lane / 4, column = lane % 4 * 2 + e % 2;
         for (uint32_t k = 0; k < 8; k++)
-            c[e] += emu_dot4<uint8_t>(all[row * 4 + k % 4][e / 2 + k / 4 * 2],
-                                      all[column * 4 + k % 4][4 + k / 4]);
+            c[e] += emu_dot4<A>(all[row * 4 + k % 4][e / 2 + k / 4 * 2],
+                                all[column * 4 + k % 4][4 + k / 4]);
     }
 }
-static inline void kri_mma_s8(int (&c)[4], uint32_t a0, uint32_t a1, uint32_t b) {
-    const uint32_t words[3] = {a0, a1, b};
-    const uint32_t(*all)[6] = emu_meet(words, 3), lane = emu_lane();
-    for (uint32_t e = 0; e < 4; e++) {
-        const uint32_t row = lane / 4, column = lane % 4 * 2 + e % 2;
-        for (uint32_t k = 0; k < 4; k++)
-            c[e] += emu_dot4<int8_t>(all[row * 4 + k][e / 2], all[column * 4 + k][2]);
-    }
+static inline void kri_mma_u8s8(int (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    emu_mma_bytes<uint8_t>(c, a, b0, b1);
+}
+static inline void kri_mma_s8(int (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    emu_mma_bytes<int8_t>(c, a, b0, b1);
 }
 
 template <float (*VALUE)(uint16_t)>

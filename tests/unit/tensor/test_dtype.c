@@ -19,7 +19,7 @@ TEST(dtype_table_answers_by_id_and_by_file_id) {
 }
 
 TEST(dtype_unknown_ids_have_no_row) {
-    const kr_dtype_t ids[] = {KR_DTYPE_NONE, -1, 13, 1000, INT32_MIN, INT32_MAX};
+    const kr_dtype_t ids[] = {KR_DTYPE_NONE, -1, 14, 1000, INT32_MIN, INT32_MAX};
     for (size_t i = 0; i < sizeof ids / sizeof ids[0]; i++) {
         uint64_t n_bytes = 5;
         assert_null(kri_dtype_info(ids[i]));
