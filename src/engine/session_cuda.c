@@ -298,7 +298,8 @@ static void list_rows(kri_session_cuda_t *s, const kri_step_t *step, uint32_t in
     const kri_step_seq_t *q = &step->seqs[index];
     uint32_t *decode_rows = words_at(s, t->decode_rows);
     kri_cu_tile_t *tiles = (kri_cu_tile_t *)(void *)(s->host + t->tiles);
-    const uint32_t tile_rows = kri_cuda_tile_rows(step->groups[0].dtype, s->weights->model.hp.head_dim);
+    const uint32_t tile_rows =
+        kri_cuda_tile_rows(step->groups[0].dtype, s->weights->model.hp.head_dim);
     const bool in_tiles = q->n_rows >= ROWS_ALONE && tile_rows > 0;
     for (uint32_t r = 0; r < q->n_rows; r++) {
         const uint32_t row = q->row_begin + r;
