@@ -83,7 +83,8 @@ static float *random_floats(bench_t *b, size_t n) {
 /* Tables of a step whose sequences all have n_rows rows behind `pos`. */
 static void make_step(bench_t *b, uint32_t pos, uint32_t n_rows) {
     const shape_t *s = &b->shape;
-    const uint32_t n = s->n_seqs * n_rows, tile_rows = kri_cuda_tile_rows(s->head_dim);
+    const uint32_t n = s->n_seqs * n_rows;
+    const uint32_t tile_rows = kri_cuda_tile_rows(KR_DTYPE_F16, s->head_dim);
     const uint32_t n_pages = (s->n_before + s->n_tokens + 15) / 16;
     int32_t *positions = host(n, sizeof *positions);
     uint32_t *row_seq = host(n, sizeof *row_seq), *table = host(s->n_seqs * n_pages, 4);
@@ -181,7 +182,8 @@ int main(int argc, char **argv) {
     const shape_t s = {number(argc, argv, 1), number(argc, argv, 2), number(argc, argv, 3),
                        number(argc, argv, 4), number(argc, argv, 5), number(argc, argv, 6),
                        number(argc, argv, 7), (float)number(argc, argv, 8)};
-    check(argc >= 6 && argc <= 9 && kri_cuda_tile_rows(s.head_dim) > 0 && s.head_dim > 0 &&
+    check(argc >= 6 && argc <= 9 && s.head_dim > 0 &&
+              kri_cuda_tile_rows(KR_DTYPE_F16, s.head_dim) > 0 &&
               s.n_heads <= 256 && s.n_kv_heads > 0 && s.n_heads % s.n_kv_heads == 0 &&
               s.n_seqs > 0 && s.n_seqs <= 64 && s.n_tokens > 0 && s.n_tokens <= 1u << 17 &&
               s.n_before <= 1u << 17,

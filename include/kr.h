@@ -230,7 +230,8 @@ enum {
     KR_DTYPE_NONE = 0, KR_DTYPE_F32 = 1, KR_DTYPE_F16 = 2, KR_DTYPE_BF16 = 3,
     KR_DTYPE_Q4_0 = 4, KR_DTYPE_Q4_1 = 5, KR_DTYPE_Q5_0 = 6, KR_DTYPE_Q5_1 = 7,
     KR_DTYPE_Q8_0 = 8, KR_DTYPE_Q4_K = 9, KR_DTYPE_Q5_K = 10, KR_DTYPE_Q6_K = 11,
-    KR_DTYPE_I8 = 12 /* of tensors; of KV caches: integers with a scale per token and head */
+    KR_DTYPE_I8 = 12, /* of tensors; of KV caches: integers with a scale per token and head */
+    KR_DTYPE_F8 = 13 /* e4m3, of KV caches on CUDA only: with a scale per token and head */
 };
 /* kr_dtype_name: C string "q4_k"; "?" for unknown. Static. Since 0.1 */
 KR_API const char *kr_dtype_name(kr_dtype_t dtype);
@@ -435,8 +436,8 @@ enum { KR_INVARIANT_DEFAULT = 0, KR_INVARIANT_ON = 1, KR_INVARIANT_OFF = 2 };
 enum { KR_ATTN_QK_DEFAULT = 0, KR_ATTN_QK_F32 = 1, KR_ATTN_QK_INT8 = 2, KR_ATTN_QK_INT16 = 3 };
 /* Where a session computes. CUDA: the machine's first NVIDIA GPU of the Hopper class, found at run
  * time. Weights are copied there by the first such session of a model and stay until the model is
- * closed. Not built there: kv_dtype other than F16, attn_qk other than F32, KR_INVARIANT_ON, isa;
- * each is KR_E_UNSUPPORTED. */
+ * closed. Not built there: a kv_dtype of F32, attn_qk other than DEFAULT and F32 (with KR_DTYPE_I8
+ * INT16), KR_INVARIANT_ON, isa; each is KR_E_UNSUPPORTED. */
 enum { KR_DEVICE_CPU = 0, KR_DEVICE_CUDA = 1 };
 /* Whether prompts reuse the pages of equal prefixes. */
 enum { KR_PREFIX_CACHE_DEFAULT = 0, KR_PREFIX_CACHE_ON = 1, KR_PREFIX_CACHE_OFF = 2 };
@@ -447,7 +448,8 @@ typedef struct kr_session_params_s {
     uint32_t n_rows_max;     /* rows of one step, 1..4096; 0 = 512 */
     uint32_t n_threads;      /* 0 = kr_threads_default() */
     kr_dtype_t kv_dtype;     /* KR_DTYPE_F16 (0 = this), KR_DTYPE_F32 or KR_DTYPE_I8: about half
-                              * the bytes of f16, perplexity within 0.5 % */
+                              * the bytes of f16, perplexity within 0.5 %; on CUDA also
+                              * KR_DTYPE_F8: the same bytes, not as near */
     int32_t invariant;       /* KR_INVARIANT_* */
     int32_t attn_qk;         /* KR_ATTN_QK_*; 0 = what is fastest: see there */
     const char *isa;         /* C string; level to use ("ref", "avx2", ...), NULL = best; one that

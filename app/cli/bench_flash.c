@@ -202,7 +202,7 @@ int cli_bench_flash(const cli_options_t *options) {
     cli_session_params(options, 0, 0, &params);
     run.attn_qk = params.attn_qk;
     run.kv_dtype = params.kv_dtype;
-    if (run.kv_dtype == KR_DTYPE_F32) {
+    if (run.kv_dtype == KR_DTYPE_F32 || run.kv_dtype == KR_DTYPE_F8) {
         return cli_usage("--kv", "flash compares pages of f16 or int8");
     }
     if (run.kv_dtype == KR_DTYPE_I8 && cli_given(options, CLI_OPT_attn_qk)) {

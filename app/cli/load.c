@@ -69,6 +69,7 @@ void cli_session_params(const cli_options_t *options, uint32_t n_ctx, uint32_t n
     if (kv != NULL) {
         params->kv_dtype = strcmp(kv, "f32") == 0    ? KR_DTYPE_F32
                            : strcmp(kv, "int8") == 0 ? KR_DTYPE_I8
+                           : strcmp(kv, "fp8") == 0  ? KR_DTYPE_F8
                                                      : KR_DTYPE_F16;
     }
     const char *attn_qk = cli_text(options, CLI_OPT_attn_qk);

@@ -20,7 +20,7 @@ static uint64_t window_pages(uint64_t window, uint64_t n_rows) {
 
 /* Bytes of a page of each group, and of all pages when every sequence holds n_ctx tokens. */
 static kr_status_t measure(const kri_kv_params_t *p, size_t *page_bytes, uint64_t *n_bytes) {
-    if (p->dtype != KR_DTYPE_F16 && p->dtype != KR_DTYPE_F32 && p->dtype != KR_DTYPE_I8) {
+    if (p->dtype != KR_DTYPE_F16 && p->dtype != KR_DTYPE_F32 && !kri_kv_is_8bit(p->dtype)) {
         return KR_E_UNSUPPORTED;
     }
     if (p->n_groups == 0 || p->n_groups > KRI_KV_GROUPS_MAX || p->n_seqs == 0 || p->n_ctx == 0) {

@@ -37,7 +37,7 @@ typedef struct kri_kv_memory_s {
 typedef struct kri_kv_params_s {
     uint32_t n_groups;
     kri_kv_shape_t groups[KRI_KV_GROUPS_MAX];
-    kr_dtype_t dtype;        /* KR_DTYPE_F16, KR_DTYPE_F32, KR_DTYPE_I8 */
+    kr_dtype_t dtype;        /* KR_DTYPE_F16, KR_DTYPE_F32, KR_DTYPE_I8, KR_DTYPE_F8 */
     uint32_t n_seqs, n_ctx;  /* no sequence holds more than n_ctx tokens */
     uint64_t bytes_max;      /* ledger; 0 = every sequence can hold n_ctx tokens */
     bool prefix_cache;

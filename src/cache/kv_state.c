@@ -29,7 +29,7 @@ kr_status_t kri_kv_pool_extent_bytes(const kri_kv_pool_t *pool, const kri_kv_ext
     return KR_OK;
 }
 
-static void clear_bytes_i8(const kri_kv_group_t *view, uint8_t *k, uint8_t *v, size_t slot) {
+static void clear_bytes_8bit(const kri_kv_group_t *view, uint8_t *k, uint8_t *v, size_t slot) {
     for (size_t dim = 0; dim < KRI_I8_DIMS(view->head_dim); dim++) {
         k[kri_i8_key_at(slot, dim)] = 0;
         v[kri_i8_value_at(view->head_dim, slot, dim)] = 0;
@@ -42,13 +42,13 @@ static void clear_slots(const kri_kv_group_t *view, uint8_t *page, size_t n_slot
     const size_t row = block / KRI_PAGE_TOKENS;
     for (uint32_t i = 0; i < view->n_layers * view->n_kv_heads; i++) {
         const kri_kv_place_t at = kri_kv_place(view, i / view->n_kv_heads, i % view->n_kv_heads);
-        if (view->dtype != KR_DTYPE_I8) {
+        if (!kri_kv_is_8bit(view->dtype)) {
             memset(page + at.k + n_slots * row, 0, block - n_slots * row);
             memset(page + at.v + n_slots * row, 0, block - n_slots * row);
             continue;
         }
         for (size_t slot = n_slots; slot < KRI_PAGE_TOKENS; slot++) {
-            clear_bytes_i8(view, page + at.k, page + at.v, slot);
+            clear_bytes_8bit(view, page + at.k, page + at.v, slot);
             memset(page + at.scales + slot * 2, 0, 2);
             memset(page + at.scales + (KRI_PAGE_TOKENS + slot) * 2, 0, 2);
         }

@@ -11,10 +11,23 @@
 #define KRI_CU_HEAD_DIM 512u /* KRI_HEAD_DIM_MAX */
 #define KRI_CU_TOKENS 8u     /* most rows of a matvec */
 #define KRI_CU_ROW_WARPS 8u  /* of a block of row_*.cu */
+#define KRI_CU_TILE8 64u     /* query rows of a tile of attention over pages of 8 bits */
 #define KRI_CU_PREFILL_DIM 256u /* largest head of attention in tiles */
 #define KRI_CU_NORM_ITEMS 16u /* of a row that a thread keeps */
 #define KRI_CU_SPLITS 1024u  /* most parts of a context */
 #define KRI_CU_HEADS 4u      /* query heads of one KV head that a decode block takes at most */
+/* Shared memory of a block of attn_decode.cu: rings of four warps. */
+#define KRI_CU_DECODE_F16_64 65536
+#define KRI_CU_DECODE_F16_128 98304
+#define KRI_CU_DECODE_F16_256 196608
+#define KRI_CU_DECODE_8_64 50688
+#define KRI_CU_DECODE_8_128 99840
+#define KRI_CU_DECODE_8_256 198144
+/* Of one of attn_prefill8.cu: queries, a tile of keys and values, two stages of pages. */
+#define KRI_CU_PREFILL8_64 41472
+#define KRI_CU_PREFILL8_128 82432
+#define KRI_CU_PREFILL8_256 98560
+#define KRI_CU_PARTIAL 4u    /* floats of a partial result beside its values */
 
 #ifdef __cplusplus
 #define KRI_CU_ALIGN(n) alignas(n)
@@ -26,7 +39,7 @@
 enum {
     KRI_CU_F32 = 1, KRI_CU_F16 = 2, KRI_CU_BF16 = 3, KRI_CU_Q4_0 = 4, KRI_CU_Q4_1 = 5,
     KRI_CU_Q5_0 = 6, KRI_CU_Q5_1 = 7, KRI_CU_Q8_0 = 8, KRI_CU_Q4_K = 9, KRI_CU_Q5_K = 10,
-    KRI_CU_Q6_K = 11
+    KRI_CU_Q6_K = 11, KRI_CU_I8 = 12, KRI_CU_F8 = 13
 };
 
 /* kri_q8_block_t (ops/kernels.h): blocks of activations are the same on both sides. */
@@ -184,10 +197,12 @@ typedef struct kri_cu_gemm_s {
 /* ---- attention ------------------------------------------------------------------------------ */
 
 typedef struct kri_cu_kv_s {
-    uint8_t *pool;               /* f16 pages */
-    uint64_t page_bytes, k, v;   /* k, v: offsets of the layer's first block in a page */
-    uint32_t block_bytes;        /* of one KV head */
+    uint8_t *pool;
+    uint64_t page_bytes, k, v, scales; /* offsets of the layer's first block in a page; 8 bits:
+                                        * scales of keys, then values */
+    uint32_t block_bytes;        /* from one KV head to the next */
     uint32_t group, window;
+    uint32_t dtype;              /* f16, int8 or fp8 */
 } kri_cu_kv_t;
 
 /* Norm and rotation of queries and keys; cos_sin [n_rows][n_rot]. */
@@ -212,7 +227,7 @@ typedef struct kri_cu_attn_s {
     kri_cu_kv_t kv;
     const float *qkv;
     float *out;
-    float *partials;   /* [decode row][head][split][head_dim + 2]: values, maximum, sum */
+    float *partials;   /* [decode row][head][split][head_dim + 4]: values, maximum, sum */
     uint32_t *counters; /* [decode row][chunk of heads] of 0: splits that are done */
     kri_cu_rotate_t rotate; /* cos_sin NULL: rows are rotated and appended already */
     float scale, softcap;

@@ -4,6 +4,7 @@
 #include "base/alloc.h"
 #include "base/error.h"
 #include "base/mutex.h"
+#include "cuda/args.h"
 #include "cuda/images.h"
 
 struct kri_cuda_s {

@@ -7,8 +7,8 @@
 
 #define UNPACKED_BYTES ((size_t)32 << 20) /* of bf16 weights: they stay in the second-level cache */
 #define UNPACKED_ROWS 128u                /* whole tiles of a product */
-#define BLOCKS_EACH KRI_CUDA_COUNTERS(1u) /* blocks of decode attention per multiprocessor */
-#define SPLIT_PAGES 2u                    /* of a split, at least: half a page for each warp */
+#define BLOCKS_EACH KRI_CUDA_COUNTERS(1u) /* blocks of decode attention that a processor takes */
+#define SPLIT_PAGES 4u                    /* of a split, at least: one for each warp */
 #define FLOAT_WARPS 8u                    /* of a block of matvec_float.cu */
 #define WARPS_EACH 24u                    /* of it per multiprocessor, if k can be shared */
 #define ROW_BLOCKS_EACH 3u                /* blocks of row_*.cu that a multiprocessor takes */
@@ -22,7 +22,8 @@ _Static_assert(KRI_CU_GROUPS == KRI_KV_GROUPS_MAX && KRI_CU_PARTS == KRI_WEIGHT_
                KRI_CU_HEAD_DIM == KRI_HEAD_DIM_MAX && KRI_GROUP_ROWS == 16 &&
                KRI_PAGE_TOKENS == 16, "kernels are built for these");
 _Static_assert((int)KRI_CU_F32 == (int)KR_DTYPE_F32 && (int)KRI_CU_BF16 == (int)KR_DTYPE_BF16 &&
-               (int)KRI_CU_Q4_0 == (int)KR_DTYPE_Q4_0 && (int)KRI_CU_Q6_K == (int)KR_DTYPE_Q6_K,
+               (int)KRI_CU_Q4_0 == (int)KR_DTYPE_Q4_0 && (int)KRI_CU_Q6_K == (int)KR_DTYPE_Q6_K &&
+               (int)KRI_CU_I8 == (int)KR_DTYPE_I8 && (int)KRI_CU_F8 == (int)KR_DTYPE_F8,
                "types of kr.h");
 
 static kri_cuda_exec_t *own(const kri_exec_t *exec) { return exec->device; }
@@ -465,10 +466,11 @@ static void ffn(const kri_exec_t *exec, const kri_ffn_desc_t *desc, const float 
 static kri_cu_kv_t kv_of(const kri_exec_t *exec, const kri_attn_desc_t *desc) {
     const kri_kv_group_t *group = &exec->step->groups[desc->group];
     const kri_kv_place_t place = kri_kv_place(group, desc->layer_in_group, 0);
+    const kri_kv_place_t next = kri_kv_place(group, desc->layer_in_group, 1);
     return (kri_cu_kv_t){
         .pool = group->pool, .page_bytes = group->page_bytes, .k = place.k, .v = place.v,
-        .block_bytes = (uint32_t)kri_kv_block_bytes(group->dtype, group->head_dim),
-        .group = desc->group, .window = group->window};
+        .scales = place.scales, .block_bytes = (uint32_t)(next.k - place.k),
+        .group = desc->group, .window = group->window, .dtype = (uint32_t)group->dtype};
 }
 
 /* Whether rows of this head size attend one by one in splits of their contexts. */
@@ -490,9 +492,10 @@ static void rope_append(const kri_exec_t *exec, const kri_attn_desc_t *desc, con
         .n_rot = desc->n_rot, .is_pair = desc->rope_pair};
     own(exec)->rotate = rotate;
     if (is_decode(exec, desc)) return; /* attention does it */
+    const kri_cu_kv_t kv = kv_of(exec, desc);
     const kri_cu_append_t args = {
-        .step = own(exec)->step, .kv = kv_of(exec, desc), .rotate = rotate, .qkv = qkv,
-        .queries = own(exec)->n_tiles > 0 ? own(exec)->bf16 : NULL,
+        .step = own(exec)->step, .kv = kv, .rotate = rotate, .qkv = qkv,
+        .queries = kv.dtype == KRI_CU_F16 && own(exec)->n_tiles > 0 ? own(exec)->bf16 : NULL,
         .keeps_rows = own(exec)->n_decode_rows > 0, .n_heads = desc->n_heads,
         .n_kv_heads = desc->n_kv_heads, .head_dim = desc->head_dim};
     kri_cuda_launch(own(exec)->stream, KRI_CUDA_rope_append,
@@ -500,9 +503,20 @@ static void rope_append(const kri_exec_t *exec, const kri_attn_desc_t *desc, con
                                       .y = exec->step->n_rows, .n_threads = 128}, &args);
 }
 
-uint32_t kri_cuda_tile_rows(uint32_t head_dim) {
+uint32_t kri_cuda_tile_rows(kr_dtype_t kv_dtype, uint32_t head_dim) {
+    if (kri_kv_is_8bit(kv_dtype)) return has_splits(head_dim) ? KRI_CU_TILE8 : 0;
     if (head_dim % 8 != 0 || head_dim > KRI_CU_PREFILL_DIM) return 0; /* copies take 16 bytes */
     return head_dim <= 64 ? 192 : 128;
+}
+
+typedef struct sized_kernel_s {
+    kri_cuda_kernel_t id;
+    uint32_t shared_bytes;
+} sized_kernel_t;
+
+/* Of a head size that has tiles. */
+static uint32_t size_index(uint32_t head_dim) {
+    return head_dim == 64 ? 0 : head_dim == 128 ? 1 : 2;
 }
 
 /* Chunks of the query heads of one KV head. */
@@ -514,15 +528,17 @@ uint32_t kri_cuda_splits(uint32_t n_processors, uint32_t n_rows, uint32_t n_head
                          uint32_t n_kv_heads, uint32_t n_pages) {
     const uint64_t n_items = (uint64_t)n_rows * n_kv_heads * head_chunks(n_heads, n_kv_heads);
     const uint64_t wanted = n_items ? (uint64_t)n_processors * BLOCKS_EACH / n_items : 1;
-    uint64_t n_most = 1;
+    uint64_t n_most = 1, n = 1;
     while (n_most * SPLIT_PAGES < n_pages) n_most *= 2;
-    uint64_t n = wanted < n_most ? wanted : n_most;
-    if (n > KRI_CU_SPLITS) n = KRI_CU_SPLITS;
-    return n ? (uint32_t)n : 1;
+    if (n_most > wanted) n_most = wanted;
+    if (n_most > KRI_CU_SPLITS) n_most = KRI_CU_SPLITS;
+    while (n * 2 <= n_most) n *= 2;
+    if (n >= 2 && n + n / 2 <= n_most) n += n / 2; /* few numbers: each is a graph of its own */
+    return (uint32_t)n;
 }
 
 size_t kri_cuda_partial_floats(uint32_t n_processors, uint32_t head_dim) {
-    return (size_t)n_processors * BLOCKS_EACH * KRI_CU_HEADS * (head_dim + 2);
+    return (size_t)n_processors * BLOCKS_EACH * KRI_CU_HEADS * (head_dim + KRI_CU_PARTIAL);
 }
 
 static void attend_rows(const kri_exec_t *exec, const kri_attn_desc_t *desc, kri_cu_attn_t *args) {
@@ -534,14 +550,24 @@ static void attend_rows(const kri_exec_t *exec, const kri_attn_desc_t *desc, kri
         return;
     }
     const uint32_t n_chunks = head_chunks(desc->n_heads, desc->n_kv_heads);
-    const uint32_t each = ceil32(desc->n_heads / desc->n_kv_heads, n_chunks);
-    const uint32_t size = desc->head_dim == 64 ? 0 : desc->head_dim == 128 ? 1 : 2;
-    const uint32_t kernel = KRI_CUDA_attn_decode_64_1 + size * KRI_CU_HEADS + each - 1;
+    static const sized_kernel_t kernels[3][3] = {
+        {{KRI_CUDA_attn_decode_f16_64, KRI_CU_DECODE_F16_64},
+         {KRI_CUDA_attn_decode_f16_128, KRI_CU_DECODE_F16_128},
+         {KRI_CUDA_attn_decode_f16_256, KRI_CU_DECODE_F16_256}},
+        {{KRI_CUDA_attn_decode_i8_64, KRI_CU_DECODE_8_64},
+         {KRI_CUDA_attn_decode_i8_128, KRI_CU_DECODE_8_128},
+         {KRI_CUDA_attn_decode_i8_256, KRI_CU_DECODE_8_256}},
+        {{KRI_CUDA_attn_decode_f8_64, KRI_CU_DECODE_8_64},
+         {KRI_CUDA_attn_decode_f8_128, KRI_CU_DECODE_8_128},
+         {KRI_CUDA_attn_decode_f8_256, KRI_CU_DECODE_8_256}}};
+    const uint32_t type = args->kv.dtype == KRI_CU_F16 ? 0 : args->kv.dtype == KRI_CU_I8 ? 1 : 2;
+    const sized_kernel_t *kernel = &kernels[type][size_index(desc->head_dim)];
     args->n_splits = d->n_splits;
     if (is_decode(exec, desc)) args->rotate = d->rotate;
-    kri_cuda_launch(d->stream, (kri_cuda_kernel_t)kernel,
+    kri_cuda_launch(d->stream, kernel->id,
                     (kri_cuda_grid_t){.x = d->n_splits, .y = desc->n_kv_heads * n_chunks,
-                                      .z = d->n_decode_rows, .n_threads = DECODE_THREADS}, args);
+                                      .z = d->n_decode_rows, .n_threads = DECODE_THREADS,
+                                      .shared_bytes = kernel->shared_bytes}, args);
 }
 
 /* Query heads whose keys and values are read at a time: about what the second-level cache holds. */
@@ -593,6 +619,19 @@ static void attend_tiles(const kri_exec_t *exec, const kri_attn_desc_t *desc,
                                       .shared_bytes = kernels[size].shared_bytes}, &args);
 }
 
+/* Over pages of 8 bits, from queries of f32. */
+static void attend_tiles8(const kri_exec_t *exec, const kri_attn_desc_t *desc,
+                          const kri_cu_attn_t *args) {
+    static const sized_kernel_t kernels[] = {{KRI_CUDA_attn_prefill8_64, KRI_CU_PREFILL8_64},
+                                             {KRI_CUDA_attn_prefill8_128, KRI_CU_PREFILL8_128},
+                                             {KRI_CUDA_attn_prefill8_256, KRI_CU_PREFILL8_256}};
+    const sized_kernel_t *kernel = &kernels[size_index(desc->head_dim)];
+    kri_cuda_launch(own(exec)->stream, kernel->id,
+                    (kri_cuda_grid_t){.x = own(exec)->n_tiles, .y = desc->n_heads,
+                                      .n_threads = DECODE_THREADS,
+                                      .shared_bytes = kernel->shared_bytes}, args);
+}
+
 static void attention(const kri_exec_t *exec, const kri_attn_desc_t *desc, const float *qkv,
                       float *out) {
     kri_cuda_exec_t *d = own(exec);
@@ -603,7 +642,9 @@ static void attention(const kri_exec_t *exec, const kri_attn_desc_t *desc, const
         .head_dim = desc->head_dim, .n_splits = 1};
     d->rounded = NULL;
     if (d->n_decode_rows > 0) attend_rows(exec, desc, &args);
-    if (d->n_tiles > 0) attend_tiles(exec, desc, &args);
+    if (d->n_tiles == 0) return;
+    if (args.kv.dtype == KRI_CU_F16) attend_tiles(exec, desc, &args);
+    else attend_tiles8(exec, desc, &args);
 }
 
 const kri_exec_ops_t kri_cuda_ops = {

@@ -36,13 +36,13 @@ typedef struct kri_cuda_exec_s {
 size_t kri_cuda_unpacked_items(size_t n_in_max);
 size_t kri_cuda_partial_floats(uint32_t n_processors, uint32_t head_dim);
 /* Enough for the rows and heads that split contexts of a device of n_processors at most. */
-#define KRI_CUDA_COUNTERS(n_processors) (4u * (n_processors))
+#define KRI_CUDA_COUNTERS(n_processors) (2u * (n_processors))
 /* Parts that the context of a decode row is cut into when n_rows of them attend together over at
  * most n_pages pages each. The number changes by powers of two of n_pages only. */
 uint32_t kri_cuda_splits(uint32_t n_processors, uint32_t n_rows, uint32_t n_heads,
                          uint32_t n_kv_heads, uint32_t n_pages);
 /* Most rows of a tile in which rows of this head size attend; 0: they go one by one. */
-uint32_t kri_cuda_tile_rows(uint32_t head_dim);
+uint32_t kri_cuda_tile_rows(kr_dtype_t kv_dtype, uint32_t head_dim);
 /* *flag (device) becomes 1 when one of x [n] is not finite. */
 void kri_cuda_finite(kri_cuda_stream_t *stream, const float *x, uint64_t n, uint32_t *flag);
 

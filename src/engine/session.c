@@ -84,7 +84,7 @@ static kr_status_t check_params(const struct kr_model_s *model, const kr_session
                         "n_ctx is %u, the model was trained for %u", p->n_ctx, n_ctx_train);
     }
     if (p->kv_dtype != KR_DTYPE_NONE && p->kv_dtype != KR_DTYPE_F16 &&
-        p->kv_dtype != KR_DTYPE_F32 && p->kv_dtype != KR_DTYPE_I8) {
+        p->kv_dtype != KR_DTYPE_F32 && !kri_kv_is_8bit(p->kv_dtype)) {
         return KRI_FAIL(error, KR_E_UNSUPPORTED, "kv_dtype", "KV type %s is not built",
                         kr_dtype_name(p->kv_dtype));
     }
@@ -105,6 +105,10 @@ static kr_status_t check_params(const struct kr_model_s *model, const kr_session
     }
     KR_TRY(kri_check_max("prefix_cache", p->prefix_cache, KR_PREFIX_CACHE_OFF, error));
     KR_TRY(kri_check_max("device", p->device, KR_DEVICE_CUDA, error));
+    if (p->kv_dtype == KR_DTYPE_F8 && p->device == KR_DEVICE_CPU) {
+        return KRI_FAIL(error, KR_E_UNSUPPORTED, "kv_dtype",
+                        "a KV cache of fp8 is not built for device cpu");
+    }
     info->n_ctx = p->n_ctx ? p->n_ctx : n_ctx_train < N_CTX_DEFAULT ? n_ctx_train : N_CTX_DEFAULT;
     info->n_seqs = p->n_seqs ? p->n_seqs : 1;
     info->n_rows_max = p->n_rows_max ? p->n_rows_max : N_ROWS_DEFAULT;

@@ -94,7 +94,7 @@ static bool make_layout(const struct kr_model_s *m, const kr_session_info_t *inf
     l->logit_rows = info->n_seqs > LOGIT_ROWS ? info->n_seqs : LOGIT_ROWS;
     if (l->logit_rows > info->n_rows_max) l->logit_rows = info->n_rows_max;
     l->pages_per_seq = (uint32_t)kri_ceil_div(info->n_ctx, KRI_PAGE_TOKENS);
-    const uint32_t tile_rows = kri_cuda_tile_rows(hp->head_dim);
+    const uint32_t tile_rows = kri_cuda_tile_rows(info->kv_dtype, hp->head_dim);
     l->n_tiles = (tile_rows ? info->n_rows_max / tile_rows : 0) + info->n_seqs;
     l->unpacked_items = kri_cuda_unpacked_items(p.n_in_max);
     l->table_bytes = place_tables(info->n_rows_max, info->n_seqs, l->n_tiles, &tables);
@@ -125,11 +125,10 @@ kr_status_t kri_session_cuda_plan(const struct kr_model_s *model,
                                   kr_error_t *error) {
     layout_t layout;
     uint64_t n_bytes = 0;
-    if (info->kv_dtype != KR_DTYPE_F16) {
-        return refuse(error, "kv_dtype", info->kv_dtype == KR_DTYPE_I8 ? "a KV cache of int8"
-                                                                       : "a KV cache of f32");
+    if (info->kv_dtype == KR_DTYPE_F32) return refuse(error, "kv_dtype", "a KV cache of f32");
+    if (params->attn_qk > KR_ATTN_QK_F32 && info->kv_dtype != KR_DTYPE_I8) {
+        return refuse(error, "attn_qk", "attn_qk of integers");
     }
-    if (params->attn_qk > KR_ATTN_QK_F32) return refuse(error, "attn_qk", "attn_qk of integers");
     if (params->invariant == KR_INVARIANT_ON) return refuse(error, "invariant", "invariant on");
     if (params->isa) return refuse(error, "isa", "an instruction set of the CPU");
     KR_TRY(kri_cuda_weights_bytes(model, &n_bytes, error));
@@ -299,7 +298,8 @@ static void list_rows(kri_session_cuda_t *s, const kri_step_t *step, uint32_t in
     const kri_step_seq_t *q = &step->seqs[index];
     uint32_t *decode_rows = words_at(s, t->decode_rows);
     kri_cu_tile_t *tiles = (kri_cu_tile_t *)(void *)(s->host + t->tiles);
-    const uint32_t tile_rows = kri_cuda_tile_rows(s->weights->model.hp.head_dim);
+    const uint32_t tile_rows =
+        kri_cuda_tile_rows(step->groups[0].dtype, s->weights->model.hp.head_dim);
     const bool in_tiles = q->n_rows >= ROWS_ALONE && tile_rows > 0;
     for (uint32_t r = 0; r < q->n_rows; r++) {
         const uint32_t row = q->row_begin + r;

@@ -18,9 +18,10 @@
 /* Layers with equal window, KV heads, head size and type share one pool and one page table per
  * sequence. Page, where a block is 16 keys or values of a KV head (kernels.h):
  *   f32, f16  [layer in group][K | V][kv_head] blocks
- *   int8      [layer in group][kv_head] times K block, V block, f16 scales [K | V][16]: both blocks
- *             start at multiples of 64 bytes, and the scales of a head are one cache line. Keys may
- *             refer to the one in slot 0: a page is copied whole, and no slot before others */
+ *   int8, fp8 [layer in group][kv_head] times K block, V block, f16 scales [K | V][16]: blocks
+ *             start at multiples of 64 bytes, and the scales of a head are one cache line. Keys of
+ *             int8 may refer to the one in slot 0: a page is copied whole, and no slot before
+ *             others. fp8 has e4m3 where int8 has integers, without bias and references */
 typedef struct kri_kv_group_s {
     uint8_t *pool;
     size_t page_bytes;
@@ -29,16 +30,20 @@ typedef struct kri_kv_group_s {
     uint32_t window; /* 0 = full attention */
 } kri_kv_group_t;
 
-/* One block. int8: head_dim up to a multiple of 4, because the layout is made of fours. */
+static inline bool kri_kv_is_8bit(kr_dtype_t dtype) {
+    return dtype == KR_DTYPE_I8 || dtype == KR_DTYPE_F8;
+}
+
+/* One block. 8 bits: head_dim up to a multiple of 4, because the layout is made of fours. */
 static inline size_t kri_kv_block_bytes(kr_dtype_t dtype, uint32_t head_dim) {
     size_t n = (size_t)KRI_PAGE_TOKENS * head_dim;
-    if (dtype == KR_DTYPE_I8) return (size_t)KRI_PAGE_TOKENS * KRI_I8_DIMS(head_dim);
+    if (kri_kv_is_8bit(dtype)) return (size_t)KRI_PAGE_TOKENS * KRI_I8_DIMS(head_dim);
     return n * (dtype == KR_DTYPE_F32 ? sizeof(float) : sizeof(uint16_t));
 }
 
 /* K and V of one layer and KV head in one page, with their scales. */
 static inline size_t kri_kv_head_bytes(kr_dtype_t dtype, uint32_t head_dim) {
-    size_t scales = dtype == KR_DTYPE_I8 ? 2 * KRI_PAGE_TOKENS * sizeof(uint16_t) : 0;
+    size_t scales = kri_kv_is_8bit(dtype) ? 2 * KRI_PAGE_TOKENS * sizeof(uint16_t) : 0;
     return 2 * kri_kv_block_bytes(dtype, head_dim) + scales;
 }
 
@@ -50,7 +55,7 @@ static inline bool kri_kv_page_bytes(kr_dtype_t dtype, uint32_t n_layers, uint32
            kri_mul_size(n, kri_kv_head_bytes(dtype, head_dim), n_bytes);
 }
 
-/* Where a layer's KV head lies inside a page; scales: int8 only. */
+/* Where a layer's KV head lies inside a page; scales: 8 bits only. */
 typedef struct kri_kv_place_s {
     size_t k, v, scales;
 } kri_kv_place_t;
@@ -58,7 +63,7 @@ typedef struct kri_kv_place_s {
 static inline kri_kv_place_t kri_kv_place(const kri_kv_group_t *group, uint32_t layer,
                                           uint32_t kv_head) {
     size_t block = kri_kv_block_bytes(group->dtype, group->head_dim);
-    if (group->dtype == KR_DTYPE_I8) {
+    if (kri_kv_is_8bit(group->dtype)) {
         size_t head = (size_t)layer * group->n_kv_heads + kv_head;
         size_t begin = head * kri_kv_head_bytes(group->dtype, group->head_dim);
         return (kri_kv_place_t){begin, begin + block, begin + 2 * block};

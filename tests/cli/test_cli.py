@@ -416,6 +416,8 @@ class OtherCommands(ProgramTest):
         self.assert_done(*words, "--attn-qk", "int16")
         for qk in ("f32", "int8"):
             self.assert_fails(2, f"attn_qk {qk} is not built", *words, "--attn-qk", qk)
+        self.assert_fails(2, "fp8 is not built for device cpu", "run", "-m", self.model, "--ids",
+                          "5,6,7", "--kv", "fp8")
 
     def test_perplexity_agrees_with_logits(self):
         """The method spelled out again over `kr logits`: chunks, BOS, second halves."""

@@ -31,13 +31,19 @@ static void some_tokens(kr_token_t *ids, uint32_t n, uint32_t seed) {
 }
 
 /* On the CPU the references: faster levels may round to bf16 too. */
-static kr_session_t session_on(kr_model_t model, uint32_t device, uint32_t n_seqs) {
+static kr_session_t session_with(kr_model_t model, uint32_t device, uint32_t n_seqs,
+                                 kr_dtype_t kv_dtype) {
     kr_session_params_t params;
     kr_session_params_init(&params);
+    params.kv_dtype = kv_dtype;
     params.n_seqs = n_seqs;
     params.device = device;
     if (device == KR_DEVICE_CPU) params.isa = "ref";
     return open_session(model, &params);
+}
+
+static kr_session_t session_on(kr_model_t model, uint32_t device, uint32_t n_seqs) {
+    return session_with(model, device, n_seqs, KR_DTYPE_F16);
 }
 
 static void check_config(const tiny_config_t *config, const char *name, double most_alone) {
@@ -104,6 +110,41 @@ TEST(model_logits_of_every_head_size_are_near_the_cpu_on_cuda) {
         config.head_dim = head_dim;
         check_config(&config, "gemma3 with larger heads", NEAR_FLOAT);
     }
+}
+
+/* Pages of 8 bits: int8 near the CPU's own, and near what f16 gives; fp8 near f16. */
+static void check_kv(const char *preset, uint32_t head_dim, uint32_t chunk) {
+    enum { N = 60 };
+    static const struct { kr_dtype_t dtype, beside; double most; } rows[] = {
+        {KR_DTYPE_I8, KR_DTYPE_I8, NEAR_BF16}, {KR_DTYPE_I8, KR_DTYPE_F16, NEAR_BF16},
+        {KR_DTYPE_F8, KR_DTYPE_F16, 1.5 * NEAR_BF16}};
+    static float expected[N * N_VOCAB], actual[N * N_VOCAB];
+    tiny_config_t config = tiny_config(preset);
+    kr_token_t ids[N];
+    some_tokens(ids, N, 1);
+    config.head_dim = head_dim;
+    config.n_embd = config.n_heads * head_dim;
+    kr_model_t model = open_tiny_config(&config);
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        kr_session_t cpu = session_with(model, KR_DEVICE_CPU, 1, rows[i].beside);
+        kr_session_t cuda = session_with(model, KR_DEVICE_CUDA, 1, rows[i].dtype);
+        decode_chunks(cpu, ids, N, 64, 0, N_VOCAB, expected);
+        decode_chunks(cuda, ids, N, chunk, 0, N_VOCAB, actual);
+        const double d = distance(actual, expected, (size_t)N * N_VOCAB);
+        print_message("%s, %s beside %s in chunks of %u: %.2e\n", preset,
+                      kr_dtype_name(rows[i].dtype), kr_dtype_name(rows[i].beside), chunk, d);
+        assert_true(d > 0 && d <= rows[i].most);
+        kr_session_destroy(cpu);
+        kr_session_destroy(cuda);
+    }
+    kr_model_close(model);
+}
+
+TEST(model_logits_over_pages_of_8_bits_are_near_the_cpu_on_cuda) {
+    NEED_CUDA();
+    check_kv("llama_gqa4", 64, 1);
+    check_kv("qwen2", 16, 7);
+    check_kv("gemma3", 64, 40);
 }
 
 /* ---- many sequences ------------------------------------------------------------------------- */
@@ -249,14 +290,14 @@ static void one_more(kr_session_t session, uint32_t seq, kr_token_t token, float
     assert_status(kr_session_decode(session, &batch, logits, NULL), KR_OK);
 }
 
-TEST(model_forked_truncated_and_restored_sequences_go_on_alike_on_cuda) {
-    NEED_CUDA();
+static void check_sequences(kr_dtype_t kv_dtype) {
     static float first[N_VOCAB], other[N_VOCAB], unused[N_VOCAB];
     kr_token_t ids[40];
     some_tokens(ids, 40, 3);
     const tiny_config_t config = tiny_config("wide");
     kr_model_t model = open_tiny_config(&config);
-    kr_session_t a = session_on(model, KR_DEVICE_CUDA, 3), b = session_on(model, KR_DEVICE_CUDA, 1);
+    kr_session_t a = session_with(model, KR_DEVICE_CUDA, 3, kv_dtype);
+    kr_session_t b = session_with(model, KR_DEVICE_CUDA, 1, kv_dtype);
     decode_chunks(a, ids, 40, 40, 39, N_VOCAB, unused);
     assert_status(kr_session_fork(a, 0, 1, 40), KR_OK);
     one_more(a, 1, 7, other); /* its own copy of the last page, which must not touch 0's */
@@ -281,15 +322,21 @@ TEST(model_forked_truncated_and_restored_sequences_go_on_alike_on_cuda) {
     kr_model_close(model);
 }
 
-TEST(model_state_of_the_cpu_goes_on_on_cuda) {
+TEST(model_forked_truncated_and_restored_sequences_go_on_alike_on_cuda) {
     NEED_CUDA();
+    check_sequences(KR_DTYPE_F16);
+    check_sequences(KR_DTYPE_I8);
+    check_sequences(KR_DTYPE_F8);
+}
+
+static void check_state(kr_dtype_t kv_dtype, double most) {
     static float expected[N_VOCAB], actual[N_VOCAB], unused[N_VOCAB];
     kr_token_t ids[70];
     some_tokens(ids, 70, 4);
     const tiny_config_t config = tiny_config("qwen2");
     kr_model_t model = open_tiny_config(&config);
-    kr_session_t cpu = session_on(model, KR_DEVICE_CPU, 1);
-    kr_session_t cuda = session_on(model, KR_DEVICE_CUDA, 1);
+    kr_session_t cpu = session_with(model, KR_DEVICE_CPU, 1, kv_dtype);
+    kr_session_t cuda = session_with(model, KR_DEVICE_CUDA, 1, kv_dtype);
     size_t n_bytes = 0;
     decode_chunks(cpu, ids, 70, 70, 69, N_VOCAB, unused);
     assert_status(kr_session_save(cpu, 0, NULL, 0, &n_bytes), KR_E_LIMIT);
@@ -299,11 +346,17 @@ TEST(model_state_of_the_cpu_goes_on_on_cuda) {
     assert_status(kr_session_restore(cuda, 0, saved, n_bytes, NULL), KR_OK);
     one_more(cpu, 0, 13, expected);
     one_more(cuda, 0, 13, actual);
-    assert_true(distance(actual, expected, N_VOCAB) <= NEAR_FLOAT);
+    assert_true(distance(actual, expected, N_VOCAB) <= most);
     free(saved);
     kr_session_destroy(cpu);
     kr_session_destroy(cuda);
     kr_model_close(model);
+}
+
+TEST(model_state_of_the_cpu_goes_on_on_cuda) {
+    NEED_CUDA();
+    check_state(KR_DTYPE_F16, NEAR_FLOAT);
+    check_state(KR_DTYPE_I8, NEAR_QUANT);
 }
 
 /* ---- engine --------------------------------------------------------------------------------- */
@@ -446,13 +499,15 @@ TEST(session_refuses_what_is_not_built_for_the_device) {
     kr_model_t model = open_tiny_config(&config);
     kr_session_params_init(&params);
     params.device = KR_DEVICE_CUDA;
-    params.kv_dtype = KR_DTYPE_I8;
-    refused(model, &params, "kv_dtype");
     params.kv_dtype = KR_DTYPE_F32;
     refused(model, &params, "kv_dtype");
     params.kv_dtype = KR_DTYPE_F16;
     params.attn_qk = KR_ATTN_QK_INT8;
     refused(model, &params, "attn_qk");
+    params.kv_dtype = KR_DTYPE_F8;
+    params.attn_qk = KR_ATTN_QK_INT16;
+    refused(model, &params, "attn_qk");
+    params.kv_dtype = KR_DTYPE_F16;
     params.attn_qk = KR_ATTN_QK_F32;
     params.invariant = KR_INVARIANT_ON;
     refused(model, &params, "invariant");

@@ -415,6 +415,7 @@ typedef struct attn_case_s {
     float softcap;
     bool has_norms, is_pair;
     uint32_t n_seqs, pos_begin[N_SEQS_MAX], n_rows[N_SEQS_MAX];
+    kr_dtype_t dtype; /* of pages; 0 = f16 */
 } attn_case_t;
 
 typedef struct attn_run_s {
@@ -436,10 +437,10 @@ static void attn_setup(attn_run_t *run, rng_t *rng, const attn_case_t *c) {
         .layer_in_group = 1, .n_heads = c->n_heads, .n_kv_heads = c->n_kv_heads,
         .head_dim = c->head_dim, .n_rot = c->head_dim, .rope_pair = c->is_pair, .norm_eps = 1e-6f,
         .scale = 1.0f / sqrtf((float)c->head_dim), .softcap = c->softcap};
-    run->group = (kri_kv_group_t){.dtype = KR_DTYPE_F16, .n_layers = 2,
+    run->group = (kri_kv_group_t){.dtype = c->dtype ? c->dtype : KR_DTYPE_F16, .n_layers = 2,
                                   .n_kv_heads = c->n_kv_heads, .head_dim = c->head_dim,
                                   .window = c->window};
-    assert_true(kri_kv_page_bytes(KR_DTYPE_F16, 2, c->n_kv_heads, c->head_dim,
+    assert_true(kri_kv_page_bytes(run->group.dtype, 2, c->n_kv_heads, c->head_dim,
                                   &run->group.page_bytes));
     run->pool_bytes = run->group.page_bytes * N_PAGES;
     run->group.pool = must_alloc(run->pool_bytes);
@@ -466,6 +467,197 @@ static void attn_setup(attn_run_t *run, rng_t *rng, const attn_case_t *c) {
     assert_true(n <= N_PAGES && run->step.n_rows <= ROWS_MAX);
     run->qkv_floats = (size_t)run->step.n_rows * (c->n_heads + 2 * c->n_kv_heads) * c->head_dim;
     run->out_floats = (size_t)run->step.n_rows * c->n_heads * c->head_dim;
+}
+
+/* ---- 8 bits */
+
+static float of_e4m3(uint8_t code) {
+    const int exponent = code >> 3 & 15, fraction = code & 7;
+    const float x = exponent ? ldexpf((float)(8 + fraction), exponent - 10)
+                             : ldexpf((float)fraction, -9);
+    return code & 128 ? -x : x;
+}
+
+static uint8_t to_e4m3(float x) { /* the nearest of all, the even one of two */
+    uint8_t best = 0;
+    for (uint8_t code = 1; code < 127; code++) {
+        const float d = fabsf(fabsf(x) - of_e4m3(code)) - fabsf(fabsf(x) - of_e4m3(best));
+        if (d < 0 || (d <= 0 && code % 2 == 0)) best = code;
+    }
+    return (uint8_t)(best | (x < 0 ? 128 : 0));
+}
+
+typedef struct item_s { /* a key or value as it lies in a page */
+    uint8_t bytes[256];
+    uint16_t scale;
+} item_t;
+
+static uint8_t *item_byte(const attn_run_t *run, uint8_t *page, kri_kv_place_t at, uint32_t slot,
+                          bool is_v, uint32_t i) {
+    return page + (is_v ? at.v + kri_i8_value_at(run->c->head_dim, slot, i)
+                        : at.k + kri_i8_key_at(slot, i));
+}
+
+static void item_put(const attn_run_t *run, uint8_t *page, kri_kv_place_t at, uint32_t slot,
+                     bool is_v, const item_t *item) {
+    for (uint32_t i = 0; i < run->c->head_dim; i++)
+        *item_byte(run, page, at, slot, is_v, i) = item->bytes[i];
+    memcpy(page + at.scales + 2 * ((is_v ? 16u : 0u) + slot), &item->scale, 2);
+}
+
+static item_t item_get(const attn_run_t *run, uint8_t *page, kri_kv_place_t at, uint32_t slot,
+                       bool is_v) {
+    item_t item = {{0}, 0};
+    for (uint32_t i = 0; i < run->c->head_dim; i++)
+        item.bytes[i] = *item_byte(run, page, at, slot, is_v, i);
+    memcpy(&item.scale, page + at.scales + 2 * ((is_v ? 16u : 0u) + slot), 2);
+    return item;
+}
+
+static void item_floats(const attn_run_t *run, uint8_t *page, kri_kv_place_t at, uint32_t slot,
+                        bool is_v, float *x) {
+    const item_t item = item_get(run, page, at, slot, is_v);
+    const float scale = kri_f16_to_f32(item.scale);
+    for (uint32_t i = 0; i < run->c->head_dim; i++) {
+        if (run->group.dtype == KR_DTYPE_F8) x[i] = scale * of_e4m3(item.bytes[i]);
+        else if (is_v) x[i] = scale * (int8_t)item.bytes[i];
+        else x[i] = fabsf(scale) * (float)(item.bytes[i] - KRI_I8_KEY_BIAS);
+    }
+    if (run->group.dtype == KR_DTYPE_F8 || is_v || !(scale < 0)) return;
+    float first[256];
+    item_floats(run, page, at, 0, false, first);
+    for (uint32_t i = 0; i < run->c->head_dim; i++) x[i] += first[i];
+}
+
+/* Of random numbers; of keys of int8 some are differences. */
+static item_t item_random(const attn_run_t *run, rng_t *rng, uint32_t slot, bool is_v) {
+    float x[256];
+    item_t item = {{0}, 0};
+    const bool is_apart = run->group.dtype == KR_DTYPE_I8 && slot > 0 && !is_v &&
+                          rng_range(rng, 0, 1) == 0;
+    rng_fill(rng, x, run->c->head_dim, is_apart ? 0.3f : 1.0f);
+    if (run->group.dtype == KR_DTYPE_I8) {
+        int8_t q[256];
+        kri_kv_store_i8_ref(x, run->c->head_dim, q, &item.scale);
+        for (uint32_t i = 0; i < run->c->head_dim; i++)
+            item.bytes[i] = (uint8_t)(q[i] + (is_v ? 0 : KRI_I8_KEY_BIAS));
+        if (is_apart) item.scale |= KRI_I8_DIFFERENCE;
+        return item;
+    }
+    item.scale = kri_f32_to_f16(1.0f / 64);
+    for (uint32_t i = 0; i < run->c->head_dim; i++) item.bytes[i] = to_e4m3(x[i] * 64);
+    return item;
+}
+
+/* What the device should make of a key or value: its nearest e4m3, or less than a step off where
+ * the last bit of x differs. */
+static void round_e4m3(float *x, uint32_t n) {
+    float most = 0;
+    for (uint32_t i = 0; i < n; i++) most = fmaxf(most, fabsf(x[i]));
+    uint16_t h = kri_f32_to_f16(most / 448.0f);
+    if (kri_f16_to_f32(h) < most / 448.0f) h++;
+    const float scale = kri_f16_to_f32(h);
+    for (uint32_t i = 0; i < n; i++) x[i] = scale > 0 ? scale * of_e4m3(to_e4m3(x[i] / scale)) : 0;
+}
+
+typedef void each_fn(const attn_run_t *run, const void *ctx, uint32_t seq, uint32_t pos,
+                     uint32_t head, bool is_v);
+
+/* Every key and value of layer 1 of the tokens up to the end of the step. */
+static void for_each_item(const attn_run_t *run, each_fn *each, const void *ctx) {
+    for (uint32_t s = 0; s < run->c->n_seqs; s++)
+        for (uint32_t pos = 0; pos < run->c->pos_begin[s] + run->c->n_rows[s]; pos++)
+            for (uint32_t i = 0; i < 2 * run->c->n_kv_heads; i++)
+                each(run, ctx, s, pos, i / 2, i % 2);
+}
+
+static uint8_t *page_of(const attn_run_t *run, const kri_kv_group_t *group, uint32_t seq,
+                        uint32_t pos) {
+    return group->pool + run->tables[seq][pos / 16] * group->page_bytes;
+}
+
+/* Keys and values of the tokens before the step. */
+static void attn_history8(attn_run_t *run, rng_t *rng) {
+    for (uint32_t s = 0; s < run->c->n_seqs; s++)
+        for (uint32_t pos = 0; pos < run->c->pos_begin[s]; pos++)
+            for (uint32_t i = 0; i < 2 * run->c->n_kv_heads; i++) {
+                const item_t item = item_random(run, rng, pos % 16, i % 2);
+                item_put(run, page_of(run, &run->group, s, pos),
+                         kri_kv_place(&run->group, 1, i / 2), pos % 16, i % 2, &item);
+            }
+}
+
+static void to_floats(const attn_run_t *run, const void *ctx, uint32_t seq, uint32_t pos,
+                      uint32_t head, bool is_v) {
+    const kri_kv_group_t *floats = ctx;
+    const kri_kv_place_t at = kri_kv_place(floats, 1, head);
+    float *x = (float *)(void *)(page_of(run, floats, seq, pos) + (is_v ? at.v : at.k)) +
+               pos % 16 * run->c->head_dim;
+    if (pos < run->c->pos_begin[seq]) {
+        item_floats(run, page_of(run, &run->group, seq, pos), kri_kv_place(&run->group, 1, head),
+                    pos % 16, is_v, x);
+    } else {
+        round_e4m3(x, run->c->head_dim); /* it was appended */
+    }
+}
+
+static void attn_ops(const kri_exec_t *exec, const kri_attn_desc_t *desc, float *cos_sin,
+                     float *qkv, float *out);
+
+/* The CPU has no pages of fp8: pages of f32 that hold the same numbers. */
+static kri_kv_group_t floats_of(const attn_run_t *run) {
+    kri_kv_group_t floats = run->group;
+    floats.dtype = KR_DTYPE_F32;
+    assert_true(kri_kv_page_bytes(KR_DTYPE_F32, 2, run->c->n_kv_heads, run->c->head_dim,
+                                  &floats.page_bytes));
+    floats.pool = must_alloc(floats.page_bytes * N_PAGES);
+    memset(floats.pool, 0, floats.page_bytes * N_PAGES);
+    return floats;
+}
+
+static void expect_fp8(attn_run_t *run, kri_exec_t *cpu, const kri_attn_desc_t *desc,
+                       float *cos_sin, float *qkv, float *out, kri_kv_group_t *floats) {
+    run->step.groups = floats;
+    kri_op_rope_table(cpu, 10000.0f, 1.0f, NULL, desc->n_rot, cos_sin);
+    kri_op_rope_append(cpu, desc, cos_sin, qkv);
+    for_each_item(run, to_floats, floats);
+    kri_op_attention(cpu, desc, qkv, out);
+    run->step.groups = &run->group;
+}
+
+typedef struct pages8_s {
+    uint8_t *actual, *before;
+    const kri_kv_group_t *floats; /* fp8: what is expected */
+} pages8_t;
+
+static void check_item(const attn_run_t *run, const void *ctx, uint32_t seq, uint32_t pos,
+                       uint32_t head, bool is_v) {
+    const pages8_t *p = ctx;
+    const uint32_t n = run->c->head_dim, slot = pos % 16;
+    const kri_kv_place_t at = kri_kv_place(&run->group, 1, head);
+    const size_t page = run->tables[seq][pos / 16] * run->group.page_bytes;
+    if (pos < run->c->pos_begin[seq]) {
+        const item_t a = item_get(run, p->actual + page, at, slot, is_v);
+        const item_t b = item_get(run, p->before + page, at, slot, is_v);
+        assert_memory_equal(&a, &b, sizeof a);
+        return;
+    }
+    float actual[256], expected[256], most = 0;
+    item_floats(run, p->actual + page, at, slot, is_v, actual);
+    if (p->floats) {
+        const kri_kv_place_t place = kri_kv_place(p->floats, 1, head);
+        memcpy(expected, page_of(run, p->floats, seq, pos) + (is_v ? place.v : place.k) +
+                             slot * n * sizeof(float), n * sizeof(float));
+    } else {
+        item_floats(run, run->group.pool + page, at, slot, is_v, expected);
+    }
+    for (uint32_t i = 0; i < n; i++) most = fmaxf(most, fabsf(expected[i]));
+    for (uint32_t i = 0; i < n; i++) {
+        const float step = p->floats ? fabsf(expected[i]) / 8 + most / 448 / 512 : most / 60;
+        if (fabsf(actual[i] - expected[i]) <= step) continue;
+        fail_msg("%s %u of head %u: item %u is %g, expected %g", is_v ? "value" : "key", pos, head,
+                 i, (double)actual[i], (double)expected[i]);
+    }
 }
 
 /* Keys and values of the tokens before the step. */
@@ -498,7 +690,7 @@ static void attn_bind(const attn_run_t *run, device_t *d) {
     kri_cu_tile_t tiles[ROWS_MAX];
     d->ops.n_decode_rows = d->ops.n_tiles = 0;
     uint32_t most = 0;
-    const uint32_t tile_rows = kri_cuda_tile_rows(c->head_dim);
+    const uint32_t tile_rows = kri_cuda_tile_rows(run->group.dtype, c->head_dim);
     for (uint32_t s = 0; s < c->n_seqs; s++) {
         const kri_step_seq_t *q = &run->seqs[s];
         seqs[s] = (kri_cu_seq_t){.pos_begin = q->pos_begin, .row_begin = q->row_begin,
@@ -579,12 +771,15 @@ static void attn_result(device_t *d, float *out, size_t n, float *to) {
 }
 
 static void check_attention(rng_t *rng, const attn_case_t *c) {
+    const bool is_8bit = kri_kv_is_8bit(c->dtype);
+    kri_kv_group_t floats = {0};
     device_t *d = device();
     static float *scratch;
     static attn_run_t run;
     if (!scratch) scratch = must_alloc(KRI_ATTN_THREAD_FLOATS * sizeof *scratch);
     attn_setup(&run, rng, c);
-    attn_history(&run, rng);
+    if (is_8bit) attn_history8(&run, rng);
+    else attn_history(&run, rng);
     float *qkv = random_floats(rng, run.qkv_floats), *norms = random_floats(rng, c->head_dim);
     float *expected = must_alloc(run.out_floats * 4), *actual = must_alloc(run.out_floats * 4);
     float *cos_sin = must_alloc((size_t)run.step.n_rows * c->head_dim * 4);
@@ -604,17 +799,28 @@ static void check_attention(rng_t *rng, const attn_case_t *c) {
     attn_ops(&d->exec, &desc, on_cos_sin, on_qkv, out);
     attn_result(d, out, run.out_floats, actual);
     from_device(on_device.pool, pages, run.pool_bytes);
-    clear_free_slots(&run);
-    const kri_exec_t cpu = {.kernels = &kernels, .n_threads = 1, .step = &run.step,
+    uint8_t *before = must_alloc(run.pool_bytes);
+    memcpy(before, run.group.pool, run.pool_bytes);
+    if (!is_8bit) clear_free_slots(&run);
+    kri_exec_t cpu = {.kernels = &kernels, .n_threads = 1, .step = &run.step,
                             .attn_scratch = scratch};
     if (c->has_norms) desc.q_norm = desc.k_norm = norms;
-    attn_ops(&cpu, &desc, cos_sin, qkv, expected);
+    if (c->dtype == KR_DTYPE_F8) {
+        floats = floats_of(&run);
+        expect_fp8(&run, &cpu, &desc, cos_sin, qkv, expected, &floats);
+    } else {
+        attn_ops(&cpu, &desc, cos_sin, qkv, expected);
+    }
     char what[96];
-    snprintf(what, sizeof what, "attention of %u, %u heads on %u, window %u", c->head_dim,
-             c->n_heads, c->n_kv_heads, c->window);
-    check_pages(&run, pages);
+    snprintf(what, sizeof what, "attention of %u, %u heads on %u, window %u, %s", c->head_dim,
+             c->n_heads, c->n_kv_heads, c->window, kr_dtype_name(run.group.dtype));
+    if (is_8bit) for_each_item(&run, check_item, &(pages8_t){pages, before,
+                                                             floats.pool ? &floats : NULL});
+    else check_pages(&run, pages);
     assert_near(actual, expected, run.step.n_rows, (size_t)c->n_heads * c->head_dim,
-                d->ops.n_tiles > 0 ? 5e-3 : 2e-3, what);
+                d->ops.n_tiles > 0 || is_8bit ? 5e-3 : 2e-3, what);
+    free(before);
+    free(floats.pool);
     attn_unbind(d);
     drop(on_norms);
     drop(on_qkv);
@@ -629,20 +835,41 @@ static void check_attention(rng_t *rng, const attn_case_t *c) {
 }
 
 /* Sequences of all kinds: one row far in, the first row, a short one, a prompt in the middle. */
-static void check_shapes(rng_t *rng, uint32_t n_heads, uint32_t n_kv_heads, uint32_t head_dim,
-                         uint32_t window, float softcap) {
+static void check_shapes_of(rng_t *rng, kr_dtype_t dtype, uint32_t n_heads, uint32_t n_kv_heads,
+                            uint32_t head_dim, uint32_t window, float softcap) {
     const attn_case_t decode = {n_heads, n_kv_heads, head_dim, window, softcap, window > 0,
-                                softcap == 0, 4, {1000, 0, 17, 431}, {1, 1, 1, 1}};
+                                softcap == 0, 4, {1000, 0, 17, 431}, {1, 1, 1, 1}, dtype};
     const attn_case_t mixed = {n_heads, n_kv_heads, head_dim, window, softcap, true, false,
-                               4, {333, 0, 5, 90}, {1, 130, 7, 70}};
+                               4, {333, 0, 5, 90}, {1, 130, 7, 70}, dtype};
     const attn_case_t prompts = {n_heads, n_kv_heads, head_dim, window, softcap, true, true,
-                                 3, {0, 77, 300}, {200, 16, 65}};
+                                 3, {0, 77, 300}, {200, 16, 65}, dtype};
     const attn_case_t alone = {n_heads, n_kv_heads, head_dim, window, softcap, false, true,
-                               1, {2000}, {1}};
+                               1, {2000}, {1}, dtype};
     check_attention(rng, &decode);
     check_attention(rng, &mixed);
     check_attention(rng, &prompts);
     check_attention(rng, &alone);
+}
+
+static void check_shapes(rng_t *rng, uint32_t n_heads, uint32_t n_kv_heads, uint32_t head_dim,
+                         uint32_t window, float softcap) {
+    check_shapes_of(rng, KR_DTYPE_F16, n_heads, n_kv_heads, head_dim, window, softcap);
+}
+
+TEST(op_attention_over_pages_of_8_bits_equals_the_reference_on_cuda) {
+    NEED_CUDA();
+    static const uint32_t dims[] = {64, 128, 256, 16, 80};
+    rng_t rng = {16};
+    (void)device();
+    for (kr_dtype_t dtype = KR_DTYPE_I8; dtype <= KR_DTYPE_F8; dtype++)
+        for (size_t i = 0; i < sizeof dims / sizeof *dims; i++) {
+            if (is_emulated_cuda() && (i + (size_t)dtype) % 2) continue;
+            check_shapes_of(&rng, dtype, i % 2 ? 4 : 3, 1, dims[i], 0, 0.0f);
+            if (is_emulated_cuda()) continue;
+            check_shapes_of(&rng, dtype, 12, 2, dims[i], 100, 5.0f);
+        }
+    check_shapes_of(&rng, KR_DTYPE_I8, 6, 1, 128, 40, 5.0f);
+    check_shapes_of(&rng, KR_DTYPE_F8, 5, 1, 64, 100, 0.0f);
 }
 
 TEST(op_attention_equals_the_reference_on_cuda) {

@@ -224,6 +224,22 @@ TEST(session_of_an_integer_cache_refuses_other_scores_and_takes_half_the_bytes) 
     kr_model_close(model);
 }
 
+/* The CPU has no kernels for it, and says so by name. */
+TEST(session_refuses_a_cache_of_fp8_on_the_cpu) {
+    kr_model_t model = open_tiny("llama");
+    kr_session_params_t params;
+    kr_session_info_t info;
+    kr_error_t error;
+    kr_session_params_init(&params);
+    kr_session_info_init(&info);
+    kr_error_init(&error);
+    params.kv_dtype = KR_DTYPE_F8;
+    assert_status(kr_session_plan(model, &params, &info, &error), KR_E_UNSUPPORTED);
+    assert_string_equal(error.param, "kv_dtype");
+    assert_non_null(strstr(error.message, "fp8 is not built for device cpu"));
+    kr_model_close(model);
+}
+
 static atomic_int cancel_stop;
 
 static void *cancel_all_the_time(void *session) {

@@ -54,6 +54,13 @@ template <typename To, typename From> static inline To emu_bits(From from) {
 }
 static inline uint32_t __float_as_uint(float x) { return emu_bits<uint32_t>(x); }
 static inline float __uint_as_float(uint32_t x) { return emu_bits<float>(x); }
+static inline uint32_t __byte_perm(uint32_t low, uint32_t high, uint32_t selector) {
+    const uint64_t bytes = low | (uint64_t)high << 32;
+    uint32_t out = 0;
+    for (int i = 0; i < 32; i += 8)
+        out |= (uint32_t)(bytes >> (selector >> i / 2 & 7) * 8 & 255) << i;
+    return out;
+}
 static inline int __float2int_rn(float x) { return (int)nearbyintf(x); }
 static inline __half __ushort_as_half(uint16_t bits) { return {bits}; }
 static inline uint16_t __half_as_ushort(__half h) { return h.bits; }
@@ -145,6 +152,30 @@ static inline void kri_ldmatrix4_t(uint32_t (&r)[4], uint32_t at) {
         memcpy(&high, emu_shared + all[8 * j + lane % 4 * 2 + 1][0] + lane / 4 * 2, 2);
         r[j] = low | (uint32_t)high << 16;
     }
+}
+
+/* Products of four bytes; those of a are unsigned where A is. */
+template <typename A> static inline int emu_dot4(uint32_t a, uint32_t b) {
+    int sum = 0;
+    for (int i = 0; i < 32; i += 8) sum += (int)(A)(a >> i) * (int8_t)(b >> i);
+    return sum;
+}
+template <typename A>
+static inline void emu_mma_bytes(int (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    const uint32_t words[6] = {a[0], a[1], a[2], a[3], b0, b1};
+    const uint32_t(*all)[6] = emu_meet(words, 6), lane = emu_lane();
+    for (uint32_t e = 0; e < 4; e++) {
+        const uint32_t row = lane / 4, column = lane % 4 * 2 + e % 2;
+        for (uint32_t k = 0; k < 8; k++)
+            c[e] += emu_dot4<A>(all[row * 4 + k % 4][e / 2 + k / 4 * 2],
+                                all[column * 4 + k % 4][4 + k / 4]);
+    }
+}
+static inline void kri_mma_u8s8(int (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    emu_mma_bytes<uint8_t>(c, a, b0, b1);
+}
+static inline void kri_mma_s8(int (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    emu_mma_bytes<int8_t>(c, a, b0, b1);
 }
 
 template <float (*VALUE)(uint16_t)>

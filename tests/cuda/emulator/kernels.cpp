@@ -9,7 +9,9 @@
 /* Once for all: their guards know no namespaces. */
 #include "cuda/kernels/acts.cuh"
 #include "cuda/kernels/items.cuh"
+#include "cuda/kernels/kv8.cuh"
 #include "cuda/kernels/quant.cuh"
+#include "cuda/kernels/rotate.cuh"
 #include "cuda/kernels/row.cuh"
 
 namespace rows {
@@ -39,8 +41,21 @@ namespace gemm {
 namespace attn_rows {
 #include "cuda/kernels/attn_rows.cu"
 }
+#undef WARPS
+namespace attn_decode {
+#include "cuda/kernels/attn_decode.cu"
+}
+#undef HEADS
+#undef WARPS
+#undef LEVELS
 namespace attn_prefill {
 #include "cuda/kernels/attn_prefill.cu"
+}
+#undef ROWS
+#undef THREADS
+#undef PREFILL
+namespace attn_prefill8 {
+#include "cuda/kernels/attn_prefill8.cu"
 }
 
 namespace {

@@ -132,8 +132,8 @@ TEST(kv_pool_gives_each_sequence_pages_of_its_own) {
     kri_kv_pool_destroy(pool);
 }
 
-TEST(kv_pool_pages_of_integers_hold_a_scale_per_token_and_head) {
-    const kri_kv_params_t params = {.n_groups = 1, .groups = {{3, 2, 64, 0}}, .dtype = KR_DTYPE_I8,
+static void check_scales(kr_dtype_t dtype) {
+    const kri_kv_params_t params = {.n_groups = 1, .groups = {{3, 2, 64, 0}}, .dtype = dtype,
                                     .n_seqs = 2, .n_ctx = 33};
     kri_kv_pool_t *pool = NULL;
     uint64_t n_bytes = 0;
@@ -154,6 +154,11 @@ TEST(kv_pool_pages_of_integers_hold_a_scale_per_token_and_head) {
     }
     assert_int_equal(end, group->page_bytes);
     kri_kv_pool_destroy(pool);
+}
+
+TEST(kv_pool_pages_of_8_bits_hold_a_scale_per_token_and_head) {
+    check_scales(KR_DTYPE_I8);
+    check_scales(KR_DTYPE_F8);
 }
 
 TEST(kv_pool_refuses_more_than_the_context_or_the_ledger_and_takes_nothing) {

@@ -19,7 +19,7 @@ TEST(dtype_table_answers_by_id_and_by_file_id) {
 }
 
 TEST(dtype_unknown_ids_have_no_row) {
-    const kr_dtype_t ids[] = {KR_DTYPE_NONE, -1, 13, 1000, INT32_MIN, INT32_MAX};
+    const kr_dtype_t ids[] = {KR_DTYPE_NONE, -1, 14, 1000, INT32_MIN, INT32_MAX};
     for (size_t i = 0; i < sizeof ids / sizeof ids[0]; i++) {
         uint64_t n_bytes = 5;
         assert_null(kri_dtype_info(ids[i]));
@@ -32,7 +32,9 @@ TEST(dtype_unknown_ids_have_no_row) {
 TEST(dtype_of_a_cache_has_a_name_and_is_no_tensors) {
     uint64_t n_bytes = 5;
     assert_string_equal(kr_dtype_name(KR_DTYPE_I8), "int8");
+    assert_string_equal(kr_dtype_name(KR_DTYPE_F8), "fp8");
     assert_null(kri_dtype_info(KR_DTYPE_I8));
+    assert_null(kri_dtype_info(KR_DTYPE_F8));
     assert_false(kri_dtype_bytes(KR_DTYPE_I8, 32, &n_bytes));
     assert_int_equal(kri_dtype_from_ggml(24), KR_DTYPE_NONE); /* GGUF's i8 */
 }
