@@ -45,8 +45,8 @@ class Device(TinyTest):
         self.assertFalse(target.exists() and target.read_bytes())
 
     def test_what_is_not_built_for_the_device_is_refused_by_name(self):
-        self.assert_refused(2, "int8 is not built for device cuda", "serve", "--port", 0,
-                            "--kv", "int8")
+        self.assert_refused(2, "attn_qk of integers is not built for device cuda", "serve",
+                            "--port", 0, "--attn-qk", "int8")
         self.assert_refused(2, "invariant on is not built for device cuda", "serve", "--port", 0,
                             "--invariant", "on")
 
